@@ -1,0 +1,1 @@
+"""An agent fabric for the Model Context Protocol, on Trio."""

@@ -1,0 +1,97 @@
+"""The values that every room speaks: a call, how it ended, and the functions that carry it.
+
+The inner language is the modern shape of MCP (2026-07-28): one request of any method goes down as a
+frozen `Call`, and comes back as one `Outcome`, or as a `CallError` that says what is known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol, TypeAlias
+
+import attrs
+from msgspec import Raw
+
+NO_MEMBERS: Mapping[str, Raw] = {}
+"""No members; shared, so never to be changed."""
+
+LOCAL = "local"
+"""The principal of whoever runs this process, or reaches it over stdio or loopback."""
+
+
+class EventSink(Protocol):
+    """Where progress and log notifications of one call go. Must not block and must not raise."""
+
+    def __call__(self, method: str, params: Raw, /) -> None:
+        """Take one notification that belongs to the call, such as `notifications/progress`."""
+
+
+@attrs.frozen
+class Call:
+    """One request of any method, on its way to whoever answers it.
+
+    Attributes:
+        method: such as `tools/call`.
+        name: what the method is about, in the exported form: a tool's or prompt's name, a resource's URI.
+        params: the other members of `params`, each as its own JSON bytes; without `name`/`uri` and `_meta`.
+        meta: the members of `_meta` that are relayed, without those that belong to one hop.
+        principal: who calls.
+        deadline: Trio time by which the call ends, infinite if nobody said.
+        events: where its progress and log notifications go; None if nobody listens.
+        capabilities: what the caller can answer when asked (MCP `ClientCapabilities`), as JSON bytes.
+        attempt: 1 for the first try, then counted up by retries.
+
+    """
+
+    method: str
+    name: str | None = None
+    params: Mapping[str, Raw] = NO_MEMBERS
+    meta: Mapping[str, Raw] = NO_MEMBERS
+    principal: str = LOCAL
+    deadline: float = math.inf
+    events: EventSink | None = None
+    capabilities: bytes = b"{}"
+    attempt: int = 1
+
+
+@attrs.frozen
+class Complete:
+    """The call ran; `result` is the peer's result object, unparsed, without hop-local members."""
+
+    result: Raw
+
+
+@attrs.frozen
+class InputRequired:
+    """The peer needs answers first (MCP 2026-07-28, input required). `result` is the whole object, unparsed."""
+
+    result: Raw
+
+
+@attrs.frozen
+class Task:
+    """The peer goes on in the background (tasks extension). `result` is the whole object, unparsed."""
+
+    result: Raw
+
+
+@attrs.frozen
+class Error:
+    """The peer answered with a JSON-RPC error. `data` is JSON bytes, empty if there was none."""
+
+    code: int
+    message: str
+    data: bytes = b""
+
+
+Outcome: TypeAlias = Complete | InputRequired | Task | Error
+Handler: TypeAlias = Callable[[Call], Awaitable[Outcome]]
+Layer: TypeAlias = Callable[[Handler], Handler]
+
+
+def stack(handler: Handler, *layers: Layer) -> Handler:
+    """`handler` wrapped by `layers`, the first of which is outermost."""
+    for layer in reversed(layers):
+        handler = layer(handler)
+    return handler

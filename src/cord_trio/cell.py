@@ -1,0 +1,120 @@
+"""The one way to wait: a cell that is settled exactly once, and one timer for all configured deadlines.
+
+A reply, a slot, a pause or a loss all settle a cell. It holds the waiting task itself and reschedules
+it, since a channel, an event or a cancel scope for each wait would cost more than the whole call.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import outcome
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+class Cell(Generic[T]):
+    """One wait of one task.
+
+    Invariants: it is settled at most once; a settled cell never becomes open again; after the waiting
+    task was cancelled nothing is delivered to it. Subclasses add what the wait is about.
+    """
+
+    __slots__ = ("_outcome", "_task", "settled")
+
+    def __init__(self) -> None:
+        self.settled = False
+        self._task: trio.lowlevel.Task | None = None
+        self._outcome: outcome.Outcome[T] | None = None
+
+    def settle(self, value: T) -> bool:
+        """End the wait with `value`. Returns False, and does nothing, if it has ended already."""
+        return self._end(outcome.Value(value))
+
+    def fail(self, error: Exception) -> bool:
+        """End the wait by raising `error`, which no other cell may share. Returns as `settle` does."""
+        return self._end(outcome.Error(error))
+
+    def _end(self, result: outcome.Outcome[T]) -> bool:
+        if self.settled:
+            return False
+        self.settled = True
+        task = self._task
+        if task is None:
+            self._outcome = result
+        else:
+            self._task = None
+            trio.lowlevel.reschedule(task, result)
+        return True
+
+    async def wait(self, abandoned: Callable[[], None]) -> T:
+        """What the cell is settled with. Always a checkpoint.
+
+        Args:
+            abandoned: called, synchronously, if the waiting task is cancelled first; the cell is
+                settled by then.
+
+        """
+        result = self._outcome
+        if result is not None:
+            # Settled before anyone waited: the value must not be lost to a cancellation here.
+            self._outcome = None
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return result.unwrap()
+
+        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+            self.settled = True
+            self._task = None
+            abandoned()
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._task = trio.lowlevel.current_task()
+        return await trio.lowlevel.wait_task_rescheduled(abort)  # type: ignore[no-any-return]  # Trio says Any
+
+
+class Timer:
+    """Expires cells at their deadlines, all of them with one task.
+
+    A wake costs a look at every waiting cell, and happens at most once for each deadline that was the
+    earliest when it was added; cells that are done in time are only added and discarded.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[Cell[object], tuple[float, Callable[[], None]]] = {}
+        self._next = math.inf
+        self._scope = trio.CancelScope()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, cell: Cell[T], deadline: float, expired: Callable[[], None]) -> None:
+        """Call `expired` once Trio's clock reaches `deadline`, unless `discard` comes first."""
+        self._waiting[cell] = (deadline, expired)  # type: ignore[index]  # a key is only hashed
+        if deadline < self._next:
+            self._next = deadline
+            self._scope.deadline = deadline
+
+    def discard(self, cell: Cell[T]) -> None:
+        """Forget `cell`."""
+        self._waiting.pop(cell, None)  # type: ignore[call-overload]  # a key is only hashed
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Expire cells until cancelled. A callback that raises ends it: callbacks settle cells, no more."""
+        task_status.started()
+        while True:
+            self._scope = trio.CancelScope(deadline=self._next)
+            with self._scope:
+                await trio.sleep_forever()
+            if not self._scope.cancelled_caught:
+                return  # pragma: no cover  # sleep_forever only leaves by a cancellation
+            now = trio.current_time()
+            due = [(cell, expired) for cell, (deadline, expired) in self._waiting.items() if deadline <= now]
+            for cell, expired in due:
+                if self._waiting.pop(cell, None) is not None:
+                    expired()
+            self._next = min((deadline for deadline, _ in self._waiting.values()), default=math.inf)

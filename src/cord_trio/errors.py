@@ -1,0 +1,272 @@
+"""Every exception that cord_trio raises on purpose.
+
+::
+
+    CordError
+    ├── ConfigError            the configuration is wrong; holds every problem at once
+    ├── Malformed              the peer sent bytes that are no message (pure rooms raise it)
+    ├── ConnectFailed          a source could not be brought up; says at which step and what to do
+    ├── CallError              a call ended without a result; `executed` says what is known
+    │   ├── CallFailed         the peer answered with a JSON-RPC error
+    │   ├── BadReply           the peer answered with something that the protocol does not allow
+    │   ├── InputNeeded        the peer asked for input that nobody here can give
+    │   ├── ToolNotFound       no such tool in the registry
+    │   ├── SourceDown         the source that owns the tool is not connected
+    │   ├── ConnectionLost     the connection ended before the answer came
+    │   ├── DeadlineExceeded   the configured deadline passed
+    │   ├── Refused            the server turned the request away before running it
+    │   ├── Overloaded         one of our own bounds was met; names it
+    │   └── Draining           the fabric takes no new work
+    └── AgentError             an agent could not be asked
+        ├── AgentNotFound      no agent has this name
+        ├── HandoffRefused     the handoff may not happen
+        └── CallCycle          waiting here would wait for itself
+
+Facts are attributes; the text is made from them. `executed` is "no" (provably not run), "unknown"
+(it may have run) or "yes" (the server answered).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Executed: TypeAlias = Literal["no", "unknown", "yes"]
+
+
+class CordError(Exception):
+    """Base of all errors that cord_trio raises on purpose."""
+
+
+@attrs.frozen
+class Problem:
+    """One thing wrong with a configuration.
+
+    Attributes:
+        file: where it was read from, as the user named it; "" for values given in code.
+        path: where in the file, such as `sources.time.command`.
+        what: what is wrong.
+        remedy: what to do about it.
+        fatal: False if only the source named by `source` is affected.
+        source: the source that cannot be used because of it, if one.
+
+    """
+
+    file: str
+    path: str
+    what: str
+    remedy: str
+    fatal: bool = True
+    source: str | None = None
+
+    def __str__(self) -> str:
+        place = ": ".join(part for part in (self.file, self.path) if part)
+        return f"{place}: {self.what}; {self.remedy}" if self.remedy else f"{place}: {self.what}"
+
+
+class ConfigError(CordError):
+    """The configuration cannot be used. Holds every problem, not the first."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = tuple(problems)
+
+
+class Malformed(CordError):
+    """Bytes that are not one JSON-RPC message.
+
+    Attributes:
+        code: the JSON-RPC error code to answer with: -32700 not JSON, -32600 not a message.
+        id: the request's id where it could be read.
+
+    """
+
+    def __init__(self, code: int, what: str, id: int | str | None = None) -> None:
+        super().__init__(what)
+        self.code = code
+        self.id = id
+
+
+class ConnectFailed(CordError):
+    """A source could not be connected.
+
+    Attributes:
+        source: its name.
+        step: spawn, connect, tls, http, authorize, handshake or list.
+        reason: what happened, in words.
+        remedy: what a person can do; may be empty.
+
+    """
+
+    def __init__(self, source: str, step: str, reason: str, remedy: str = "") -> None:
+        super().__init__(f"{source}: {step}: {reason}" + (f"; {remedy}" if remedy else ""))
+        self.source = source
+        self.step = step
+        self.reason = reason
+        self.remedy = remedy
+
+
+class CallError(CordError):
+    """A call ended without a result.
+
+    Attributes:
+        executed: "no", "unknown" or "yes": whether the server may have run it.
+
+    """
+
+    executed: Executed = "unknown"
+
+    def __init__(self, text: str, executed: Executed | None = None) -> None:
+        super().__init__(text)
+        if executed is not None:
+            self.executed = executed
+
+
+class CallFailed(CallError):
+    """The peer answered with a JSON-RPC error: its `code`, `message`, and `data` as JSON bytes."""
+
+    executed = "yes"
+
+    def __init__(self, code: int, message: str, data: bytes = b"", executed: Executed | None = None) -> None:
+        super().__init__(f"{message} ({code})", executed)
+        self.code = code
+        self.message = message
+        self.data = data
+
+
+class BadReply(CallError):
+    """The peer's answer breaks the protocol. The call may well have run."""
+
+    executed = "yes"
+
+
+class InputNeeded(CallError):
+    """The server asked for input (elicitation, sampling, roots) and nobody here can answer.
+
+    Attributes:
+        methods: what it asked for.
+
+    """
+
+    executed = "unknown"
+
+    def __init__(self, name: str, methods: Sequence[str]) -> None:
+        super().__init__(f"{name} asks for {', '.join(methods) or 'another round'}, which nobody here can answer")
+        self.methods = tuple(methods)
+
+
+class ToolNotFound(CallError):
+    """No tool has this name. `near` holds the closest names that exist."""
+
+    executed = "no"
+
+    def __init__(self, name: str, near: Sequence[str] = ()) -> None:
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        super().__init__(f"no tool named {name!r}{hint}")
+        self.name = name
+        self.near = tuple(near)
+
+
+class SourceDown(CallError):
+    """The source is not connected, and did not come up in time.
+
+    Attributes:
+        source: its name.
+        reason: why, in words.
+        next_try: Trio time of the next attempt to connect, if one is planned.
+
+    """
+
+    executed = "no"
+
+    def __init__(self, source: str, reason: str, next_try: float | None = None) -> None:
+        super().__init__(f"source {source!r} is down: {reason}")
+        self.source = source
+        self.reason = reason
+        self.next_try = next_try
+
+
+class ConnectionLost(CallError):
+    """The connection ended before the answer came. `reason` says how."""
+
+    def __init__(self, reason: str, executed: Executed = "unknown") -> None:
+        super().__init__(f"connection lost: {reason}", executed)
+        self.reason = reason
+
+
+class DeadlineExceeded(CallError):
+    """The deadline of the call passed. The server was told to stop if it had been asked."""
+
+    def __init__(self, what: str, executed: Executed = "unknown") -> None:
+        super().__init__(f"deadline exceeded: {what}", executed)
+
+
+class Refused(CallError):
+    """The server turned the request away before running it.
+
+    Attributes:
+        status: the HTTP status, 0 if none.
+        retry_after: seconds after which it may be asked again, if it said so.
+
+    """
+
+    executed = "no"
+
+    def __init__(self, reason: str, *, status: int = 0, retry_after: float | None = None) -> None:
+        super().__init__(f"refused: {reason}")
+        self.reason = reason
+        self.status = status
+        self.retry_after = retry_after
+
+
+class Overloaded(CallError):
+    """One of our bounds was met. `bound` is its name, `limit` its value."""
+
+    executed = "no"
+
+    def __init__(self, bound: str, limit: float) -> None:
+        super().__init__(f"bound {bound} = {limit:g} is met; try later, or raise it")
+        self.bound = bound
+        self.limit = limit
+
+
+class Draining(CallError):
+    """The fabric is shutting down and takes no new work."""
+
+    executed = "no"
+
+    def __init__(self) -> None:
+        super().__init__("the fabric is draining and takes no new work")
+
+
+class AgentError(CordError):
+    """An agent could not be asked."""
+
+
+class AgentNotFound(AgentError):
+    """No agent has this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no agent named {name!r}")
+        self.name = name
+
+
+class HandoffRefused(AgentError):
+    """The handoff may not happen: the target is missing, or the hops are used up."""
+
+    def __init__(self, target: str, reason: str) -> None:
+        super().__init__(f"handoff to {target!r} refused: {reason}")
+        self.target = target
+        self.reason = reason
+
+
+class CallCycle(AgentError):
+    """Waiting for this agent's turn would wait for ourselves. `chain` shows the circle."""
+
+    def __init__(self, chain: Sequence[str]) -> None:
+        super().__init__(f"call cycle: {' > '.join(chain)}")
+        self.chain = tuple(chain)

@@ -1,0 +1,1 @@
+"""What bytes mean. Pure: no clock, no randomness, no input or output."""

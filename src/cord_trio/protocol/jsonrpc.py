@@ -1,0 +1,201 @@
+"""JSON-RPC 2.0 messages and their bytes. Payloads stay unparsed: whoever looks inside decodes them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from cord_trio.errors import Malformed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Id: TypeAlias = int | str
+Json: TypeAlias = Any
+"""What a JSON decoder returns; kept opaque."""
+
+PARSE_ERROR: Final = -32700
+INVALID_REQUEST: Final = -32600
+METHOD_NOT_FOUND: Final = -32601
+INVALID_PARAMS: Final = -32602
+INTERNAL_ERROR: Final = -32603
+
+MAX_DEPTH: Final = 128
+"""Levels of arrays and objects a message may have, itself included."""
+
+NOTHING: Final = Raw(b"")
+"""A member that is absent."""
+
+
+class RpcError(msgspec.Struct, gc=False):
+    """The `error` member of a reply. `data` is empty if absent."""
+
+    code: int
+    message: str = ""
+    data: Raw = NOTHING
+
+
+class Envelope(msgspec.Struct, gc=False):
+    """One message, its payloads unparsed. What kind it is: `is_request`, `is_notification`, else a reply."""
+
+    jsonrpc: str | UnsetType = UNSET
+    id: int | str | None | UnsetType = UNSET
+    method: str | None = None
+    params: Raw = NOTHING
+    result: Raw = NOTHING
+    error: Raw = NOTHING
+
+    @property
+    def is_request(self) -> bool:
+        return self.method is not None and self.id is not UNSET and self.id is not None
+
+    @property
+    def is_notification(self) -> bool:
+        return self.method is not None and self.id is UNSET
+
+
+_decode_envelope = msgspec.json.Decoder(Envelope).decode
+_decode_error = msgspec.json.Decoder(RpcError).decode
+_decode_members = msgspec.json.Decoder(dict[str, Raw]).decode
+_decode_json = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def decode(line: bytes) -> Envelope:
+    """The message in `line`, which is one JSON text.
+
+    Raises:
+        Malformed: not UTF-8 or not JSON or too deep (-32700), or not one message: an array, an id that is
+            a float or a bool, a member of the wrong type (-32600).
+
+    """
+    try:
+        if not line.isascii():
+            line.decode()  # payloads stay unparsed, so this is where their UTF-8 is checked
+        envelope = _decode_envelope(line)
+    except msgspec.ValidationError as exc:
+        raise Malformed(INVALID_REQUEST, f"not a JSON-RPC message: {exc}", _readable_id(line)) from exc
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise Malformed(PARSE_ERROR, f"not JSON: {exc}") from exc
+    if len(line) > 2 * MAX_DEPTH and too_deep(line):
+        raise Malformed(PARSE_ERROR, f"JSON is nested deeper than {MAX_DEPTH} levels")
+    return envelope
+
+
+def check(envelope: Envelope) -> Envelope:
+    """`envelope` again, if it is strictly a JSON-RPC 2.0 message; for those who answer requests.
+
+    Raises:
+        Malformed: wrong version, an id that is null, `params` that is no object, or neither request nor reply.
+
+    """
+    id = envelope.id
+    readable = id if isinstance(id, int | str) else None
+    if envelope.jsonrpc != "2.0":
+        raise Malformed(INVALID_REQUEST, 'jsonrpc is not "2.0"', readable)
+    if envelope.method is not None:
+        if id is None:
+            raise Malformed(INVALID_REQUEST, "a request's id must not be null")
+        params = bytes(envelope.params)
+        if params and not params.startswith(b"{"):
+            raise Malformed(INVALID_PARAMS if readable is not None else INVALID_REQUEST, "params is not an object", readable)
+        if envelope.result or envelope.error:
+            raise Malformed(INVALID_REQUEST, "both a request and a reply", readable)
+    elif id is UNSET and not envelope.error:
+        raise Malformed(INVALID_REQUEST, "neither a request nor a reply")
+    elif bool(bytes(envelope.result)) == bool(bytes(envelope.error)):
+        raise Malformed(INVALID_REQUEST, "a reply has exactly one of result and error", readable)
+    return envelope
+
+
+def too_deep(text: bytes) -> bool:
+    """Whether JSON `text` has more than `MAX_DEPTH` levels. Linear, and quick for plain text."""
+    if text.count(b"{") + text.count(b"[") <= MAX_DEPTH:
+        return False
+    depth = deepest = 0
+    for byte in _STRINGS.sub(b"", text).translate(None, _NOT_BRACKETS):
+        if byte in b"[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                return True
+        else:
+            depth -= 1
+    return deepest > MAX_DEPTH
+
+
+def decode_error(raw: Raw) -> RpcError:
+    """The error in a reply; a wrong shape becomes an internal error that shows it."""
+    try:
+        return _decode_error(raw)
+    except msgspec.ValidationError:
+        return RpcError(INTERNAL_ERROR, f"malformed error: {bytes(raw)[:200].decode(errors='replace')}")
+
+
+def members(raw: Raw | bytes) -> dict[str, Raw]:
+    """The members of a JSON object, each unparsed. Empty for absent.
+
+    Raises:
+        Malformed: it is not an object (-32602).
+
+    """
+    if not bytes(raw):
+        return {}
+    try:
+        return _decode_members(raw)
+    except msgspec.DecodeError as exc:
+        raise Malformed(INVALID_PARAMS, f"not an object: {exc}") from exc
+
+
+def encode(value: object) -> bytes:
+    """JSON text of plain values, structs and `Raw`; never NaN (`null` instead), never a raw newline."""
+    return _encode(value)
+
+
+def parse(raw: Raw | bytes) -> Json:
+    """Plain Python values of JSON text.
+
+    Raises:
+        msgspec.DecodeError: it is not JSON.
+
+    """
+    return _decode_json(raw)
+
+
+def encode_request(id: Id, method: str, params: bytes = b"{}") -> bytes:
+    return b'{"jsonrpc":"2.0","id":%b,"method":%b,"params":%b}' % (_encode(id), _encode(method), params)
+
+
+def encode_notification(method: str, params: bytes = b"") -> bytes:
+    if not params:
+        return b'{"jsonrpc":"2.0","method":%b}' % _encode(method)
+    return b'{"jsonrpc":"2.0","method":%b,"params":%b}' % (_encode(method), params)
+
+
+def encode_result(id: Id, result: bytes | Raw) -> bytes:
+    return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (_encode(id), bytes(result))
+
+
+def encode_error(id: Id | None, code: int, message: str, data: bytes = b"") -> bytes:
+    """An error reply. `id` None: it could not be read, and then there is none in the message."""
+    identity = b"" if id is None else b'"id":%b,' % _encode(id)
+    more = b',"data":%b' % data if data else b""
+    return b'{"jsonrpc":"2.0",%b"error":{"code":%d,"message":%b%b}}' % (identity, code, _encode(message), more)
+
+
+def object_of(fields: Mapping[str, Raw | bytes]) -> bytes:
+    """JSON text of an object from members that are JSON text already."""
+    return b"{%b}" % b",".join(b"%b:%b" % (_encode(name), bytes(value)) for name, value in fields.items())
+
+
+def _readable_id(line: bytes) -> Id | None:
+    """The id of a message that is otherwise wrong, if there is one to answer to."""
+    try:
+        id = _decode_json(line)["id"]
+    except Exception:  # noqa: BLE001  # whatever is wrong with it, there is no id to read
+        return None
+    return id if isinstance(id, int | str) and not isinstance(id, bool) else None

@@ -1,0 +1,100 @@
+"""Moving messages: what a conversation asks of its transport, and what a transport tells it.
+
+A transport moves whole messages as bytes and knows nothing of what they mean beyond an id and a method.
+Everything on the seam is synchronous: `send` writes at once or queues in order, and a reader hands each
+batch of messages to `Receiver.feed`, which wakes the waiting tasks itself. So the same conversation runs
+on one reader task per connection, and on one pump for all of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cord_trio.errors import CallError, ConnectionLost
+
+
+class Receiver(Protocol):
+    """The conversation, as its transport sees it. Nothing here blocks or raises."""
+
+    def feed(self, messages: Sequence[bytes], within: int | str | None = None, /) -> None:
+        """Take whole messages in the order they came, neither blank nor longer than the bound.
+
+        Args:
+            messages: each one JSON text, or bytes that are none (a banner on a server's stdout).
+            within: the id of our request whose HTTP response carried them; None on a shared channel.
+
+        """
+
+    def fail(self, id: int | str, error: CallError, /) -> None:
+        """Request `id` will get no reply, for the reason in `error`; others go on."""
+
+    def lost(self, error: ConnectionLost, /) -> None:
+        """The connection is over: nothing more will be fed or sent."""
+
+
+class Transport(ABC):
+    """One conversation's way to its peer. Whoever opened it closes it; `run` is its life."""
+
+    @abstractmethod
+    def send(
+        self,
+        message: bytes,
+        *,
+        id: int | str | None = None,
+        method: str = "",
+        name: str | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """Hand over one message, whole and in order, without waiting.
+
+        Args:
+            message: JSON text without a line end.
+            id: the request's id; None for notifications and replies.
+            method: the request's or notification's method; "" for replies.
+            name: what the request is about, as the peer names it (HTTP `Mcp-Name`).
+            headers: further HTTP headers of this one request (`Mcp-Param-*`).
+
+        Raises:
+            ConnectionLost: the connection is over; the message was not sent (`executed="no"`).
+            Overloaded: the outbox is at its bound; the message was not sent.
+
+        """
+
+    @abstractmethod
+    def withdraw(self, id: int | str) -> bool:
+        """Stop caring about request `id`; nothing about it is fed any more.
+
+        Returns:
+            True if that was all there is to do: it was never written and never will be, or this
+            transport has told the peer by its own means (closing the stream of a modern HTTP
+            request). False if the peer must still be told by a `notifications/cancelled`.
+
+        """
+
+    @abstractmethod
+    def written(self, id: int | str) -> bool:
+        """Whether any byte of request `id` may have reached the peer."""
+
+    @abstractmethod
+    async def run(
+        self, receiver: Receiver, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Read until the connection ends or this is cancelled; tell `receiver` everything.
+
+        Ends by itself only after `receiver.lost`; never raises for what the peer did.
+        """
+
+    @property
+    def congested(self) -> bool:
+        """Whether the outbox is past the point where senders had better wait."""
+        return False
+
+    async def wait_uncongested(self) -> None:
+        """Return once `congested` is False, or the connection is over."""
+        await trio.lowlevel.checkpoint()

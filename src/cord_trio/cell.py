@@ -7,7 +7,7 @@ it, since a channel, an event or a cancel scope for each wait would cost more th
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import outcome
 import trio
@@ -85,7 +85,7 @@ class Timer:
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[Cell[object], tuple[float, Callable[[], None]]] = {}
+        self._waiting: dict[Cell[Any], tuple[float, Callable[[], None]]] = {}
         self._next = math.inf
         self._scope = trio.CancelScope()
 
@@ -94,14 +94,14 @@ class Timer:
 
     def add(self, cell: Cell[T], deadline: float, expired: Callable[[], None]) -> None:
         """Call `expired` once Trio's clock reaches `deadline`, unless `discard` comes first."""
-        self._waiting[cell] = (deadline, expired)  # type: ignore[index]  # a key is only hashed
+        self._waiting[cell] = (deadline, expired)
         if deadline < self._next:
             self._next = deadline
             self._scope.deadline = deadline
 
     def discard(self, cell: Cell[T]) -> None:
         """Forget `cell`."""
-        self._waiting.pop(cell, None)  # type: ignore[call-overload]  # a key is only hashed
+        self._waiting.pop(cell, None)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Expire cells until cancelled. A callback that raises ends it: callbacks settle cells, no more."""

@@ -129,7 +129,7 @@ class CallError(CordError):
 class CallFailed(CallError):
     """The peer answered with a JSON-RPC error: its `code`, `message`, and `data` as JSON bytes."""
 
-    executed = "yes"
+    executed: Executed = "yes"
 
     def __init__(self, code: int, message: str, data: bytes = b"", executed: Executed | None = None) -> None:
         super().__init__(f"{message} ({code})", executed)
@@ -141,7 +141,7 @@ class CallFailed(CallError):
 class BadReply(CallError):
     """The peer's answer breaks the protocol. The call may well have run."""
 
-    executed = "yes"
+    executed: Executed = "yes"
 
 
 class InputNeeded(CallError):
@@ -152,7 +152,7 @@ class InputNeeded(CallError):
 
     """
 
-    executed = "unknown"
+    executed: Executed = "unknown"
 
     def __init__(self, name: str, methods: Sequence[str]) -> None:
         super().__init__(f"{name} asks for {', '.join(methods) or 'another round'}, which nobody here can answer")
@@ -162,7 +162,7 @@ class InputNeeded(CallError):
 class ToolNotFound(CallError):
     """No tool has this name. `near` holds the closest names that exist."""
 
-    executed = "no"
+    executed: Executed = "no"
 
     def __init__(self, name: str, near: Sequence[str] = ()) -> None:
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
@@ -181,7 +181,7 @@ class SourceDown(CallError):
 
     """
 
-    executed = "no"
+    executed: Executed = "no"
 
     def __init__(self, source: str, reason: str, next_try: float | None = None) -> None:
         super().__init__(f"source {source!r} is down: {reason}")
@@ -214,7 +214,7 @@ class Refused(CallError):
 
     """
 
-    executed = "no"
+    executed: Executed = "no"
 
     def __init__(self, reason: str, *, status: int = 0, retry_after: float | None = None) -> None:
         super().__init__(f"refused: {reason}")
@@ -226,7 +226,7 @@ class Refused(CallError):
 class Overloaded(CallError):
     """One of our bounds was met. `bound` is its name, `limit` its value."""
 
-    executed = "no"
+    executed: Executed = "no"
 
     def __init__(self, bound: str, limit: float) -> None:
         super().__init__(f"bound {bound} = {limit:g} is met; try later, or raise it")
@@ -237,7 +237,7 @@ class Overloaded(CallError):
 class Draining(CallError):
     """The fabric is shutting down and takes no new work."""
 
-    executed = "no"
+    executed: Executed = "no"
 
     def __init__(self) -> None:
         super().__init__("the fabric is draining and takes no new work")

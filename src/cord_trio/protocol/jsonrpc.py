@@ -42,7 +42,7 @@ class Envelope(msgspec.Struct, gc=False):
     """One message, its payloads unparsed. What kind it is: `is_request`, `is_notification`, else a reply."""
 
     jsonrpc: str | UnsetType = UNSET
-    id: int | str | None | UnsetType = UNSET
+    id: int | str | UnsetType | None = UNSET
     method: str | None = None
     params: Raw = NOTHING
     result: Raw = NOTHING
@@ -103,7 +103,9 @@ def check(envelope: Envelope) -> Envelope:
             raise Malformed(INVALID_REQUEST, "a request's id must not be null")
         params = bytes(envelope.params)
         if params and not params.startswith(b"{"):
-            raise Malformed(INVALID_PARAMS if readable is not None else INVALID_REQUEST, "params is not an object", readable)
+            raise Malformed(
+                INVALID_PARAMS if readable is not None else INVALID_REQUEST, "params is not an object", readable
+            )
         if envelope.result or envelope.error:
             raise Malformed(INVALID_REQUEST, "both a request and a reply", readable)
     elif id is UNSET and not envelope.error:
@@ -196,6 +198,6 @@ def _readable_id(line: bytes) -> Id | None:
     """The id of a message that is otherwise wrong, if there is one to answer to."""
     try:
         id = _decode_json(line)["id"]
-    except Exception:  # noqa: BLE001  # whatever is wrong with it, there is no id to read
+    except Exception:  # whatever is wrong with it, there is no id to read
         return None
     return id if isinstance(id, int | str) and not isinstance(id, bool) else None

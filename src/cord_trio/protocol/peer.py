@@ -44,10 +44,10 @@ class Peer(Generic[Out, In]):
 
     def close(self, id: Id) -> Out | None:
         """The entry that a reply with `id` belongs to, which is open no more; None if there is none."""
-        entry = self.open.pop(id, None)  # type: ignore[call-overload]  # a string is simply not there
+        entry = self.open.pop(id, None)  # type: ignore[arg-type]  # a string is simply not there
         if entry is not None:
-            return entry  # type: ignore[no-any-return]  # consequence of the ignore above
-        number = id
+            return entry
+        number: Id = id
         if isinstance(id, str):
             # Some servers send our number back as a string (python-sdk#1720); its plain form is ours alone.
             number = int(id) if id.isascii() and id.isdigit() and len(id) < 19 and str(int(id)) == id else 0

@@ -82,9 +82,7 @@ class Transport(ABC):
         """Whether any byte of request `id` may have reached the peer."""
 
     @abstractmethod
-    async def run(
-        self, receiver: Receiver, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def run(self, receiver: Receiver, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Read until the connection ends or this is cancelled; tell `receiver` everything.
 
         Ends by itself only after `receiver.lost`; never raises for what the peer did.

@@ -14,7 +14,8 @@
     │   ├── SourceDown         the source that owns the tool is not connected
     │   ├── ConnectionLost     the connection ended before the answer came
     │   ├── DeadlineExceeded   the configured deadline passed
-    │   ├── Refused            the server turned the request away before running it
+    │   ├── HttpFailed         the server answered with an HTTP status that is no success
+    │   │   └── Refused        it turned the request away for now: too many, or not at this moment
     │   ├── Overloaded         one of our own bounds was met; names it
     │   └── Draining           the fabric takes no new work
     └── AgentError             an agent could not be asked
@@ -205,21 +206,39 @@ class DeadlineExceeded(CallError):
         super().__init__(f"deadline exceeded: {what}", executed)
 
 
-class Refused(CallError):
-    """The server turned the request away before running it.
+class HttpFailed(CallError):
+    """The server answered with an HTTP status that is no success, and with no JSON-RPC error.
 
     Attributes:
-        status: the HTTP status, 0 if none.
+        status: the HTTP status.
+        text: the start of the body, for diagnosis.
+        challenge: the `WWW-Authenticate` header, if it came.
+
+    """
+
+    def __init__(self, status: int, text: str = "", *, challenge: str = "", executed: Executed | None = None) -> None:
+        super().__init__(f"HTTP status {status}" + (f": {text}" if text else ""), executed)
+        self.status = status
+        self.text = text
+        self.challenge = challenge
+        if executed is None:
+            # A server that ran the request answers 2xx, or fails with 5xx.
+            self.executed = "no" if 300 <= status < 500 else "unknown"
+
+
+class Refused(HttpFailed):
+    """The server turned the request away for now (429, 503), before running it.
+
+    Attributes:
         retry_after: seconds after which it may be asked again, if it said so.
 
     """
 
     executed: Executed = "no"
 
-    def __init__(self, reason: str, *, status: int = 0, retry_after: float | None = None) -> None:
-        super().__init__(f"refused: {reason}")
+    def __init__(self, reason: str = "", *, status: int = 0, retry_after: float | None = None) -> None:
+        super().__init__(status, reason, executed="no")
         self.reason = reason
-        self.status = status
         self.retry_after = retry_after
 
 

@@ -1,0 +1,450 @@
+"""One conversation with one peer, in one nursery: call it, answer it, withdraw from it.
+
+A reply wakes the waiting task straight from the reader, and a cancelled wait tells the peer synchronously,
+so that neither a channel nor a cancel scope stands between a caller and the wire.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import attrs
+import msgspec
+import trio
+from msgspec import Raw
+
+from cord_trio.cell import Cell, Timer
+from cord_trio.counters import Counters
+from cord_trio.errors import BadReply, CallError, CallFailed, ConnectionLost, CordError, DeadlineExceeded, Malformed
+from cord_trio.protocol import jsonrpc
+from cord_trio.protocol.peer import Peer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+
+    from cord_trio.call import EventSink
+    from cord_trio.errors import Executed
+    from cord_trio.protocol.jsonrpc import Envelope, Id
+    from cord_trio.transports import Transport
+
+    Answer: TypeAlias = Callable[["Asked"], Awaitable[bytes]]
+    Told: TypeAlias = Callable[[str, Raw, Id | None], None]
+
+log = logging.getLogger("cord_trio.session")
+
+MAX_ASKED: Final = 64
+"""Requests of the peer that are answered at one time; more are refused."""
+
+NOISE_LINES: Final = 20
+"""Lines kept of what the peer sent that was no message."""
+
+NOISE_LENGTH: Final = 500
+"""Bytes kept of each such line."""
+
+LOG_HEADS: Final = (
+    b'{"jsonrpc":"2.0","method":"notifications/message"',
+    b'{"method":"notifications/message"',
+)
+"""How a log notification begins, as the common servers write it: enough to count it unread."""
+
+decode: Final = jsonrpc.decode
+
+
+@attrs.frozen
+class Asked:
+    """A request of the peer."""
+
+    id: Id
+    method: str
+    params: Raw
+    within: Id | None
+    """Our request whose response stream carried it, if the transport can tell."""
+
+
+class _Progress(msgspec.Struct, gc=False):
+    progressToken: Id | None = None  # noqa: N815  # the protocol's spelling
+
+
+class _Cancelled(msgspec.Struct, gc=False):
+    requestId: Id | None = None  # noqa: N815  # the protocol's spelling
+
+
+_decode_progress = msgspec.json.Decoder(_Progress).decode
+_decode_cancelled = msgspec.json.Decoder(_Cancelled).decode
+
+
+class Pending(Cell[Raw]):
+    """A request of ours that awaits its reply."""
+
+    __slots__ = ("cancellable", "events", "id", "method", "session", "since")
+
+    def __init__(self, session: Session, id: int, method: str, events: EventSink | None, cancellable: bool) -> None:
+        super().__init__()
+        self.session = session
+        self.id = id
+        self.method = method
+        self.events = events
+        self.cancellable = cancellable
+        self.since = trio.current_time()
+
+    def abandoned(self) -> None:
+        """The waiting task was cancelled."""
+        self.session.withdraw(self, "the caller was cancelled")
+
+    def expired(self) -> None:
+        """The deadline passed."""
+        executed = self.session.executed(self.id)
+        self.session.withdraw(self, "the deadline passed")
+        self.fail(DeadlineExceeded(f"{self.session.name}: {self.method}", executed))
+
+
+class Session:
+    """A live conversation. Get one from `open_session`.
+
+    Attributes:
+        name: of the peer, for errors and logs.
+        noise: the last lines the peer sent that were no messages.
+        log_lines: log notifications seen.
+        batches: whether the revision in use allows arrays of messages (MCP 2025-03-26 alone).
+        on_asked: called when the peer asks anything; the handshake's sign of a legacy peer.
+        log_sink: takes log notifications that belong to no call; None: they are counted unread.
+
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        nursery: trio.Nursery,
+        *,
+        name: str,
+        timer: Timer,
+        counters: Counters,
+        answer: Answer | None,
+        told: Told | None,
+    ) -> None:
+        self.transport = transport
+        self.name = name
+        self.noise: deque[str] = deque(maxlen=NOISE_LINES)
+        self.log_lines = 0
+        self.batches = False
+        self.on_asked: Callable[[], None] | None = None
+        self.log_sink: Callable[[Raw], None] | None = None
+        self.peer: Peer[Pending, trio.CancelScope] = Peer()
+        self._nursery = nursery
+        self._timer = timer
+        self._counters = counters
+        self._answer = answer
+        self._told = told
+        self._loss: str | None = None
+        self._ended = trio.Event()
+
+    # What we ask
+
+    async def request(
+        self,
+        method: str,
+        params: bytes = b"{}",
+        *,
+        deadline: float = math.inf,
+        events: EventSink | None = None,
+        cancellable: bool = True,
+    ) -> Raw:
+        """The peer's result, unparsed. For the rest see `exchange`."""
+        id = self.peer.mint()
+        message = jsonrpc.encode_request(id, method, params)
+        return await self.exchange(
+            id, message, method=method, deadline=deadline, events=events, cancellable=cancellable
+        )
+
+    async def exchange(
+        self,
+        id: int,
+        message: bytes,
+        *,
+        method: str,
+        name: str | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+        deadline: float = math.inf,
+        events: EventSink | None = None,
+        cancellable: bool = True,
+    ) -> Raw:
+        """Send request `id`, minted by `peer.mint`, and return the peer's result, unparsed.
+
+        Cancelling it withdraws the request: unsent, it is never sent; sent, the peer is told exactly once,
+        in the transport's way; answered, nobody is told. `cancellable=False` never tells.
+
+        Raises:
+            CallFailed: the peer answered with an error.
+            ConnectionLost: no answer can come any more.
+            DeadlineExceeded: `deadline` (Trio time) passed.
+            CallError: what else the transport knows, such as a refusal by HTTP status.
+
+        """
+        if self._loss is not None:
+            raise ConnectionLost(self._loss, "no")
+        transport = self.transport
+        if transport.congested:
+            with trio.move_on_at(deadline) as waiting:
+                await transport.wait_uncongested()
+            if waiting.cancelled_caught:
+                raise DeadlineExceeded(f"{self.name}: {method}: its connection takes no more bytes", "no")
+        pending = Pending(self, id, method, events, cancellable)
+        self.peer.open[id] = pending
+        try:
+            transport.send(message, id=id, method=method, name=name, headers=headers)
+        except CallError:
+            self.peer.abandon(id)
+            raise
+        if deadline == math.inf:
+            return await pending.wait(pending.abandoned)
+        self._timer.add(pending, deadline, pending.expired)
+        try:
+            return await pending.wait(pending.abandoned)
+        finally:
+            self._timer.discard(pending)
+
+    def notify(self, method: str, params: bytes = b"") -> None:
+        """Tell the peer something, without waiting.
+
+        Raises:
+            ConnectionLost, Overloaded: it was not sent.
+
+        """
+        self.transport.send(jsonrpc.encode_notification(method, params), method=method)
+
+    @trio.lowlevel.enable_ki_protection
+    def withdraw(self, pending: Pending, reason: str) -> None:
+        """Stop waiting for a reply and, where it must know, tell the peer."""
+        if self.peer.abandon(pending.id) is None:
+            return
+        self._counters.add("session.withdrawn")
+        if self.transport.withdraw(pending.id) or not pending.cancellable:
+            return
+        params = b'{"requestId":%d,"reason":%b}' % (pending.id, jsonrpc.encode(reason))
+        try:
+            self.notify("notifications/cancelled", params)
+        except CallError:
+            self._counters.add("session.cancel_unsent")
+
+    def executed(self, id: Id) -> Executed:
+        """Whether request `id` may have been run: "no" if no byte of it left us."""
+        return "unknown" if self.transport.written(id) else "no"
+
+    # What arrives
+
+    @trio.lowlevel.enable_ki_protection
+    def feed(self, messages: Sequence[bytes], within: Id | None = None, /) -> None:
+        """Take whole messages from the transport. See `transports.Receiver`."""
+        waiting = self.peer.open
+        for line in messages:
+            if line.startswith(LOG_HEADS):
+                self.log_lines += 1
+                if self.log_sink is None and within is None:
+                    continue
+            try:
+                message = decode(line)
+            except Malformed as exc:
+                self._malformed(line, exc, within)
+                continue
+            if message.method is None:
+                pending = waiting.pop(message.id, None)  # type: ignore[arg-type]  # anything hashable may be looked up
+                if pending is None:
+                    pending = self._match(message, within)
+                    if pending is None:
+                        continue
+                if message.error:
+                    error = jsonrpc.decode_error(message.error)
+                    pending.fail(CallFailed(error.code, error.message, bytes(error.data)))
+                elif message.result:
+                    pending.settle(message.result)
+                else:
+                    pending.fail(BadReply(f"{self.name}: the reply has neither result nor error"))
+            elif message.is_request:
+                self._asked(message, within)
+            elif message.is_notification:
+                self._notified(message, within)
+            else:
+                self._malformed(line, Malformed(jsonrpc.INVALID_REQUEST, "a request's id is null"), within)
+
+    @trio.lowlevel.enable_ki_protection
+    def fail(self, id: Id, error: CallError, /) -> None:
+        """Request `id` gets no reply. See `transports.Receiver`."""
+        pending = self.peer.close(id)
+        if pending is not None:
+            pending.fail(error)
+
+    @trio.lowlevel.enable_ki_protection
+    def lost(self, error: ConnectionLost, /) -> None:
+        """The connection is over. See `transports.Receiver`."""
+        if self._loss is not None:
+            return
+        self._loss = error.reason
+        written = self.transport.written
+        for id, pending in self.peer.close_all():
+            pending.fail(ConnectionLost(error.reason, "unknown" if written(id) else "no"))
+        for scope in self.peer.asked.values():
+            scope.cancel("the connection is lost")
+        self._ended.set()
+
+    @property
+    def loss(self) -> str | None:
+        """Why the connection is over; None while it lives."""
+        return self._loss
+
+    async def wait_lost(self) -> str:
+        """Why the connection ended, once it has."""
+        await self._ended.wait()
+        return self._loss or ""
+
+    def _match(self, message: Envelope, within: Id | None) -> Pending | None:
+        """Whom a reply belongs to that no exact id matches."""
+        id = message.id
+        if isinstance(id, int | str):
+            pending = self.peer.close(id)
+            self._counters.add("session.lenient_reply" if pending else "session.late_reply")
+            return pending
+        # No id: the peer could not read our request. Only an exchange of its own, or being alone, tells whose.
+        if message.error and within is not None:
+            return self.peer.close(within)
+        if message.error and len(self.peer.open) == 1:
+            return self.peer.close(next(iter(self.peer.open)))
+        self._counters.add("session.reply_without_id")
+        self._note(jsonrpc.decode_error(message.error).message if message.error else "a reply without an id")
+        return None
+
+    def _malformed(self, line: bytes, error: Malformed, within: Id | None) -> None:
+        if self.batches and line.startswith(b"["):
+            try:
+                members = msgspec.json.decode(line, type=list[Raw])
+            except msgspec.DecodeError:
+                members = []
+            if members:
+                self.feed([bytes(member) for member in members], within)
+                return
+        is_reply = b'"method"' not in line
+        pending = self.peer.close(error.id) if is_reply and error.id is not None else None
+        if pending is not None:
+            pending.fail(BadReply(f"{self.name}: {error}"))
+            return
+        self._counters.add("session.noise")
+        self._note(line[:NOISE_LENGTH].decode(errors="replace"))
+
+    def _note(self, text: str) -> None:
+        log.debug("noise peer=%s text=%r", self.name, text)
+        self.noise.append(text)
+
+    def _notified(self, message: Envelope, within: Id | None) -> None:
+        method, params = message.method, message.params
+        assert method is not None
+        try:
+            if method == "notifications/progress":
+                token = _decode_progress(params).progressToken
+                pending = self.peer.open.get(token)  # type: ignore[arg-type]  # anything hashable may be looked up
+                if pending is not None and pending.events is not None:
+                    pending.events(method, params)
+            elif method == "notifications/cancelled":
+                scope = self.peer.asking(_decode_cancelled(params).requestId or 0)
+                if scope is not None:
+                    scope.cancel("the peer withdrew its request")
+            elif method == "notifications/message":
+                pending = self.peer.open.get(within)  # type: ignore[arg-type]  # as above
+                if pending is not None and pending.events is not None:
+                    pending.events(method, params)
+                elif self.log_sink is not None:
+                    self.log_sink(params)
+            elif self._told is not None:
+                self._told(method, params, within)
+        except msgspec.DecodeError:
+            self._counters.add("session.bad_notification")
+        except Exception:  # a sink's bug must end neither the reader nor another call
+            self._counters.add("session.sink_failed")
+            log.exception("sink failed peer=%s method=%s", self.name, method)
+
+    def _asked(self, message: Envelope, within: Id | None) -> None:
+        id, method = message.id, message.method
+        assert isinstance(id, int | str) and method is not None
+        if self.on_asked is not None:
+            self.on_asked()
+        if method == "ping":
+            self._reply(jsonrpc.encode_result(id, b"{}"))
+            return
+        if self._answer is None:
+            self._reply(jsonrpc.encode_error(id, jsonrpc.METHOD_NOT_FOUND, f"method not found: {method}"))
+            return
+        if len(self.peer.asked) >= MAX_ASKED:
+            self._counters.add("session.asked_refused")
+            self._reply(jsonrpc.encode_error(id, jsonrpc.INTERNAL_ERROR, f"more than {MAX_ASKED} requests at once"))
+            return
+        scope = trio.CancelScope()
+        if not self.peer.ask(id, scope):
+            self._reply(jsonrpc.encode_error(id, jsonrpc.INVALID_REQUEST, "this id is being answered already"))
+            return
+        self._nursery.start_soon(self._answering, self._answer, Asked(id, method, message.params, within), scope)
+
+    async def _answering(self, answer: Answer, asked: Asked, scope: trio.CancelScope) -> None:
+        reply = b""
+        with scope:
+            try:
+                reply = jsonrpc.encode_result(asked.id, await answer(asked))
+            except CallFailed as exc:
+                reply = jsonrpc.encode_error(asked.id, exc.code, exc.message, exc.data)
+            except Exception as exc:
+                level = logging.DEBUG if isinstance(exc, CordError) else logging.ERROR
+                log.log(level, "answering failed peer=%s method=%s", self.name, asked.method, exc_info=exc)
+                reply = jsonrpc.encode_error(asked.id, jsonrpc.INTERNAL_ERROR, str(exc) or type(exc).__name__)
+        self.peer.answered(asked.id)
+        if reply:  # none if the peer withdrew its request
+            self._reply(reply)
+
+    def _reply(self, message: bytes) -> None:
+        try:
+            self.transport.send(message)
+        except CallError:
+            self._counters.add("session.reply_unsent")
+
+
+@asynccontextmanager
+async def open_session(
+    transport: Transport,
+    *,
+    name: str = "peer",
+    timer: Timer,
+    counters: Counters | None = None,
+    answer: Answer | None = None,
+    told: Told | None = None,
+) -> AsyncGenerator[Session, None]:
+    """Converse over `transport` for as long as the block runs. The block's own errors leave as raised.
+
+    Args:
+        transport: opened, and closed afterwards, by the caller.
+        name: of the peer, for errors and logs.
+        timer: expires deadlines; running for as long as the session.
+        counters: where events are counted.
+        answer: answers a request of the peer with result JSON; without it all but `ping` are refused.
+            Runs in a task of its own, cancelled if the peer withdraws the request.
+        told: takes notifications that are neither progress, logs nor cancellations. Must not block.
+
+    """
+    block_error: Exception | None = None
+    session: Session | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            session = Session(
+                transport, nursery, name=name, timer=timer, counters=counters or Counters(), answer=answer, told=told
+            )
+            await nursery.start(transport.run, session)
+            try:
+                yield session
+            # Cancelled must travel through the nursery: it may be the nursery's own.
+            except Exception as exc:
+                block_error = exc
+            nursery.cancel_scope.cancel("the session's block has ended")
+    finally:
+        if session is not None:
+            session.lost(ConnectionLost("the session was closed"))
+    if block_error is not None:
+        raise block_error

@@ -1,1 +1,15 @@
-"""."""
+"""What the user wants: sources, agents, gateway and bounds, read from a file or given in code."""
+
+from cord_trio.config.settings import AgentConfig as AgentConfig
+from cord_trio.config.settings import Bounds as Bounds
+from cord_trio.config.settings import Config as Config
+from cord_trio.config.settings import GatewayConfig as GatewayConfig
+from cord_trio.config.settings import is_loopback as is_loopback
+from cord_trio.config.settings import parse_address as parse_address
+from cord_trio.config.values import Common as Common
+from cord_trio.config.values import Http as Http
+from cord_trio.config.values import InProcess as InProcess
+from cord_trio.config.values import Source as Source
+from cord_trio.config.values import Stdio as Stdio
+from cord_trio.config.values import ToolFilter as ToolFilter
+from cord_trio.config.values import WebSocket as WebSocket

@@ -1,0 +1,343 @@
+"""Sources as frozen values: what a server is, how to reach it, and what of it is exported.
+
+A value that exists is valid: building a wrong one raises `ConfigError` with every problem at once, also
+in code. Secrets (environment, headers, arguments, the query of a URL) are in no `repr`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Literal, TypeAlias
+from urllib.parse import urlsplit
+
+import attrs
+
+from cord_trio.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+
+Fault: TypeAlias = tuple[str, str, str]
+"""A field's path within its value, what is wrong with it, what to do."""
+
+MAX_PREFIX = 40
+"""Characters of a prefix: an exported name has 64 in all, and must leave room to tell tools apart."""
+
+MAX_SECONDS = 1e9
+"""Seconds that a duration may be set to; more is a slip of the pen."""
+
+MAX_COUNT = 2**40
+"""What a count or a size in bytes may be set to."""
+
+RESERVED_PREFIXES = frozenset({"agent", "cord"})
+"""Prefixes of the fabric's own tools."""
+
+TRANSPORT_HEADERS = frozenset(
+    {
+        "accept", "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "expect",
+        "host", "keep-alive", "last-event-id", "mcp-method", "mcp-name", "mcp-protocol-version", "mcp-session-id",
+        "te", "trailer", "transfer-encoding", "upgrade",
+    }
+)  # fmt: skip
+"""Headers that the transport writes itself, lower case."""
+
+_NAME_CHARACTERS = re.compile(r"[A-Za-z0-9_-]+")
+_OTHER_CHARACTERS = re.compile(r"[^A-Za-z0-9_-]")
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+def _texts(values: Iterable[str]) -> tuple[str, ...]:
+    return (values,) if isinstance(values, str) else tuple(values)
+
+
+def _copied(values: Mapping[str, str]) -> Mapping[str, str]:
+    return dict(values)
+
+
+def _only_names(values: Mapping[str, str]) -> str:
+    return "{" + ", ".join(f"{name!r}: ***" for name in values) + "}"
+
+
+def _only_count(values: tuple[str, ...]) -> str:
+    return f"<{len(values)}>"
+
+
+def public_url(url: str) -> str:
+    """`url` without what may be secret in it: user, password, query and fragment."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "***"
+    hidden = "?***" if parts.query or parts.fragment else ""
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}{hidden}"
+
+
+def _public_repr(url: str) -> str:
+    return repr(public_url(url))
+
+
+def check_numbers(value: object, least: Mapping[str, float]) -> Iterator[Fault]:
+    """A fault for each number field of `value` that is no number or below its least value."""
+    for name, low in least.items():
+        number = getattr(value, name)
+        if number is None:
+            continue
+        most = MAX_COUNT if isinstance(number, int) else MAX_SECONDS
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or math.isnan(number):
+            yield name, "is not a number", "give a number"
+        elif number < low or (low == 0 and isinstance(number, float) and number == 0):
+            yield name, f"is {number:g}", f"give {low:g} or more" if low else "give a number above 0"
+        elif number > most:
+            yield name, "is too large", f"give {most:g} or less"
+
+
+def raise_problems(place: str, faults: Iterable[Fault]) -> None:
+    """Raise `ConfigError` if there are faults, each at its path below `place`."""
+    problems = [Problem("", f"{place}.{path}" if path else place, what, remedy) for path, what, remedy in faults]
+    if problems:
+        raise ConfigError(problems)
+
+
+@attrs.frozen
+class ToolFilter:
+    """Which tools of a source are exported, and under which base names.
+
+    The same predicate decides when tools are listed and when one is called.
+
+    Attributes:
+        allow: globs over the server's names, in its own case.
+        deny: globs over the server's names and over the renamed ones; wins over `allow`.
+        rename: the server's name → the name to export it as (before the prefix).
+
+    """
+
+    allow: tuple[str, ...] = attrs.field(default=("*",), converter=_texts)
+    deny: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+    rename: Mapping[str, str] = attrs.field(factory=dict, converter=_copied)
+
+    def __attrs_post_init__(self) -> None:
+        raise_problems("tools", self._faults())
+
+    def exports(self, tool: str) -> str | None:
+        """The base name under which the server's `tool` is exported; None if it is not."""
+        base = self.rename.get(tool, tool)
+        if not any(fnmatchcase(tool, pattern) for pattern in self.allow):
+            return None
+        if any(fnmatchcase(tool, pattern) or fnmatchcase(base, pattern) for pattern in self.deny):
+            return None
+        return base
+
+    def _faults(self) -> Iterator[Fault]:
+        first: dict[str, str] = {}
+        for tool, base in self.rename.items():
+            if not _NAME_CHARACTERS.fullmatch(base) or len(base) > 64:
+                remedy = "use 1 to 64 letters, digits, `_` and `-`"
+                yield f"rename.{tool}", "the new name cannot be exported", remedy
+            elif base in first:
+                yield f"rename.{tool}", f"{first[base]!r} is renamed to the same name", "give each its own"
+            first.setdefault(base, tool)
+
+
+EVERY_TOOL = ToolFilter()
+
+
+@attrs.frozen(kw_only=True)
+class Common:
+    """What every source has.
+
+    Attributes:
+        name: what the user calls it.
+        prefix: of its exported names; None for the name itself, "" to export names unchanged.
+        deadline: seconds for one call, all attempts together.
+        connect: seconds to connect and greet.
+        first_list: seconds for the first list of tools.
+        slots: calls in flight at once.
+        rate: calls a second; None for no limit.
+        burst: calls that may go at once when the rate was not used; None for one second's worth.
+        retries: further attempts of a call that is known not to have run, or safe to run again.
+        trust: whether the annotations of its tools are believed.
+        era: which protocol era to speak; "auto" finds out.
+        tools: which tools are exported, and as what.
+        enabled: False to leave it out.
+        max_message: bytes of one message from it.
+
+    """
+
+    name: str
+    prefix: str | None = None
+    deadline: float = 60.0
+    connect: float = 10.0
+    first_list: float = 30.0
+    slots: int = 32
+    rate: float | None = None
+    burst: int | None = None
+    retries: int = 2
+    trust: bool = False
+    era: Literal["auto", "modern", "legacy"] = "auto"
+    tools: ToolFilter = EVERY_TOOL
+    enabled: bool = True
+    max_message: int = 16 * 1024 * 1024
+
+    def __attrs_post_init__(self) -> None:
+        raise_problems(f"sources.{self.name}", self.faults())
+
+    @property
+    def export_prefix(self) -> str:
+        """What its exported names begin with, before `__`; "" if they go out unchanged."""
+        return _OTHER_CHARACTERS.sub("_", self.name) if self.prefix is None else self.prefix
+
+    def faults(self) -> Iterator[Fault]:
+        """What is wrong with this value; nothing, once it exists."""
+        yield from self._prefix_faults()
+        least = {"deadline": 0.0, "connect": 0.0, "first_list": 0.0, "rate": 0.0, "slots": 1, "burst": 1, "retries": 0}
+        yield from check_numbers(self, {**least, "max_message": 1024})
+        if self.era not in ("auto", "modern", "legacy"):
+            yield "era", "is not an era", 'write "auto", "modern" or "legacy"'
+
+    def _prefix_faults(self) -> Iterator[Fault]:
+        prefix, path = self.export_prefix, "" if self.prefix is None else "prefix"
+        remedy = f"set prefix to 1 to {MAX_PREFIX} letters, digits, `_` and `-`"
+        if self.prefix is None and not any(character.isalnum() for character in prefix):
+            yield path, "the name cannot be the prefix of tools", remedy
+        elif self.prefix and not _NAME_CHARACTERS.fullmatch(prefix):
+            yield path, "holds characters that a tool's name may not have", remedy
+        elif len(prefix) > MAX_PREFIX:
+            yield path, f"{'the name' if self.prefix is None else 'it'} is too long for a prefix", remedy
+        elif prefix.lower() in RESERVED_PREFIXES:
+            yield path, f"the prefix {prefix!r} is kept for the fabric's own tools", "set another prefix"
+
+
+@attrs.frozen(kw_only=True)
+class Stdio(Common):
+    """A server that is our child process and speaks over its standard streams.
+
+    Attributes:
+        command: a path, or a name that is looked up on PATH.
+        args: its arguments.
+        env: variables that it gets beside the allow-listed ones.
+        cwd: its working folder; None for ours.
+
+    """
+
+    command: str
+    args: tuple[str, ...] = attrs.field(default=(), converter=_texts, repr=_only_count)
+    env: Mapping[str, str] = attrs.field(factory=dict, converter=_copied, repr=_only_names)
+    cwd: str | None = None
+
+    def faults(self) -> Iterator[Fault]:
+        """What is wrong with this value; nothing, once it exists."""
+        yield from super().faults()
+        if not self.command.strip():
+            yield "command", "is empty", "name the program to start"
+        elif not self.args and "/" not in self.command and len(self.command.split()) > 1:
+            yield "command", "holds a whole command line", "put the program in command, each argument in args"
+        texts = {"command": self.command, "cwd": self.cwd or ""}
+        texts |= {f"args[{index}]": arg for index, arg in enumerate(self.args)}
+        texts |= {f"env.{name}": value for name, value in self.env.items()}
+        for path, text in texts.items():
+            if not _fits_a_process(text):
+                yield path, "holds a character that no process can be given", "remove it"
+        for name in self.env:
+            if not name or "=" in name or not _fits_a_process(name):
+                yield "env", "holds a name that no variable can have", "use letters, digits and `_`"
+
+
+@attrs.frozen(kw_only=True)
+class Http(Common):
+    """A server behind HTTP.
+
+    Attributes:
+        url: the endpoint.
+        headers: sent with each request.
+        redirects: whether redirects within the same origin are followed; others never are.
+        transport: "streamable" (MCP Streamable HTTP) or "sse" (the HTTP+SSE of 2024-11-05).
+
+    """
+
+    url: str = attrs.field(repr=_public_repr)
+    headers: Mapping[str, str] = attrs.field(factory=dict, converter=_copied, repr=_only_names)
+    redirects: bool = True
+    transport: Literal["streamable", "sse"] = "streamable"
+
+    def faults(self) -> Iterator[Fault]:
+        """What is wrong with this value; nothing, once it exists."""
+        yield from super().faults()
+        yield from _url_faults(self.url, ("http", "https"))
+        yield from _header_faults(self.headers)
+        if self.transport == "sse":
+            remedy = "use the server's Streamable HTTP endpoint, often the same URL with /mcp for /sse"
+            yield "", "legacy HTTP+SSE is not supported yet", remedy
+        elif self.transport != "streamable":
+            yield "transport", "is not a transport", 'write "streamable" or "sse"'
+
+
+@attrs.frozen(kw_only=True)
+class WebSocket(Common):
+    """A server behind a WebSocket: `url` as `ws://` or `wss://`, `headers` of the opening request."""
+
+    url: str = attrs.field(repr=_public_repr)
+    headers: Mapping[str, str] = attrs.field(factory=dict, converter=_copied, repr=_only_names)
+
+    def faults(self) -> Iterator[Fault]:
+        """What is wrong with this value; nothing, once it exists."""
+        yield from super().faults()
+        yield from _url_faults(self.url, ("ws", "wss"))
+        yield from _header_faults(self.headers)
+
+
+@attrs.frozen(kw_only=True)
+class InProcess(Common):
+    """A server in this process, given in code only.
+
+    Attributes:
+        serve: called with its end of an in-memory transport at each connect; runs until cancelled.
+
+    """
+
+    serve: Callable[..., Awaitable[object]]
+
+
+Source: TypeAlias = Stdio | Http | WebSocket | InProcess
+
+
+def _fits_a_process(text: str) -> bool:
+    if "\0" in text:
+        return False
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _url_faults(url: str, schemes: tuple[str, str]) -> Iterator[Fault]:
+    expected = f"write {schemes[0]}://host/path or {schemes[1]}://host/path"
+    if not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
+        yield "url", "holds characters that a URL may not have", "percent-encode them"
+        return
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        yield "url", "is not a URL", expected
+        return
+    if parts.scheme not in schemes or not parts.hostname or port == 0:
+        yield "url", "is not a URL that can be reached", expected
+    if "@" in parts.netloc:
+        yield "url", "holds a user or password", "put credentials into headers.Authorization"
+
+
+def _header_faults(headers: Mapping[str, str]) -> Iterator[Fault]:
+    seen: set[str] = set()
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name):
+            yield "headers", "holds a name that no header can have", "use letters, digits and `-`"
+        elif name.lower() in TRANSPORT_HEADERS:
+            yield f"headers.{name}", "is written by the transport", "remove it"
+        elif name.lower() in seen:
+            yield f"headers.{name}", "is given twice", "keep one"
+        elif any((character < " " and character != "\t") or not "\0" < character < "\x7f" for character in value):
+            yield f"headers.{name}", "its value holds characters that a header may not have", "remove them"
+        seen.add(name.lower())

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import attrs
-from msgspec import Raw
+
+if TYPE_CHECKING:
+    from msgspec import Raw
 
 NO_MEMBERS: Mapping[str, Raw] = {}
 """No members; shared, so never to be changed."""

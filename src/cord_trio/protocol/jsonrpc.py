@@ -119,7 +119,7 @@ def too_deep(text: bytes) -> bool:
     """Whether JSON `text` has more than `MAX_DEPTH` levels. Linear, and quick for plain text."""
     if text.count(b"{") + text.count(b"[") <= MAX_DEPTH:
         return False
-    depth = deepest = 0
+    depth = 0
     for byte in _STRINGS.sub(b"", text).translate(None, _NOT_BRACKETS):
         if byte in b"[{":
             depth += 1
@@ -127,7 +127,7 @@ def too_deep(text: bytes) -> bool:
                 return True
         else:
             depth -= 1
-    return deepest > MAX_DEPTH
+    return False
 
 
 def decode_error(raw: Raw) -> RpcError:

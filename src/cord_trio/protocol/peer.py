@@ -51,10 +51,10 @@ class Peer(Generic[Out, In]):
         if isinstance(id, str):
             # Some servers send our number back as a string (python-sdk#1720); its plain form is ours alone.
             number = int(id) if id.isascii() and id.isdigit() and len(id) < 19 and str(int(id)) == id else 0
-            entry = self.open.pop(number, None)
-            if entry is not None:
+            namesake = self.open.pop(number, None)
+            if namesake is not None:
                 self.lenient += 1
-                return entry
+                return namesake
         if isinstance(number, int) and 0 < number < self._next:
             self.late += 1
         else:

@@ -1,0 +1,163 @@
+"""An MCP server as a child process: its stdin and stdout are the connection, its life is a block.
+
+MCP 2026-07-28, transports/stdio, and 2025-11-25, lifecycle/shutdown.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from cord_trio.protocol.framing import MAX_MESSAGE
+from cord_trio.transports.lines import LAST_WORDS, PEER_CLOSED, LineTransport, read_from, write_to
+from cord_trio.transports.process import GRACES, Graces, spawn
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from cord_trio.counters import Counters
+    from cord_trio.protocol.framing import FrameTooLarge
+    from cord_trio.transports import Receiver
+    from cord_trio.transports.guardian import Guardian
+    from cord_trio.transports.process import Child, Command
+
+NOISE_LINES: Final = 20
+"""Lines that are no messages, kept for diagnosis, the last ones."""
+
+NOISE_BYTES: Final = 500
+"""Bytes kept of one such line."""
+
+_BRACE: Final = ord("{")
+_log = logging.getLogger("cord_trio.transports")
+
+
+class StdioTransport(LineTransport):
+    """The conversation's way to one child. It lives in `open_stdio`'s block.
+
+    Attributes:
+        pid: the child's process id.
+        noise: the last lines on its stdout that were plainly no messages (banners, logs), shortened.
+
+    """
+
+    def __init__(
+        self, child: Child, *, nursery: trio.Nursery, counters: Counters, name: str, max_message: int, stop: trio.Event
+    ) -> None:
+        super().__init__(
+            read_from(child.stdout),
+            write_to(child.stdin),
+            read_fd=child.stdout,
+            write_fd=child.stdin,
+            nursery=nursery,
+            counters=counters,
+            name=name,
+            max_message=max_message,
+        )
+        self.pid = child.pid
+        self.noise: deque[str] = deque(maxlen=NOISE_LINES)
+        self._child = child
+        self._stop = stop
+
+    @property
+    def stderr_tail(self) -> str:
+        """The last that the child wrote to stderr."""
+        return self._child.stderr_tail
+
+    @property
+    def exit_status(self) -> int | None:
+        """The child's exit status, minus the signal that killed it, or None while it runs."""
+        return self._child.exit_status
+
+    def exited(self) -> None:
+        """Note that the child is gone: what it wrote is in the pipe, and a descendant that holds it is no server."""
+        self._reading.cancel("the server has exited")
+
+    def _take(self, lines: list[bytes], receiver: Receiver) -> None:
+        for line in lines:
+            if line[0] != _BRACE and not line.lstrip().startswith((b"{", b"[{", b"[ ", b"[]")):
+                self._counters.add("stdio.noise")
+                self.noise.append(line[:NOISE_BYTES].decode(errors="replace"))
+        receiver.feed(lines)
+
+    def _too_long(self, error: FrameTooLarge) -> str:
+        self._stop.set()
+        return f"server {self.name!r} was stopped: {error}"
+
+    async def _obituary(self, reason: str) -> str:
+        if self._stop.is_set():
+            await trio.lowlevel.checkpoint()
+            return reason
+        with trio.move_on_after(LAST_WORDS):
+            await self._child.wait()
+        self._child.read_stderr()
+        return self._child.describe("closed its stdout" if reason == PEER_CLOSED else reason)
+
+
+@asynccontextmanager
+async def open_stdio(
+    source: Command,
+    *,
+    guardian: Guardian,
+    counters: Counters,
+    name: str,
+    max_message: int = MAX_MESSAGE,
+    graces: Graces = GRACES,
+) -> AsyncGenerator[StdioTransport, None]:
+    """Run `source`'s command as a child for as long as the block runs; yields the transport to it.
+
+    Leaving the block, also by cancellation, ends the child and its process group within `graces.bound`
+    seconds, and at once if it ends when its stdin closes.
+
+    Raises:
+        ConnectFailed: it could not be started.
+
+    """
+    await guardian.wait_ready()
+    child = await spawn(source, name=name, cookie=guardian.cookie)
+    guardian.register(child.pid)
+    failure: Exception | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            stop = trio.Event()
+            transport = StdioTransport(
+                child, nursery=nursery, counters=counters, name=name, max_message=max_message, stop=stop
+            )
+            nursery.start_soon(child.drain_stderr)
+            nursery.start_soon(_watch, child, transport, guardian, graces)
+            nursery.start_soon(_stop_early, child, stop, graces)
+            try:
+                yield transport
+            except Exception as exc:  # the block's own, which no group of this nursery shall wrap
+                failure = exc
+            finally:
+                transport.close()
+            nursery.cancel_scope.cancel("the block that owns the child has ended")
+    finally:
+        with trio.move_on_after(graces.bound, shield=True):
+            await child.stop(graces)
+        child.close()
+        if child.gone:
+            guardian.unregister(child.pid)
+        else:
+            counters.add("stdio.unstoppable")
+            _log.warning("child does not end source=%s pid=%d", name, child.pid)
+    if failure is not None:
+        raise failure
+
+
+async def _watch(child: Child, transport: StdioTransport, guardian: Guardian, graces: Graces) -> None:
+    """Collect a child that ends by itself, and at once what it leaves behind: later its number may be another's."""
+    await child.wait()
+    transport.exited()
+    if await child.sweep(graces):
+        guardian.unregister(child.pid)
+
+
+async def _stop_early(child: Child, stop: trio.Event, graces: Graces) -> None:
+    """End a child that broke the rules, while its block still runs."""
+    await stop.wait()
+    await child.stop(Graces(close=0.0, term=graces.term))

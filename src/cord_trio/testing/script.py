@@ -7,7 +7,7 @@ import os
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any, TypeAlias
+    from typing import Any, Self, TypeAlias
 
     Json: TypeAlias = Any
 
@@ -84,28 +84,28 @@ class Options:
 
     def __init__(self, **given: Json) -> None:
         for name, value in given.items():
-            if not hasattr(Options, name) or name.startswith("_"):
+            if not hasattr(type(self), name) or name.startswith("_"):
                 raise TypeError(f"no option {name!r}")
             setattr(self, name, value)
 
-    @staticmethod
-    def parse(arguments: list[str]) -> Options:
+    @classmethod
+    def parse(cls, arguments: list[str]) -> Self:
         """The options in command-line arguments. Raises `SystemExit` for one that does not exist."""
         given: dict[str, Json] = {}
         waiting = iter(arguments)
         for argument in waiting:
             name = argument.removeprefix("--").replace("-", "_")
-            default = getattr(Options, name, None)
+            default = getattr(cls, name, None)
             if not argument.startswith("--") or callable(default) or default is None:
-                raise SystemExit(f"tool_server: no option {argument}")
+                raise SystemExit(f"no option {argument}")
             given[name] = True if isinstance(default, bool) else type(default)(next(waiting))
-        return Options(**given)
+        return cls(**given)
 
     def arguments(self) -> list[str]:
         """The command-line arguments that give these options."""
         found: list[str] = []
         for name, value in vars(self).items():
-            if value != getattr(Options, name):
+            if value != getattr(type(self), name):
                 found += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
         return found
 

@@ -1,5 +1,7 @@
 """What the user wants: sources, agents, gateway and bounds, read from a file or given in code."""
 
+from cord_trio.config.load import load_config as load_config
+from cord_trio.config.load import parse_config as parse_config
 from cord_trio.config.settings import AgentConfig as AgentConfig
 from cord_trio.config.settings import Bounds as Bounds
 from cord_trio.config.settings import Config as Config
@@ -13,3 +15,4 @@ from cord_trio.config.values import Source as Source
 from cord_trio.config.values import Stdio as Stdio
 from cord_trio.config.values import ToolFilter as ToolFilter
 from cord_trio.config.values import WebSocket as WebSocket
+from cord_trio.config.values import public_url as public_url

@@ -95,7 +95,9 @@ class Bounds:
         raise_problems("bounds", self._faults())
 
     def _faults(self) -> Iterator[Fault]:
-        least = {field.name: 0.0 if isinstance(field.default, float) else 1 for field in attrs.fields(Bounds)}
+        least: dict[str, int | float] = {}
+        for field in attrs.fields(Bounds):
+            least[field.name] = 0.0 if isinstance(field.default, float) else 1
         yield from check_numbers(self, least | {"message_in": 1024, "message_out": 1024, "http_head": 1024})
 
 
@@ -210,8 +212,7 @@ class Config:
     file: str = ""
 
     def __attrs_post_init__(self) -> None:
-        faults = [(name, "", what, remedy) for name, what, remedy in shared_prefixes(self.sources.values())]
-        raise_problems("sources", [(name, what, remedy) for name, _, what, remedy in faults])
+        raise_problems("sources", shared_prefixes(self.sources.values()))
 
     @property
     def enabled(self) -> Mapping[str, Source]:

@@ -78,19 +78,18 @@ def _public_repr(url: str) -> str:
     return repr(public_url(url))
 
 
-def check_numbers(value: object, least: Mapping[str, float]) -> Iterator[Fault]:
-    """A fault for each number field of `value` that is no number or below its least value."""
+def check_numbers(value: object, least: Mapping[str, int | float]) -> Iterator[Fault]:
+    """A fault for each number of `value` out of its range: from an `int` on upwards, or above a `float`."""
     for name, low in least.items():
-        number = getattr(value, name)
+        number, above = getattr(value, name), isinstance(low, float)
         if number is None:
             continue
-        most = MAX_COUNT if isinstance(number, int) else MAX_SECONDS
         if isinstance(number, bool) or not isinstance(number, (int, float)) or math.isnan(number):
             yield name, "is not a number", "give a number"
-        elif number < low or (low == 0 and isinstance(number, float) and number == 0):
-            yield name, f"is {number:g}", f"give {low:g} or more" if low else "give a number above 0"
-        elif number > most:
-            yield name, "is too large", f"give {most:g} or less"
+        elif number < low or (above and number == low):
+            yield name, "is too small", f"give a number above {low:g}" if above else f"give {low} or more"
+        elif number > (MAX_SECONDS if above else MAX_COUNT):
+            yield name, "is too large", f"give {MAX_SECONDS if above else MAX_COUNT:g} or less"
 
 
 def raise_problems(place: str, faults: Iterable[Fault]) -> None:
@@ -190,9 +189,12 @@ class Common:
 
     def faults(self) -> Iterator[Fault]:
         """What is wrong with this value; nothing, once it exists."""
+        if not self.name or not self.name.isprintable():
+            yield "", "the name is empty or holds control characters", "give it a plain name"
         yield from self._prefix_faults()
-        least = {"deadline": 0.0, "connect": 0.0, "first_list": 0.0, "rate": 0.0, "slots": 1, "burst": 1, "retries": 0}
-        yield from check_numbers(self, {**least, "max_message": 1024})
+        least: dict[str, int | float] = {"deadline": 0.0, "connect": 0.0, "first_list": 0.0, "rate": 0.0}
+        least |= {"slots": 1, "burst": 1, "retries": 0}
+        yield from check_numbers(self, least | {"max_message": 1024})
         if self.era not in ("auto", "modern", "legacy"):
             yield "era", "is not an era", 'write "auto", "modern" or "legacy"'
 

@@ -1,0 +1,258 @@
+"""A configuration file → `Config`: our own TOML, and what is pasted from other clients."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import attrs
+
+from cord_trio.config.documents import MAX_FILE, decode_document, decode_text, guess_format
+from cord_trio.config.settings import AgentConfig, Bounds, Config, GatewayConfig, parse_address, shared_prefixes
+from cord_trio.config.sources import Dialect, read_source
+from cord_trio.config.table import Member, Report, Table, below, kind, nearest
+from cord_trio.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from cord_trio.config.values import Source
+    from cord_trio.protocol.jsonrpc import Json
+
+DEFAULT_FILES = ("cord.toml", ".mcp.json")
+"""Looked for in the working folder, in this order."""
+
+OUR_TABLES = ("sources", "gateway", "agents", "bounds")
+
+CONTAINERS: tuple[tuple[tuple[str, ...], Dialect], ...] = (
+    (("sources",), "ours"),
+    (("mcpServers",), "plain"),
+    (("servers",), "vscode"),
+    (("mcp", "servers"), "vscode"),
+    (("context_servers",), "zed"),
+    (("mcp_servers",), "codex"),
+)
+"""Where sources are, and in whose words."""
+
+_CONNECTS = ("command", "url", "httpUrl", "serverUrl")
+_GEMINI_MEMBERS = ("httpUrl", "includeTools", "excludeTools")
+
+
+def load_config(path: str | Path | None = None, *, environ: Mapping[str, str] = os.environ) -> Config:
+    """The configuration in `path`, by default in `cord.toml`, else `.mcp.json`, of the working folder.
+
+    Raises:
+        ConfigError: the file cannot be used; holds every problem. A problem of one source alone is no
+            reason: it is in `Config.problems`, and the source in `Config.broken`.
+
+    """
+    if path is None:
+        path = next((name for name in DEFAULT_FILES if os.path.lexists(name)), None)
+    if path is None:
+        remedy = "write one, paste your mcpServers block into .mcp.json, or name a file"
+        raise ConfigError([Problem("", "", f"no {' or '.join(DEFAULT_FILES)} in this folder", remedy)])
+    file = str(path)
+    text = decode_text(_read(file), file=file)
+    return parse_config(text, format=guess_format(file, text), file=file, environ=environ)
+
+
+def parse_config(
+    text: str, *, format: Literal["toml", "json"], file: str = "", environ: Mapping[str, str] = os.environ
+) -> Config:
+    """The configuration that `text` is; pure.
+
+    Args:
+        text: of the file.
+        format: what it is written in.
+        file: what problems call it.
+        environ: where variables are looked up.
+
+    Raises:
+        ConfigError: see `load_config`.
+
+    """
+    document = decode_document(text, format=format, file=file)
+    containers = list(_containers(document))
+    report = Report(file)
+    top = Table(document, "", report)
+    foreign = any(dialect != "ours" for _, dialect, _ in containers)
+    ours = not foreign or any(name in document for name in ("sources", "gateway", "bounds"))
+    if ours:
+        _check_names(document, containers, report)
+    bounds = _bounds(top if ours else Table({}, "", report))
+    gateway = _gateway(top if ours else Table({}, "", report), bounds)
+    agents = _agents(top) if ours or _holds_agents(document.get("agents")) else {}
+    sources: dict[str, Source] = {}
+    broken: dict[str, list[Problem]] = {}
+    problems = report.problems
+    seen: dict[str, str] = {}
+    for path, dialect, entries in containers:
+        if not isinstance(entries, Mapping):
+            report.add(path, f"is {kind(entries)}, not a table", "give each source a table of its own")
+            continue
+        Table(entries, path, report)
+        for name, entry in entries.items():
+            place = below(path, name)
+            if name in seen:
+                report.note(place, f"is configured at {seen[name]} already; that one is used", "remove one")
+                continue
+            seen[name] = place
+            words: Dialect = "gemini" if dialect == "plain" and _is_gemini(entries, file) else dialect
+            source, found = read_source(
+                name, entry, path=place, dialect=words, bounds=bounds, environ=environ, file=file
+            )
+            problems += found
+            if source is not None:
+                sources[name] = source
+            elif found:
+                broken[name] = [problem for problem in found if problem.source]
+    for name, what, remedy in list(shared_prefixes(sources.values())):
+        problem = Problem(file, seen[name], what, remedy, fatal=False, source=name)
+        problems.append(problem)
+        broken[name] = [problem]
+        del sources[name]
+    if any(problem.fatal for problem in problems):
+        raise ConfigError(problems)
+    if not sources and not broken and not agents:
+        report.note("", "configures no source and no agent", "add one")
+    return Config(
+        sources=sources,
+        agents=agents,
+        gateway=gateway,
+        bounds=bounds,
+        problems=tuple(problems),
+        broken={name: tuple(found) for name, found in broken.items()},
+        file=file,
+    )
+
+
+def _read(file: str) -> bytes:
+    try:
+        with Path(file).open("rb") as stream:
+            return stream.read(MAX_FILE + 1)
+    except FileNotFoundError as exc:
+        raise ConfigError([Problem(file, "", "does not exist", "name a file that does")]) from exc
+    except IsADirectoryError as exc:
+        raise ConfigError([Problem(file, "", "is a folder", f"name a file, such as {file}/cord.toml")]) from exc
+    except PermissionError as exc:
+        raise ConfigError([Problem(file, "", "may not be read", "give this user the right to")]) from exc
+    except (OSError, ValueError) as exc:
+        reason = (exc.strerror if isinstance(exc, OSError) else None) or "the name is not a file's"
+        raise ConfigError([Problem(file, "", f"cannot be read: {reason}", "name another file")]) from exc
+
+
+def _containers(document: Mapping[str, Member]) -> Iterator[tuple[str, Dialect, Member]]:
+    found = False
+    for names, dialect in CONTAINERS:
+        value: Member = document
+        for name in names:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if value is not None:
+            found = True
+            yield ".".join(names), dialect, value
+    if not found and document and all(_connects(entry) for entry in document.values()):
+        yield "", "plain", document  # a block pasted without what is around it
+
+
+def _connects(entry: Member) -> bool:
+    return isinstance(entry, Mapping) and any(name in entry for name in _CONNECTS)
+
+
+def _is_gemini(entries: Mapping[str, Member], file: str) -> bool:
+    if ".gemini/" in file.replace("\\", "/"):
+        return True
+    return any(
+        isinstance(entry, Mapping) and any(key in entry for key in _GEMINI_MEMBERS) for entry in entries.values()
+    )
+
+
+def _holds_agents(value: Member) -> bool:
+    return isinstance(value, Mapping) and any(
+        isinstance(agent, Mapping) and "handler" in agent for agent in value.values()
+    )
+
+
+def _check_names(document: Mapping[str, Member], containers: list[tuple[str, Dialect, Member]], report: Report) -> None:
+    known = {*OUR_TABLES, *(names[0] for names, _ in CONTAINERS), "inputs", "$schema"}
+    for name in document:
+        if name not in known and not any(path == "" for path, _, _ in containers):
+            report.add(below("", name), "is not known", nearest(name, [*OUR_TABLES, "mcpServers"]))
+
+
+def _bounds(top: Table) -> Bounds:
+    table = top.table("bounds")
+    if table is None:
+        return Bounds()
+    fields = attrs.fields(Bounds)
+    table.only(field.name for field in fields)
+    given: dict[str, Json] = {}
+    for field in fields:
+        value = table.number(field.name) if isinstance(field.default, float) else table.count(field.name)
+        if value is not None:
+            given[field.name] = value
+    try:
+        return Bounds(**given)
+    except ConfigError as exc:
+        _move(exc, "bounds", table)
+        return Bounds()
+
+
+def _gateway(top: Table, bounds: Bounds) -> GatewayConfig:
+    table = top.table("gateway") or Table({}, "gateway", top.report)
+    table.only(("http", "grace", "allowed_hosts", "allowed_origins", "page_size"))
+    given: dict[str, Json] = {
+        "grace": table.number("grace"),
+        "allowed_hosts": table.texts("allowed_hosts"),
+        "allowed_origins": table.texts("allowed_origins"),
+        "page_size": table.count("page_size"),
+    }
+    given = {"grace": bounds.drain, **{name: value for name, value in given.items() if value is not None}}
+    address = table.text("http")
+    if address is not None:
+        try:
+            given["host"], given["port"] = parse_address(address)
+        except ValueError as exc:
+            table.report.add(table.at("http"), "is not an address to listen on", str(exc))
+    try:
+        return GatewayConfig(**given)
+    except ConfigError as exc:
+        _move(exc, "gateway", table)
+        return GatewayConfig()
+
+
+def _agents(top: Table) -> dict[str, AgentConfig]:
+    table = top.table("agents")
+    agents: dict[str, AgentConfig] = {}
+    for name in table.members if table else ():
+        agent = _agent(name, table.members[name], below("agents", name), top.report) if table else None
+        if agent is not None:
+            agents[name] = agent
+    return agents
+
+
+def _agent(name: str, entry: Member, path: str, report: Report) -> AgentConfig | None:
+    if not isinstance(entry, Mapping):
+        report.add(path, f"is {kind(entry)}, not a table", 'write handler = "module:function"')
+        return None
+    table = Table(entry, path, report)
+    table.only(("handler", "tools", "turn", "export"))
+    given: dict[str, Json] = {
+        "handler": table.text("handler"),
+        "tools": table.texts("tools"),
+        "turn": table.count("turn"),
+        "export": table.flag("export"),
+    }
+    if entry.get("handler") is None:
+        report.add(path, "has no handler", 'write handler = "module:function"')
+    if given["handler"] is None:
+        given["handler"] = "module:function"  # for what else is wrong
+    try:
+        return AgentConfig(name=name, **{key: value for key, value in given.items() if value is not None})
+    except ConfigError as exc:
+        _move(exc, f"agents.{name}", table)
+        return None
+
+
+def _move(error: ConfigError, place: str, table: Table) -> None:
+    for problem in error.problems:
+        table.report.add(table.at(problem.path[len(place) :].removeprefix(".")), problem.what, problem.remedy)

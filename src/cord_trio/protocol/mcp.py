@@ -163,19 +163,26 @@ def result_type(raw: Raw | bytes) -> str:
 
 
 def relayed(raw: Raw) -> Raw:
-    """A complete result without the members that belong to one hop; the same value if it has none of them."""
-    text = bytes(raw)
-    if not any(name.encode() in text for name in (*_HOP_LOCAL_RESULT, META_SERVER_INFO, META_SUBSCRIPTION_ID)):
-        return raw
-    parts = {name: value for name, value in members(raw).items() if name not in _HOP_LOCAL_RESULT}
+    """A complete result without the members that belong to one hop; the same value if it has none of them.
+
+    Raises:
+        Malformed: it is no object.
+
+    """
+    received = members(raw)
+    parts = {name: value for name, value in received.items() if name not in _HOP_LOCAL_RESULT}
+    changed = len(parts) != len(received)
     meta = parts.get("_meta")
     if meta is not None and bytes(meta).startswith(b"{"):
-        kept = {name: value for name, value in members(meta).items() if name not in HOP_LOCAL_META}
-        if kept:
-            parts["_meta"] = Raw(object_of(kept))
-        else:
-            del parts["_meta"]
-    return Raw(object_of(parts))
+        before = members(meta)
+        kept = {name: value for name, value in before.items() if name not in HOP_LOCAL_META}
+        if len(kept) != len(before):
+            changed = True
+            if kept:
+                parts["_meta"] = Raw(object_of(kept))
+            else:
+                del parts["_meta"]
+    return Raw(object_of(parts)) if changed else raw
 
 
 def envelope_meta(

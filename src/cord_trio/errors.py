@@ -11,6 +11,7 @@
     │   ├── BadReply           the peer answered with something that the protocol does not allow
     │   ├── InputNeeded        the peer asked for input that nobody here can give
     │   ├── ToolNotFound       no such tool in the registry
+    │   │   └── ToolNotGranted the agent may not call it; names its grant
     │   ├── SourceDown         the source that owns the tool is not connected
     │   ├── ConnectionLost     the connection ended before the answer came
     │   ├── DeadlineExceeded   the configured deadline passed
@@ -170,6 +171,16 @@ class ToolNotFound(CallError):
         super().__init__(f"no tool named {name!r}{hint}")
         self.name = name
         self.near = tuple(near)
+
+
+class ToolNotGranted(ToolNotFound):
+    """The agent may not call this tool, whether it exists or not. `granted` holds the globs of those it may."""
+
+    def __init__(self, agent: str, tool: str, granted: Sequence[str]) -> None:
+        super().__init__(tool)
+        self.args = (f"agent {agent!r} may not call {tool!r}: it is granted {', '.join(granted) or 'no tool'}",)
+        self.agent = agent
+        self.granted = tuple(granted)
 
 
 class SourceDown(CallError):

@@ -1,1 +1,22 @@
-"""."""
+"""Agents: plain async functions under a turn, that call tools, ask each other, and hand work on."""
+
+from cord_trio.agents.agent import MAX_HOPS, Agent, AgentFunction, Agents, Handoff, Keep, Step, last
+from cord_trio.agents.conversation import Context, converse
+from cord_trio.agents.tools import call_tool
+from cord_trio.agents.turn import Branch, Turn
+
+__all__ = [
+    "MAX_HOPS",
+    "Agent",
+    "AgentFunction",
+    "Agents",
+    "Branch",
+    "Context",
+    "Handoff",
+    "Keep",
+    "Step",
+    "Turn",
+    "call_tool",
+    "converse",
+    "last",
+]

@@ -1,1 +1,13 @@
-"""."""
+"""What lies around every call: plain functions from a handler to a handler, `stack`ed outermost first.
+
+A layer keeps its books synchronously, waits in cells, and never catches a cancellation. From the outside
+in: `deadline` bounds everything; `retry` makes attempts; `rate` and `limit` admit each attempt, so that
+no slot is held during a pause.
+"""
+
+from cord_trio.layers.deadline import deadline
+from cord_trio.layers.limit import Slots, limit
+from cord_trio.layers.rate import rate
+from cord_trio.layers.retry import RetryBudget, retry
+
+__all__ = ["RetryBudget", "Slots", "deadline", "limit", "rate", "retry"]

@@ -1,0 +1,195 @@
+"""Trying again, only where that cannot run a call twice.
+
+Whether a failed attempt may be repeated depends on one word, `executed`: "no" is safe for every call.
+"unknown" is safe for reads, and for tools whose annotations say so if the server is trusted: hints of
+others must not be relied on (MCP 2025-11-25, tools/annotations). An answer is never asked for again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import trio
+
+from cord_trio.cell import Cell
+from cord_trio.errors import (
+    BadReply,
+    CallError,
+    CallFailed,
+    Draining,
+    InputNeeded,
+    Refused,
+    SourceDown,
+    ToolNotFound,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from random import Random
+
+    from cord_trio.call import Call, Handler, Layer, Outcome
+    from cord_trio.cell import Timer
+    from cord_trio.counters import Counters
+    from cord_trio.protocol.mcp import Annotations
+
+ATTEMPTS: Final = 3
+"""Attempts of one call, the first included."""
+
+FIRST_PAUSE: Final = 0.05
+"""Seconds before the second attempt at most; twice that before the third, and so on."""
+
+LONGEST_PAUSE: Final = 2.0
+"""Seconds that the pause does not grow beyond."""
+
+RESERVE: Final = 3
+"""Retries a source has in each window however few calls it gets."""
+
+RATIO: Final = 0.2
+"""Retries that each first attempt adds while it is in the window."""
+
+WINDOW: Final = 10.0
+"""Seconds for which an attempt counts."""
+
+PARTS: Final = 10
+"""Parts in which the window moves on."""
+
+READS: Final = frozenset({"resources/read", "completion/complete", "server/discover"})
+"""Methods that change nothing, beside those that end in `/list` and `/get` (MCP 2026-07-28)."""
+
+FINAL: Final = (BadReply, CallFailed, Draining, InputNeeded, SourceDown, ToolNotFound)
+"""Failures that another attempt would only repeat. Whoever raises `SourceDown` has waited for it already."""
+
+
+class RetryBudget:
+    """How many retries a source may have: `reserve`, and `ratio` of the first attempts, in each `window` seconds.
+
+    One for each source, shared by all who call it: then an outage multiplies the load by no more than
+    1 + `ratio`, whatever each call would like.
+    """
+
+    def __init__(
+        self,
+        *,
+        reserve: float = RESERVE,
+        ratio: float = RATIO,
+        window: float = WINDOW,
+        clock: Callable[[], float] = trio.current_time,
+    ) -> None:
+        self._reserve = reserve
+        self._ratio = ratio
+        self._part = window / PARTS
+        self._clock = clock
+        self._parts: deque[list[int]] = deque()
+        """[number of the part, first attempts, retries], oldest first."""
+
+    def deposit(self) -> None:
+        """Count a first attempt."""
+        self._current()[1] += 1
+
+    def withdraw(self) -> bool:
+        """Whether a retry is within the budget; if so, it counts."""
+        current = self._current()
+        first = sum(part[1] for part in self._parts)
+        again = sum(part[2] for part in self._parts)
+        if again + 1 > self._reserve + self._ratio * first:
+            return False
+        current[2] += 1
+        return True
+
+    def _current(self) -> list[int]:
+        number = int(self._clock() // self._part)
+        parts = self._parts
+        if parts and parts[-1][0] >= number:
+            return parts[-1]
+        while parts and parts[0][0] <= number - PARTS:
+            parts.popleft()
+        parts.append([number, 0, 0])
+        return parts[-1]
+
+
+def retry(
+    attempts: int = ATTEMPTS,
+    *,
+    budget: RetryBudget,
+    rng: Random,
+    timer: Timer,
+    counters: Counters,
+    trusted: bool = False,
+    annotations: Callable[[str], Annotations | None] | None = None,
+    clock: Callable[[], float] = trio.current_time,
+) -> Layer:
+    """Calls that did not run, or may run twice, get up to `attempts` attempts, with growing random pauses.
+
+    An error says of all attempts together whether the call may have run.
+
+    Args:
+        attempts: the first included.
+        budget: of the source.
+        rng: draws the pauses.
+        timer: ends the pauses.
+        counters: counts retries, and those that the budget did not allow.
+        trusted: whether the server's annotations are believed.
+        annotations: of the tool with an exported name; None if there is no such tool.
+        clock: Trio's time.
+
+    """
+
+    def may_run_twice(call: Call) -> bool:
+        method = call.method
+        if method in READS or method.endswith(("/list", "/get")):
+            return True
+        if not trusted or annotations is None or call.name is None or method != "tools/call":
+            return False
+        hints = annotations(call.name)
+        return hints is not None and (hints.read_only_hint or hints.idempotent_hint)
+
+    def pause_before(call: Call, error: CallError) -> float | None:
+        """Seconds until the next attempt of `call`; None if there must be none."""
+        if isinstance(error, FINAL) or call.attempt >= attempts or error.executed == "yes":
+            return None
+        if error.executed == "unknown" and not may_run_twice(call):
+            return None
+        pause = rng.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(call.attempt - 1, 16)))
+        if isinstance(error, Refused) and error.retry_after is not None and error.retry_after > 0:
+            pause += error.retry_after
+        if not clock() + pause < call.deadline:
+            return None
+        if not budget.withdraw():
+            counters.add("retry.over_budget")
+            return None
+        return pause
+
+    def layer(handler: Handler) -> Handler:
+        async def retried(call: Call) -> Outcome:
+            budget.deposit()
+            may_have_run = False
+            while True:
+                try:
+                    return await handler(call)
+                except CallError as exc:
+                    pause = pause_before(call, exc)
+                    may_have_run = may_have_run or exc.executed == "unknown"
+                    if pause is None:
+                        if may_have_run and exc.executed == "no":
+                            exc.executed = "unknown"  # of the call: an earlier attempt may have run
+                        raise
+                counters.add("retry.retry")
+                await _sleep(pause, timer, clock)
+                call = attrs.evolve(call, attempt=call.attempt + 1)
+
+        return retried
+
+    return layer
+
+
+async def _sleep(seconds: float, timer: Timer, clock: Callable[[], float]) -> None:
+    cell = Cell[None]()
+    timer.add(cell, clock() + seconds, partial(_wake, cell))
+    await cell.wait(partial(timer.discard, cell))
+
+
+def _wake(cell: Cell[None]) -> None:
+    cell.settle(None)

@@ -1,0 +1,128 @@
+"""What a handler of the HTTP server sees: the request, whole, and the answer that it gives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from cord_trio.transports.http1 import Headers, encode_headers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cord_trio.transports.http1_visitor import Connection
+
+Address: TypeAlias = tuple[str, int] | str
+
+SMALL = 16 * 1024
+"""Bytes of a body up to which it is copied behind its head: one system call, one packet."""
+
+
+class Request:
+    """One request, whole.
+
+    Attributes:
+        method: as sent, such as `POST`.
+        target: as sent; path and query of an absolute URL.
+        path: of the target, not decoded.
+        query: of the target, without the question mark.
+        headers: all of them.
+        body: empty if there is none.
+        client: the peer's address.
+
+    """
+
+    __slots__ = ("body", "client", "headers", "method", "path", "query", "target")
+
+    def __init__(self, method: str, target: str, headers: Headers, body: bytes, client: Address) -> None:
+        self.method = method
+        self.target = target
+        self.path, _, self.query = target.partition("?")
+        self.headers = headers
+        self.body = body
+        self.client = client
+
+
+class Response:
+    """The answer to one request. Everything is synchronous; to a client that has left it does nothing.
+
+    Attributes:
+        started: whether a status was sent.
+        ended: whether the answer is whole.
+
+    """
+
+    __slots__ = ("_bare", "_chunked", "_connection", "ended", "started")
+
+    def __init__(self, connection: Connection, *, bare: bool, chunked: bool) -> None:
+        self._connection = connection
+        self._bare = bare
+        self._chunked = chunked
+        self.started = False
+        self.ended = False
+
+    def send(self, status: int, headers: Iterable[tuple[str, str]] = (), body: bytes = b"") -> None:
+        """Answer at once, with a `Content-Length`.
+
+        Raises:
+            ValueError: a header cannot be sent; nothing was.
+            RuntimeError: the answer was begun before.
+
+        """
+        head = self._head(status, headers, None if status in (204, 304) else f"Content-Length: {len(body)}\r\n")
+        self.started = self.ended = True
+        if self._bare or status in (204, 304):
+            self._connection.write(head)
+        elif len(body) <= SMALL:
+            self._connection.write(head + body)
+        else:
+            self._connection.write(head, body)
+
+    def start(self, status: int, headers: Iterable[tuple[str, str]] = ()) -> None:
+        """Begin an answer whose length is not known yet. Raises as `send` does."""
+        if not self._chunked:
+            self._connection.keep = False  # HTTP/1.0: the body goes to the end of the connection
+        head = self._head(status, headers, "Transfer-Encoding: chunked\r\n" if self._chunked else None)
+        self.started = True
+        self._connection.write(head)
+
+    def write(self, data: bytes) -> None:
+        """Send more of the body that `start` began."""
+        if not self.started or self.ended:
+            raise RuntimeError("the answer has not begun, or is over")
+        if not data or self._bare:
+            return
+        if not self._chunked:
+            self._connection.write(data)
+        elif len(data) <= SMALL:
+            self._connection.write(b"%x\r\n%b\r\n" % (len(data), data))
+        else:
+            self._connection.write(b"%x\r\n" % len(data), data, b"\r\n")
+
+    def end(self) -> None:
+        """The body that `start` began is whole. Does nothing the second time."""
+        if not self.started:
+            raise RuntimeError("the answer has not begun")
+        if self.ended:
+            return
+        self.ended = True
+        if self._chunked and not self._bare:
+            self._connection.write(b"0\r\n\r\n")
+
+    def _head(self, status: int, headers: Iterable[tuple[str, str]], framing: str | None) -> bytes:
+        if self.started:
+            raise RuntimeError("the answer has begun already")
+        return self._connection.head(status, encode_headers(headers), framing or "")
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client has left."""
+        return self._connection.closed
+
+    @property
+    def congested(self) -> bool:
+        """Whether the client reads slower than it is written to."""
+        return self._connection.wire.congested
+
+    async def wait_uncongested(self) -> None:
+        """Return once `congested` is False, or the client has left."""
+        await self._connection.wire.wait_uncongested()

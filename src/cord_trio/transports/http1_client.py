@@ -1,0 +1,365 @@
+"""HTTP/1.1 towards one origin: a pool of connections whose requests are plain function calls.
+
+`Pool.request` writes on an idle connection at once, and the connection's one reader task tells the sink
+what comes back, so a request on a warm connection spawns no task and opens no scope. Cancelling is
+`Exchange.close`: synchronous and exact. Redirects are the caller's business, and proxies would come in
+at `http1_wire.connect`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+import trio
+
+from cord_trio.counters import Counters
+from cord_trio.errors import CallError, ConnectionLost, Overloaded
+from cord_trio.transports.http1 import BODY_LIMIT, HEAD_LIMIT, HEADER_COUNT, Headers, check_target, encode_headers
+from cord_trio.transports.http1_reply import Connection
+from cord_trio.transports.http1_wire import CONNECT_LIMIT, Origin, Wire, connect, make_tls, parse_origin
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncGenerator, Sequence
+
+    from cord_trio.errors import Executed
+
+logger = logging.getLogger("cord_trio.transports")
+
+OWN_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept-encoding", "expect"})
+"""Headers that the pool alone sets."""
+
+
+@attrs.frozen(kw_only=True)
+class PoolLimits:
+    """The bounds of one pool.
+
+    Attributes:
+        connections: open or being opened at once.
+        waiting: requests that wait for a connection; one more is refused with `Overloaded`.
+        head: bytes of one response's head.
+        headers: header fields of one response.
+        body: bytes of one response's body, unless it is an event stream, which its sink bounds.
+        connect: seconds to make a connection.
+        idle: seconds after which a kept connection is not trusted any more.
+
+    """
+
+    connections: int = 64
+    waiting: int = 1024
+    head: int = HEAD_LIMIT
+    headers: int = HEADER_COUNT
+    body: int = BODY_LIMIT
+    connect: float = CONNECT_LIMIT
+    idle: float = 60.0
+
+
+class ResponseSink(Protocol):
+    """Who is told what comes back. Nothing here blocks or raises; exactly one of `end` and `failed` is last.
+
+    After `Exchange.close` nothing is told any more. It may be called from within any of these.
+    """
+
+    def head(self, status: int, headers: Headers, /) -> None:
+        """The response began; `status` is never 1xx."""
+
+    def body(self, data: bytes, /) -> None:
+        """More of the body."""
+
+    def end(self) -> None:
+        """The response is whole."""
+
+    def failed(self, error: CallError, /) -> None:
+        """There will be no whole response."""
+
+
+class Exchange:
+    """One request and its response.
+
+    Attributes:
+        over: whether the sink has been, or never will be, told the last thing.
+
+    The others are between the pool and the connection.
+
+    """
+
+    __slots__ = ("_pool", "before", "connection", "method", "over", "payload", "request_head", "sink")
+
+    def __init__(self, pool: Pool, method: str, head: bytes, payload: bytes, sink: ResponseSink) -> None:
+        self._pool = pool
+        self.method = method
+        self.request_head = head
+        self.payload = payload
+        self.sink = sink
+        self.connection: Connection | None = None
+        self.before = 0
+        self.over = False
+
+    @property
+    def written(self) -> bool:
+        """Whether any byte of it may have reached the server."""
+        connection = self.connection
+        return connection is not None and connection.wire.sent > self.before
+
+    @property
+    def executed(self) -> Executed:
+        """What an error may say of a request that got no answer."""
+        return "unknown" if self.written else "no"
+
+    def close(self) -> None:
+        """Drop it now: nothing more is told, and its place in the pool is free.
+
+        A connection that is in the middle of it is closed, which is how a server learns.
+        """
+        if self.over:
+            return
+        self.over = True
+        if self.connection is not None:
+            self.connection.close()
+        else:
+            self._pool.forget(self)
+
+
+class Pool:
+    """Connections to one origin. Made by `open_pool`.
+
+    Invariants: a connection is idle only while no request waits; no more are being made than requests
+    wait for one; open ones and those being made never exceed the bound.
+    """
+
+    def __init__(
+        self,
+        origin: Origin,
+        nursery: trio.Nursery,
+        *,
+        limits: PoolLimits,
+        headers: Sequence[tuple[str, str]],
+        context: ssl.SSLContext | None,
+        counters: Counters,
+    ) -> None:
+        self.origin = origin
+        self.limits = limits
+        self.counters = counters
+        self._nursery = nursery
+        self._context = context
+        self._idle: list[Connection] = []
+        self._open: set[Connection] = set()
+        self._connecting: list[trio.CancelScope] = []
+        self._waiting: deque[Exchange] = deque()
+        self._closed = False
+        common = [("Host", origin.name), ("Accept-Encoding", "identity"), *headers]
+        self._common = encode_headers(common)
+        self._names = frozenset(name.lower() for name, _ in common) | OWN_HEADERS
+
+    def __repr__(self) -> str:
+        return (
+            f"<Pool {self.origin.name}: {len(self._open)} open, {len(self._idle)} idle, "
+            f"{len(self._connecting)} connecting, {len(self._waiting)} waiting>"
+        )
+
+    @property
+    def busy(self) -> int:
+        """Connections that are open or being opened, without the idle ones."""
+        return len(self._open) + len(self._connecting) - len(self._idle)
+
+    def request(
+        self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes, sink: ResponseSink
+    ) -> Exchange:
+        """Start one exchange; the sink is told later, never from within this call.
+
+        Args:
+            method: such as `POST`.
+            target: path and query, percent-encoded.
+            headers: beside those of the pool, and not the ones that it sets itself.
+            body: all of it; empty for none.
+            sink: who is told.
+
+        Raises:
+            CallError: the method, target or a header cannot be sent as it is; nothing was.
+            Overloaded: too many requests wait for a connection.
+            ConnectionLost: the pool is closed.
+
+        """
+        if self._closed:
+            raise ConnectionLost("the pool is closed", executed="no")
+        try:
+            if not (method.isascii() and method.isalpha()):
+                raise ValueError("not a method")
+            check_target(target)
+            for name, _ in headers:
+                if name.lower() in self._names:
+                    raise ValueError(f"header {name} is set by the pool")
+            size = f"Content-Length: {len(body)}\r\n" if body or method in ("POST", "PUT", "PATCH") else ""
+            head = b"%b%b%b%b\r\n" % (
+                f"{method} {target} HTTP/1.1\r\n".encode(),
+                self._common,
+                encode_headers(headers),
+                size.encode(),
+            )
+        except ValueError as exc:
+            raise CallError(f"the request was not sent: {exc}", executed="no") from None
+        exchange = Exchange(self, method, head, body, sink)
+        horizon = trio.current_time() - self.limits.idle
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.idle_since < horizon or not connection.wire.quiet() or not connection.start(exchange):
+                self.counters.add("http_client.stale")
+                connection.close()
+                continue
+            return exchange
+        if len(self._waiting) >= self.limits.waiting and self._full:
+            self.counters.add("http_client.overloaded")
+            raise Overloaded("http_waiting", self.limits.waiting)
+        self._waiting.append(exchange)
+        self._balance()
+        return exchange
+
+    @property
+    def _full(self) -> bool:
+        return len(self._open) + len(self._connecting) >= self.limits.connections
+
+    def _balance(self) -> None:
+        """Make as many connections as requests wait for, within the bound; give up those that none needs."""
+        while len(self._connecting) < len(self._waiting) and not self._full:
+            scope = trio.CancelScope()
+            self._connecting.append(scope)
+            self._nursery.start_soon(self._connect, scope)
+        while len(self._connecting) > len(self._waiting):
+            self._connecting.pop().cancel("the request was withdrawn")
+
+    def forget(self, exchange: Exchange) -> None:
+        """Take a request off the queue."""
+        try:
+            self._waiting.remove(exchange)
+        except ValueError:
+            return  # it was not there any more
+        self._balance()
+
+    @trio.lowlevel.enable_ki_protection
+    async def _connect(self, scope: trio.CancelScope) -> None:
+        wire: Wire | None = None
+        reason = ""
+        limit = trio.CancelScope(deadline=trio.current_time() + self.limits.connect)
+        try:
+            with scope, limit:
+                wire = await connect(self.origin, self._context, self._nursery)
+            if limit.cancelled_caught:
+                reason = f"no connection to {self.origin.name} within {self.limits.connect:g} s"
+        except (OSError, trio.BrokenResourceError) as exc:
+            reason = f"cannot connect to {self.origin.name}: {_say(exc)}"
+        if scope not in self._connecting:  # withdrawn: its place was given away already
+            if wire is not None:
+                wire.close()
+            return
+        self._connecting.remove(scope)
+        if wire is None:
+            self.counters.add("http_client.connect_failed")
+            if self._waiting:
+                exchange = self._waiting.popleft()
+                exchange.over = True
+                self._balance()
+                self.tell_failed(exchange, ConnectionLost(reason or "the pool is closing", executed="no"))
+            return
+        self.counters.add("http_client.connected")
+        connection = Connection(self, wire)
+        self._open.add(connection)
+        self.release(connection)
+        await connection.run()
+
+    def release(self, connection: Connection) -> None:
+        """A connection is free: the longest waiting request gets it, or it is kept."""
+        if self._waiting:
+            if connection.start(self._waiting[0]):
+                self._waiting.popleft()
+                self._balance()
+            else:
+                connection.close()
+            return
+        connection.idle_since = trio.current_time()
+        self._idle.append(connection)
+        self._balance()
+        if self._idle[0].idle_since < connection.idle_since - self.limits.idle:
+            self._idle[0].close()
+
+    def drop(self, connection: Connection) -> None:
+        """A connection is closed: its place is free."""
+        self._open.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        if not self._closed:
+            self._balance()
+
+    def tell_failed(self, exchange: Exchange, error: CallError) -> None:
+        try:
+            exchange.sink.failed(error)
+        except Exception:
+            logger.exception("a sink raised while told of a failure origin=%s", self.origin.name)
+
+    def close(self) -> None:
+        """Close every connection; what is not over fails."""
+        self._closed = True
+        waiting = [exchange for exchange in self._waiting if not exchange.over]
+        self._waiting.clear()
+        for connection in list(self._open):
+            connection.lose("the pool was closed")
+        for exchange in waiting:
+            exchange.over = True
+            self.tell_failed(exchange, ConnectionLost("the pool was closed", executed="no"))
+
+
+def _say(exc: BaseException) -> str:
+    """The words of an error, or of the first of several that it stands for."""
+    cause = exc.__cause__
+    if isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    inner = cause if isinstance(cause, OSError) else exc
+    return (inner.strerror if isinstance(inner, OSError) and inner.strerror else str(inner)) or type(inner).__name__
+
+
+@asynccontextmanager
+async def open_pool(
+    url: str,
+    *,
+    limits: PoolLimits | None = None,
+    headers: Sequence[tuple[str, str]] = (),
+    verify: bool | ssl.SSLContext = True,
+    counters: Counters | None = None,
+) -> AsyncGenerator[Pool]:
+    """A pool for the origin of `url`; all its connections end with the block.
+
+    Args:
+        url: http or https; only its origin counts.
+        limits: its bounds.
+        headers: sent with every request.
+        verify: False to accept any certificate, or a context of your own.
+        counters: where to count.
+
+    Raises:
+        ValueError: `url` or `headers` cannot be used.
+
+    """
+    origin = parse_origin(url)
+    context = make_tls(verify) if origin.tls else None
+    error: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        pool = Pool(
+            origin,
+            nursery,
+            limits=limits or PoolLimits(),
+            headers=headers,
+            context=context,
+            counters=counters or Counters(),
+        )
+        try:
+            yield pool
+        except Exception as exc:
+            error = exc  # raised outside, so that the nursery does not wrap it in a group
+        finally:
+            pool.close()
+            nursery.cancel_scope.cancel("the pool was closed")
+    if error is not None:
+        raise error

@@ -1,0 +1,279 @@
+"""One connection of a pool: writes a request, reads what comes back, and tells the sink.
+
+httptools reads the bytes; what it lets through (sizes, counts, codings, a second answer) is judged here.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING
+
+import httptools
+import trio
+
+from cord_trio.errors import BadReply, ConnectionLost
+from cord_trio.transports.http1 import Headers
+
+if TYPE_CHECKING:
+    from cord_trio.errors import Executed
+    from cord_trio.transports.http1_client import Exchange, Pool
+    from cord_trio.transports.http1_wire import Wire
+
+logger = logging.getLogger("cord_trio.transports")
+
+INTERIM_LIMIT = 16
+"""Answers of the 1xx kind to one request."""
+
+SMALL = 16 * 1024
+"""Bytes of a body up to which it is copied behind its head: one system call, one packet."""
+
+
+class Connection:
+    """One connection, its response parser and its reader. Serves one exchange at a time."""
+
+    __slots__ = (
+        "_buffer",
+        "_complete",
+        "_exchange",
+        "_fields",
+        "_framed",
+        "_in_head",
+        "_interim",
+        "_keep",
+        "_left",
+        "_parser",
+        "_pool",
+        "_refusal",
+        "_status",
+        "closed",
+        "idle_since",
+        "wire",
+    )
+
+    def __init__(self, pool: Pool, wire: Wire) -> None:
+        self._pool = pool
+        self.wire = wire
+        self.closed = False
+        self.idle_since = 0.0
+        self._exchange: Exchange | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._buffer = bytearray()
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._in_head = True
+        self._complete = False
+        self._framed = True
+        self._keep = True
+        self._interim = 0
+        self._left: float = 0
+        self._status = 0
+        self._refusal: str | None = None
+
+    def start(self, exchange: Exchange) -> bool:
+        """Write the request. Returns False if the connection turned out broken and nothing was written."""
+        self._exchange = exchange
+        exchange.before = self.wire.sent
+        exchange.connection = self
+        self._interim = 0
+        head, payload = exchange.request_head, exchange.payload
+        try:
+            if len(payload) <= SMALL:
+                self.wire.write(head + payload)
+            else:
+                self.wire.write(head, payload)
+        except OSError:
+            self._exchange = exchange.connection = None
+            return False
+        exchange.request_head = exchange.payload = b""  # a stream may live for days
+        return True
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self) -> None:
+        """Read until the end of the connection, whoever ends it."""
+        read = self.wire.read
+        try:
+            while not self.closed:
+                data = await read()
+                if not data:
+                    self._ended()
+                    return
+                self._feed(data)
+        finally:
+            self.lose("the pool was closed")
+
+    def _feed(self, data: bytes) -> None:
+        if self._exchange is None:
+            # Bytes that nobody asked for, such as a 408 before the server closes: never an answer.
+            self.close()
+            return
+        try:
+            if self._in_head:
+                data = self._take_head(data)
+            if data and not self._in_head and not self._complete and not self.closed:
+                self._parser.feed_data(data)
+                data = b""
+        except httptools.HttpParserError as exc:
+            if not self._complete:
+                if isinstance(exc.__context__, Exception) and isinstance(exc, httptools.HttpParserCallbackError):
+                    logger.exception("a sink raised origin=%s", self._pool.origin.name, exc_info=exc.__context__)
+                self._refuse(f"the answer is not HTTP: {exc}")
+                return
+            self._keep = False  # rubbish behind a whole answer
+        if self.closed:
+            return
+        if self._refusal is not None:
+            self._refuse(self._refusal)
+        elif self._complete:
+            self._finish(reusable=self._keep and not data)
+
+    def _take_head(self, data: bytes) -> bytes:
+        """Feed the head once it is whole; returns what follows it."""
+        limit = self._pool.limits.head
+        while True:
+            if self._buffer:
+                self._buffer += data
+                data = bytes(self._buffer)
+            end = data.find(b"\r\n\r\n")
+            if end < 0:
+                if len(data) > limit or b"\n\n" in data:
+                    self._refusal = f"the head of the answer is larger than {limit} bytes, or never ends"
+                elif not self._buffer:
+                    self._buffer += data
+                return b""
+            if self._buffer:
+                self._buffer = bytearray()
+            end += 4
+            if end > limit:
+                self._refusal = f"the head of the answer is larger than {limit} bytes"
+                return b""
+            self._fields = []
+            self._in_head = False
+            try:
+                self._parser.feed_data(data[:end] if len(data) > end else data)
+            except httptools.HttpParserUpgrade:
+                self._refusal = "the server switched protocols"
+                return b""
+            data = data[end:]
+            if not self._in_head or not data:
+                return data
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            raise ValueError("more than was asked for")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Judge the head, and pass it on."""
+        exchange, pool = self._exchange, self._pool
+        if exchange is None:
+            return
+        status = self._status = self._parser.get_status_code()
+        if 100 <= status < 200:
+            self._interim += 1
+            if self._interim > INTERIM_LIMIT or status == 101:
+                self._refusal = "the server switched protocols" if status == 101 else "too many interim answers"
+            return
+        fields, self._fields = self._fields, []
+        if len(fields) > pool.limits.headers:
+            self._refusal = f"the answer has more than {pool.limits.headers} headers"
+            return
+        headers = Headers(fields)
+        self._keep = self._parser.should_keep_alive()
+        coding = (headers.get("content-encoding") or "identity").lower()
+        transfer = headers.get("transfer-encoding")
+        length = headers.get("content-length")
+        self._framed = transfer is not None or length is not None
+        stream = (headers.get("content-type") or "").lower().startswith("text/event-stream")
+        self._left = math.inf if stream else pool.limits.body
+        # No body follows these, whatever their headers say (RFC 9112, section 6.3); httptools would wait for it.
+        bare = exchange.method == "HEAD" or status in (204, 304)
+        if not bare:
+            if coding != "identity":
+                pool.counters.add("http_client.compressed")
+                self._refusal = f"the answer is compressed ({coding}) though identity was asked for"
+                return
+            if transfer is not None and transfer.lower() != "chunked":
+                self._refusal = f"the answer has an unknown transfer coding ({transfer})"
+                return
+            if length is not None and transfer is None and int(length) > self._left:
+                self._refuse_size()
+                return
+        exchange.sink.head(status, headers)
+        if bare:
+            self._complete = True
+            self._parser = httptools.HttpResponseParser(self)
+
+    def on_body(self, data: bytes) -> None:
+        """Pass on what came, within the bound."""
+        exchange = self._exchange
+        if exchange is None or self._refusal is not None:
+            return
+        self._left -= len(data)
+        if self._left < 0:
+            self._refuse_size()
+            return
+        exchange.sink.body(data)
+
+    def on_message_complete(self) -> None:
+        if 100 <= self._status < 200:
+            self._in_head = True
+        else:
+            self._complete = True
+
+    def _refuse_size(self) -> None:
+        self._pool.counters.add("http_client.body_too_large")
+        self._refusal = f"the answer is larger than the bound http_body = {self._pool.limits.body}"
+
+    def _refuse(self, reason: str) -> None:
+        exchange = self._exchange
+        self.close()
+        if exchange is not None and not exchange.over:
+            exchange.over = True
+            self._pool.tell_failed(exchange, BadReply(reason, executed="unknown"))
+
+    def _finish(self, *, reusable: bool) -> None:
+        exchange = self._exchange
+        self._exchange = None
+        self._in_head = True
+        self._complete = False
+        if reusable and not self.wire.waiting:
+            self._pool.release(self)
+        else:
+            self.close()
+        if exchange is not None and not exchange.over:
+            exchange.over = True
+            try:
+                exchange.sink.end()
+            except Exception:
+                logger.exception("a sink raised at the end origin=%s", self._pool.origin.name)
+
+    def _ended(self) -> None:
+        """The server ended the connection."""
+        if self._exchange is not None and not self._in_head and not self._framed:
+            self._finish(reusable=False)  # the body goes to the end of the connection
+            return
+        begun = not self._in_head or bool(self._buffer)
+        self.lose(
+            "the server closed the connection in the middle of the answer"
+            if begun
+            else "the server closed the connection without an answer"
+        )
+
+    def lose(self, reason: str) -> None:
+        """Close, and fail the exchange that is not over."""
+        exchange = self._exchange
+        executed: Executed = exchange.executed if exchange is not None else "no"
+        self.close()
+        if exchange is not None and not exchange.over:
+            exchange.over = True
+            self._pool.tell_failed(exchange, ConnectionLost(reason, executed))
+
+    def close(self) -> None:
+        """Close now, and tell nobody."""
+        self._exchange = None
+        if not self.closed:
+            self.closed = True
+            self.wire.close()
+            self._pool.drop(self)

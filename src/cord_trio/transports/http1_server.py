@@ -1,0 +1,187 @@
+"""HTTP/1.1 for clients: accepts connections, bounds them, sweeps out the slow, and drains.
+
+Each connection has a reader and a worker (`http1_visitor`), so a request spawns nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from email.utils import formatdate
+from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
+from typing import TYPE_CHECKING, TypeAlias
+
+import attrs
+import trio
+
+from cord_trio.counters import Counters
+from cord_trio.transports.http1 import BODY_LIMIT, HEAD_LIMIT, HEADER_COUNT
+from cord_trio.transports.http1_answer import Address, Request, Response
+from cord_trio.transports.http1_visitor import Connection
+from cord_trio.transports.http1_wire import take_socket
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
+
+__all__ = ["HttpHandler", "HttpLimits", "Request", "Response", "serve_http"]
+
+logger = logging.getLogger("cord_trio.transports")
+
+HttpHandler: TypeAlias = Callable[[Request, Response], Awaitable[None]]
+
+TURNED_AWAY = 64
+"""Connections beyond the bound that are told so; further ones are only closed."""
+
+ACCEPT_PAUSE = 0.1
+"""Seconds without accepting after descriptors or memory ran out."""
+
+_EXHAUSTED = (EMFILE, ENFILE, ENOBUFS, ENOMEM)
+
+
+@attrs.frozen(kw_only=True)
+class HttpLimits:
+    """The bounds of one server.
+
+    Attributes:
+        connections: open at once, in any state.
+        head: bytes of one request's head.
+        headers: header fields of one request.
+        head_time: seconds for a head to arrive, counted from the connection or from its first byte.
+        body: bytes of one request's body.
+        body_time: seconds without a byte of a body that was begun.
+        idle: seconds that a connection is kept between requests.
+
+    """
+
+    connections: int = 1024
+    head: int = HEAD_LIMIT
+    headers: int = HEADER_COUNT
+    head_time: float = 10.0
+    body: int = BODY_LIMIT
+    body_time: float = 30.0
+    idle: float = 75.0
+
+
+class Server:
+    """What the connections of one `serve_http` share."""
+
+    def __init__(self, handler: HttpHandler, limits: HttpLimits, counters: Counters) -> None:
+        self.handler = handler
+        self.limits = limits
+        self.counters = counters
+        self.connections: set[Connection] = set()
+        self.turned_away = 0
+        self.draining = False
+        self.empty = trio.Event()
+        self.populated = trio.Event()
+        self._date = ""
+        self._second = 0
+
+    def date(self) -> str:
+        """The `Date` header (RFC 9110, section 6.6.1)."""
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            self._date = f"Date: {formatdate(second, usegmt=True)}\r\n"
+        return self._date
+
+    async def accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
+        """Take connections until cancelled; then the listener is closed."""
+        try:
+            while True:
+                try:
+                    accepted, address = await listener.socket.accept()
+                    sock = take_socket(accepted)
+                except OSError as exc:
+                    # Otherwise a client left before it was accepted, or the like: only its problem.
+                    if exc.errno in _EXHAUSTED:
+                        self.counters.add("http_server.accept_failed")
+                        logger.warning("cannot accept error=%s", exc)
+                        await trio.sleep(ACCEPT_PAUSE)
+                    else:
+                        await trio.lowlevel.checkpoint()
+                    continue
+                self.counters.add("http_server.connections")
+                full = len(self.connections) >= self.limits.connections
+                if full:
+                    self.counters.add("http_server.turned_away")
+                    if self.turned_away >= TURNED_AWAY:
+                        sock.close()
+                        continue
+                nursery.start_soon(self._serve, sock, address, full)
+        finally:
+            listener.socket.close()
+
+    async def _serve(self, sock: socket.socket, address: object, full: bool) -> None:
+        client: Address = (str(address[0]), int(address[1])) if isinstance(address, tuple) else str(address)
+        try:
+            async with trio.open_nursery() as nursery:
+                connection = Connection(self, sock, client, nursery)
+                self.connections.add(connection)
+                self.populated.set()
+                self.turned_away += full
+                try:
+                    await connection.run(full)
+                finally:
+                    self.turned_away -= full
+                    connection.leave("the connection is over")
+                    self.connections.discard(connection)
+                    if self.draining and not self.connections:
+                        self.empty.set()
+        except Exception:
+            logger.exception("a connection failed client=%s", client)
+
+    async def sweep(self) -> None:
+        """Close what is past its time, until cancelled."""
+        limits = self.limits
+        interval = max(0.01, min(1.0, min(limits.head_time, limits.body_time, limits.idle) / 8))
+        while True:
+            if not self.connections:
+                self.populated = trio.Event()
+                await self.populated.wait()
+            await trio.sleep(interval)
+            now = trio.current_time()
+            for connection in list(self.connections):
+                if connection.deadline < now or connection.wire.deadline < now:
+                    connection.expire(now)
+
+
+async def serve_http(
+    handler: HttpHandler,
+    listeners: Sequence[trio.SocketListener],
+    *,
+    limits: HttpLimits | None = None,
+    draining: trio.Event | None = None,
+    counters: Counters | None = None,
+    task_status: trio.TaskStatus[Sequence[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Answer requests until cancelled, or until all are answered after `draining` was set.
+
+    Args:
+        handler: runs for each request, one at a time for a connection; cancelled when the client leaves.
+            What it raises becomes a 500, or breaks the answer off.
+        listeners: closed when draining begins, and at the end.
+        limits: the bounds.
+        draining: once set, nothing is accepted, idle connections are closed, and each answer closes its
+            connection. How long that may take is up to the caller's scope.
+        counters: where to count.
+        task_status: told the listeners once they are served.
+
+    """
+    server = Server(handler, limits or HttpLimits(), counters or Counters())
+    async with trio.open_nursery() as connections:
+        connections.start_soon(server.sweep)
+        async with trio.open_nursery() as accepting:
+            for listener in listeners:
+                accepting.start_soon(server.accept, listener, connections)
+            task_status.started(listeners)
+            await (draining or trio.Event()).wait()
+            accepting.cancel_scope.cancel("draining")
+        server.draining = True
+        for connection in list(server.connections):
+            connection.drain()
+        if server.connections:
+            await server.empty.wait()
+        connections.cancel_scope.cancel("drained")

@@ -1,0 +1,398 @@
+"""One client of the HTTP server: its requests in, its answers out.
+
+The reader looks at every byte before httptools sees it, and watches for the client's leaving while the
+worker runs the handler. A client that ends its side of the connection has left, even if it could still
+read (as uvicorn and hypercorn see it): nothing else tells a cancelled call from a patient one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import select
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import httptools
+import trio
+
+from cord_trio.cell import Cell
+from cord_trio.transports.http1 import Chunks, Headers, Unacceptable, check_head
+from cord_trio.transports.http1_answer import Address, Request, Response
+from cord_trio.transports.http1_wire import SocketWire
+
+if TYPE_CHECKING:
+    import socket
+
+    from cord_trio.transports.http1_server import Server
+
+logger = logging.getLogger("cord_trio.transports")
+
+LINGER = 2.0
+"""Seconds for which a client may go on talking after its last answer, so that it gets to read it."""
+
+PIPELINE_LIMIT = 64 * 1024
+"""Bytes of further requests that are taken while one is being answered."""
+
+HOLD_INTERVAL = 0.5
+"""Seconds between looks for a client's leaving while its further requests are not read."""
+
+BODY_RATE = 1024
+"""Bytes a second that a body must come with, beyond its patience."""
+
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Connection:
+    """One client. `_stage` says what the next bytes are; the worker runs one request at a time.
+
+    Stages: head (the next request's), body, chunks, busy (a handler runs; bytes wait), closing (what
+    comes is thrown away until the client closes or the time is up).
+    """
+
+    def __init__(self, server: Server, sock: socket.socket, client: Address, nursery: trio.Nursery) -> None:
+        self.server = server
+        self.client = client
+        self.closed = False
+        self.keep = True
+        self.deadline = trio.current_time() + server.limits.head_time
+        self.wire = SocketWire(sock, nursery, broken=self._broken)
+        self._nursery = nursery
+        self._stage = "head"
+        self._served = False
+        self._buffer = bytearray()
+        self._cell: Cell[tuple[Request, Response]] = Cell()
+        self._parser = httptools.HttpRequestParser(self)
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._url = b""
+        self._method = ""
+        self._version = ""
+        self._left = 0
+        self._since = 0.0
+        self._got = 0
+        self._chunks: Chunks | None = None
+
+    # The reader
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self, full: bool) -> None:
+        """Serve until the connection is over."""
+        if full:
+            self._refuse(Unacceptable(503, "too many connections"))
+        else:
+            self._nursery.start_soon(self._work)
+        read = self.wire.read
+        while not self.closed:
+            data = await read()
+            if not data:
+                self.leave("client left")
+                return
+            try:
+                self._feed(data)
+            except Unacceptable as refusal:
+                self._refuse(refusal)
+            if self._stage == "busy" and len(self._buffer) >= PIPELINE_LIMIT:
+                await self._hold()
+
+    def _feed(self, data: bytes) -> None:
+        match self._stage:
+            case "head":
+                if self._buffer:
+                    self._buffer += data
+                    data = bytes(self._buffer)
+                    self._buffer.clear()
+                self._take_head(data)
+            case "body":
+                self._take_body(data)
+            case "chunks":
+                self._take_chunks(data)
+            case "busy":
+                self._buffer += data
+            case _:
+                pass
+
+    async def _hold(self) -> None:
+        """Leave further requests unread until there is room, and still notice the client's leaving."""
+        gone = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
+        poll = select.poll()
+        poll.register(self.wire.sock, gone)
+        while not self.closed and self._stage == "busy" and len(self._buffer) >= PIPELINE_LIMIT:
+            if poll.poll(0):
+                self.leave("client left")
+                return
+            await trio.sleep(HOLD_INTERVAL)
+
+    def _take_head(self, data: bytes) -> None:
+        limits = self.server.limits
+        if data[0] in b"\r\n":
+            data = data.lstrip(b"\r\n")  # an empty line before a request line is old custom
+            if not data:
+                return
+        end = data.find(b"\r\n\r\n") + 4
+        if end < 4 or end > limits.head:
+            if len(data) > limits.head:
+                raise Unacceptable(431, f"the head is larger than the bound of {limits.head} bytes")
+            if not 0x41 <= data[0] <= 0x5A:
+                raise Unacceptable(400, "not HTTP/1.1")
+            check_head(data)
+            if self._served:
+                self._served = False  # its time runs from the first byte
+                self.deadline = trio.current_time() + limits.head_time
+            self._buffer += data
+            return
+        head = data[:end] if len(data) > end else data
+        check_head(head)
+        if head.startswith((b"PRI ", b"CONNECT ")):
+            raise Unacceptable(400, "not HTTP/1.1")
+        self._fields = []
+        self._url = b""
+        try:
+            self._parser.feed_data(head)
+        except httptools.HttpParserUpgrade:
+            pass  # an upgrade is an offer, and we do not take it (RFC 9110, section 7.8)
+        except httptools.HttpParserError as exc:
+            raise Unacceptable(400, f"not HTTP/1.1: {exc}") from None
+        self._judge(data[end:])
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self._method = self._parser.get_method().decode("ascii")
+        self._version = self._parser.get_http_version()
+        self.keep = self._parser.should_keep_alive()
+
+    def _judge(self, rest: bytes) -> None:
+        """Decide from a whole head what follows it."""
+        fields = self._fields
+        limits = self.server.limits
+        if self._version not in ("1.1", "1.0"):
+            raise Unacceptable(505, "not HTTP/1.1")
+        if len(fields) > limits.headers:
+            raise Unacceptable(431, f"more headers than the bound of {limits.headers}")
+        index = {name.lower(): value for name, value in fields}
+        if len(index) != len(fields):
+            seen: set[bytes] = set()
+            for name, _ in fields:
+                key = name.lower()
+                if key in seen and key in (b"host", b"content-length", b"transfer-encoding"):
+                    raise Unacceptable(400, f"two {key.decode()} headers")
+                seen.add(key)
+        if b"host" not in index and self._version == "1.1":
+            raise Unacceptable(400, "no Host header")
+        length = 0
+        if (size := index.get(b"content-length")) is not None:
+            if not size.isdigit() or len(size) > 18 or b"transfer-encoding" in index:
+                raise Unacceptable(400, "not a Content-Length, or one beside a Transfer-Encoding")
+            length = int(size)
+            if length > limits.body:
+                raise Unacceptable(413, f"the body is larger than the bound of {limits.body} bytes")
+        coding = index.get(b"transfer-encoding")
+        if coding is not None:
+            if self._version == "1.0":
+                raise Unacceptable(400, "Transfer-Encoding in HTTP/1.0")
+            if coding.strip().lower() != b"chunked":
+                raise Unacceptable(501, "an unknown transfer coding")
+        whole = coding is None and len(rest) >= length
+        if (expected := index.get(b"expect")) is not None:
+            if expected.strip().lower() != b"100-continue":
+                raise Unacceptable(417, "an unknown expectation")
+            if not whole and not rest and self._version == "1.1":
+                self.write(_CONTINUE)
+        if whole:
+            if length or self._parser.should_upgrade():
+                self._parser = httptools.HttpRequestParser(self)
+            body, self._buffer = (rest[:length], bytearray(rest[length:])) if rest else (b"", self._buffer)
+            self._dispatch(body)
+            return
+        self._parser = httptools.HttpRequestParser(self)
+        self._since = trio.current_time()
+        self._got = 0
+        if coding is not None:
+            self._stage = "chunks"
+            self._chunks = Chunks(limits.body)
+            self._take_chunks(rest)
+        else:
+            self._stage = "body"
+            self._left = length
+            self._take_body(rest)
+
+    def _progress(self, size: int) -> None:
+        """A body must go on, and reach a certain rate: no client may hold a connection by dripping."""
+        self._got += size
+        patience = self.server.limits.body_time
+        self.deadline = min(trio.current_time() + patience, self._since + patience + self._got / BODY_RATE)
+
+    def _take_body(self, data: bytes) -> None:
+        self._progress(len(data))
+        rest = b""
+        if len(data) > self._left:
+            data, rest = data[: self._left], data[self._left :]
+        self._buffer += data
+        self._left -= len(data)
+        if not self._left:
+            body = bytes(self._buffer)
+            self._buffer = bytearray(rest)
+            self._dispatch(body)
+
+    def _take_chunks(self, data: bytes) -> None:
+        chunks = self._chunks
+        if chunks is None:
+            raise AssertionError
+        self._progress(len(data))
+        rest = chunks.feed(data)
+        if rest is not None:
+            self._chunks = None
+            self._buffer = bytearray(rest)
+            self._dispatch(bytes(chunks.body))
+
+    def _dispatch(self, body: bytes) -> None:
+        """Hand the request to the worker."""
+        target = self._url.decode("latin-1")
+        if not target.startswith("/") and "://" in target:  # absolute form (RFC 9112, section 3.2.2)
+            target = "/" + target.partition("://")[2].partition("/")[2]
+        self._stage = "busy"
+        self.deadline = math.inf
+        self.server.counters.add("http_server.requests")
+        method = self._method
+        request = Request(method, target, Headers(self._fields), body, self.client)
+        response = Response(self, bare=method == "HEAD", chunked=self._version == "1.1")
+        self._cell.settle((request, response))
+
+    # The worker
+
+    async def _work(self) -> None:
+        """Run one handler after another."""
+        while not self.closed:
+            request, response = await self._cell.wait(_nothing)
+            self._cell = Cell()
+            await self._answer(request, response)
+            if self.wire.congested:
+                await self.wire.wait_uncongested()
+            self._next()
+
+    async def _answer(self, request: Request, response: Response) -> None:
+        try:
+            await self.server.handler(request, response)
+        except Exception as exc:
+            self._failed(request, response, exc)
+        except BaseExceptionGroup as group:
+            cancelled, others = group.split(trio.Cancelled)
+            if others is None or not isinstance(others, Exception):
+                raise
+            self._failed(request, response, others)
+            if cancelled is not None:
+                raise cancelled from None
+        if not response.started:
+            response.send(500, (("Content-Type", "text/plain"),), b"no answer was given\n")
+        elif not response.ended:
+            response.end()
+
+    def _failed(self, request: Request, response: Response, exc: Exception) -> None:
+        if self.closed:
+            logger.debug("a handler failed after its client left path=%s", request.path, exc_info=exc)
+            return
+        self.server.counters.add("http_server.handler_failed")
+        logger.error("a handler failed method=%s path=%s", request.method, request.path, exc_info=exc)
+        if not response.started:
+            response.send(500, (("Content-Type", "text/plain"),), b"internal error\n")
+        elif not response.ended:
+            response.ended = True
+            self.leave("the answer broke off")  # only a broken connection tells the client that it is not whole
+
+    def _next(self) -> None:
+        """Go on after an answer: with a waiting request, with waiting for one, or not at all."""
+        if self.closed:
+            return
+        if not self.keep or self.server.draining:
+            self._finish()
+            return
+        self._stage = "head"
+        self._served = True
+        self.deadline = trio.current_time() + self.server.limits.idle
+        if self._buffer:
+            data = bytes(self._buffer)
+            self._buffer.clear()
+            try:
+                self._take_head(data)
+            except Unacceptable as refusal:
+                self._refuse(refusal)
+
+    # Both
+
+    def head(self, status: int, fields: bytes, framing: str) -> bytes:
+        """An answer's head."""
+        if self.server.draining:
+            self.keep = False
+        line = _STATUS_LINES.get(status) or f"HTTP/1.1 {status} Status\r\n"
+        close = "" if self.keep else "Connection: close\r\n"
+        return b"%b%b%b\r\n" % (line.encode(), fields, f"{self.server.date()}{framing}{close}".encode())
+
+    def write(self, *parts: bytes) -> None:
+        """Send to the client, if it is still there."""
+        if self.closed:
+            return
+        try:
+            self.wire.write(*parts)
+        except OSError:
+            self.leave("client left")
+
+    def _broken(self) -> None:
+        self.leave("client left")
+
+    def _refuse(self, refusal: Unacceptable) -> None:
+        """Answer with a status and short text, then close."""
+        self.server.counters.add(f"http_server.refused_{refusal.status}")
+        logger.debug("refused status=%d client=%s what=%s", refusal.status, self.client, refusal.what)
+        self.keep = False
+        body = f"{refusal.what}\n".encode()
+        head = self.head(refusal.status, b"Content-Type: text/plain\r\n", f"Content-Length: {len(body)}\r\n")
+        self.write(head + body)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Nothing more will be answered: end our side, and wait a little for the client to end its own.
+
+        Closing at once would reset the connection if bytes were left unread, and take the answer along.
+        """
+        if self.closed:
+            return
+        self._stage = "closing"
+        self._buffer.clear()
+        self._chunks = None
+        self.deadline = trio.current_time() + LINGER
+        self.wire.finish()
+
+    def expire(self, now: float) -> None:
+        """The time for what the client should have done is up."""
+        if self.wire.deadline < now:
+            self.server.counters.add("http_server.stalled")
+            self.leave("the client does not read")
+        elif self._stage == "closing":
+            if not self.wire.waiting:
+                self.leave("the connection is over")
+        elif self._stage == "head" and (self._served or not self._buffer):
+            self.server.counters.add("http_server.idle_closed")
+            self.leave("idle for too long")
+        else:
+            self._refuse(Unacceptable(408, "the request did not arrive in time"))
+
+    def drain(self) -> None:
+        """No more requests: close, unless one is being received or answered."""
+        if self._stage == "head" and not self._buffer:
+            self.leave("draining")
+
+    def leave(self, reason: str) -> None:
+        """Close now, and cancel the handler."""
+        if not self.closed:
+            self.closed = True
+            self.wire.close()
+            self._nursery.cancel_scope.cancel(reason)
+
+
+def _nothing() -> None:
+    """Nobody else knows of the wait."""

@@ -1,0 +1,362 @@
+"""One connection's bytes: written at once where the socket takes them, queued where it does not.
+
+A task is needed only for a backlog, so an exchange on a warm connection spawns none. TLS goes through
+Trio's stream with a writer task of its own; both look the same from above.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import ssl
+from abc import ABC, abstractmethod
+from collections import deque
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import attrs
+import trio
+
+from cord_trio.transports.http1 import READ_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HIGH_WATER = 256 * 1024
+"""Bytes of backlog from which a writer had better wait."""
+
+CONNECT_LIMIT = 10.0
+"""Seconds to find, reach and greet (TLS) a server."""
+
+STALL_LIMIT = 60.0
+"""Seconds for which a peer may read nothing of what waits for it."""
+
+PARTS = 64
+"""Pieces handed to the kernel in one call."""
+
+KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
+"""Seconds of silence before the kernel asks whether the peer is still there, between questions, and how many."""
+
+
+class Wire(ABC):
+    """A connection that was made. Whoever owns it closes it.
+
+    Attributes:
+        sent: bytes handed to the kernel, or to TLS, so far.
+        waiting: bytes that wait for the peer to read.
+        deadline: Trio time by which the peer has to read some of what waits; infinite if nothing does.
+
+    """
+
+    sent: int
+    waiting: int
+    deadline: float
+
+    @abstractmethod
+    def write(self, *parts: bytes) -> None:
+        """Send at once what the peer takes, queue the rest in order.
+
+        Raises:
+            OSError: the connection is broken; nothing of it was sent.
+
+        """
+
+    @abstractmethod
+    async def read(self) -> bytes:
+        """The next bytes, empty once the peer has ended or this was closed."""
+
+    @abstractmethod
+    def quiet(self) -> bool:
+        """Whether nothing came in unread: no bytes, no end."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close now. What waits is lost; a pending `read` returns empty."""
+
+
+class SocketWire(Wire):
+    """A plain socket, written to from synchronous code."""
+
+    __slots__ = (
+        "_backlog",
+        "_broken",
+        "_drained",
+        "_fd",
+        "_finishing",
+        "_nursery",
+        "deadline",
+        "sent",
+        "sock",
+        "waiting",
+    )
+
+    def __init__(self, sock: socket.socket, nursery: trio.Nursery, broken: Callable[[], None] | None = None) -> None:
+        self.sock = sock
+        self._fd = sock.fileno()
+        self._nursery = nursery
+        self._broken = broken
+        self._backlog: deque[bytes | memoryview] = deque()
+        self._drained: trio.Event | None = None
+        self._finishing = False
+        self.sent = 0
+        self.waiting = 0
+        self.deadline = math.inf
+
+    def write(self, *parts: bytes) -> None:
+        if self._fd < 0:
+            raise OSError("the connection is closed")
+        if self._backlog:
+            self._backlog.extend(parts)
+            self.waiting += sum(map(len, parts))
+            return
+        try:
+            taken = self.sock.send(parts[0]) if len(parts) == 1 else self.sock.sendmsg(parts)
+        except (BlockingIOError, InterruptedError):
+            taken = 0
+        self.sent += taken
+        for part in parts:
+            size = len(part)
+            if taken >= size:
+                taken -= size
+                continue
+            self._backlog.append(memoryview(part)[taken:] if taken else part)
+            self.waiting += size - taken
+            taken = 0
+        if self._backlog:
+            self.deadline = trio.current_time() + STALL_LIMIT
+            self._nursery.start_soon(self._flush)
+
+    async def _flush(self) -> None:
+        backlog = self._backlog
+        try:
+            while backlog:
+                await trio.lowlevel.wait_writable(self._fd)
+                try:
+                    taken = self.sock.sendmsg([part for part, _ in zip(backlog, range(PARTS), strict=False)])
+                except (BlockingIOError, InterruptedError):
+                    continue
+                self.sent += taken
+                self.waiting -= taken
+                self.deadline = trio.current_time() + STALL_LIMIT
+                while taken:
+                    size = len(backlog[0])
+                    if taken < size:
+                        backlog[0] = memoryview(backlog[0])[taken:]
+                        break
+                    taken -= size
+                    backlog.popleft()
+                if self._drained is not None and not self.congested:
+                    self._drained.set()
+                    self._drained = None
+        except trio.ClosedResourceError:
+            return
+        except OSError:
+            # What the peer still said (a refusal) can be read: the reader decides how this ends.
+            self._discard()
+            if self._broken is not None:
+                self._broken()
+            return
+        self.deadline = math.inf
+        if self._finishing:
+            self._shutdown()
+
+    def _discard(self) -> None:
+        self._backlog.clear()
+        self.waiting = 0
+        self.deadline = math.inf
+        if self._drained is not None:
+            self._drained.set()
+            self._drained = None
+
+    @property
+    def congested(self) -> bool:
+        """Whether so much waits that a writer had better wait too."""
+        return self.waiting > HIGH_WATER
+
+    async def wait_uncongested(self) -> None:
+        """Return once `congested` is False, or this was closed."""
+        if not self.congested:
+            await trio.lowlevel.checkpoint()
+        while self.congested:
+            if self._drained is None:
+                self._drained = trio.Event()
+            await self._drained.wait()
+
+    async def read(self) -> bytes:
+        while True:
+            try:
+                await trio.lowlevel.wait_readable(self._fd)
+                return self.sock.recv(READ_SIZE)
+            except (BlockingIOError, InterruptedError):
+                continue
+            except (OSError, ValueError, trio.ClosedResourceError):
+                return b""
+
+    def quiet(self) -> bool:
+        try:
+            self.sock.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            return True
+        except OSError:
+            return False
+        return False
+
+    def finish(self) -> None:
+        """Tell the peer, after what waits, that nothing more will come; reading goes on."""
+        if self._backlog:
+            self._finishing = True
+        else:
+            self._shutdown()
+
+    def _shutdown(self) -> None:
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # it is gone already
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            trio.lowlevel.notify_closing(self._fd)
+            self._fd = -1
+            self.sock.close()
+            self._discard()
+
+
+class TlsWire(Wire):
+    """A TLS connection: Trio's stream, with one task that writes."""
+
+    __slots__ = ("_closed", "_outbox", "_stream", "_wake", "deadline", "sent", "waiting")
+
+    def __init__(self, stream: trio.SSLStream[trio.SocketStream], nursery: trio.Nursery) -> None:
+        self._stream = stream
+        self._outbox: deque[bytes] = deque()
+        self._wake = trio.Event()
+        self._closed = False
+        self.sent = 0
+        self.waiting = 0
+        self.deadline = math.inf
+        nursery.start_soon(self._write)
+
+    def write(self, *parts: bytes) -> None:
+        if self._closed:
+            raise OSError("the connection is closed")
+        self._outbox.extend(parts)
+        self.waiting += sum(map(len, parts))
+        self._wake.set()
+
+    async def _write(self) -> None:
+        try:
+            while not self._closed:
+                while self._outbox:
+                    part = self._outbox.popleft()
+                    self.sent += len(part)
+                    await self._stream.send_all(part)
+                    self.waiting -= len(part)
+                self._wake = trio.Event()
+                await self._wake.wait()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._outbox.clear()  # the reader decides how this ends
+
+    async def read(self) -> bytes:
+        try:
+            return bytes(await self._stream.receive_some(READ_SIZE))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return b""
+
+    def quiet(self) -> bool:
+        # Session tickets come unasked, and cannot be told from a farewell before the reader has seen them.
+        return not self._closed and not self._stream.transport_stream.socket.is_readable()
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._outbox.clear()
+            self._wake.set()
+            self._stream.transport_stream.socket.close()  # a farewell could block, and nobody waits for it
+
+
+@attrs.frozen
+class Origin:
+    """Where a URL leads: scheme, host and port.
+
+    Attributes:
+        host: as DNS knows it (A-labels), or an address without brackets.
+        tls: whether it is https.
+        name: the value of `Host`: with brackets where needed, and the port unless it is the usual one.
+
+    """
+
+    host: str
+    port: int
+    tls: bool
+    name: str
+
+
+def parse_origin(url: str) -> Origin:
+    """The origin of an http or https URL.
+
+    Raises:
+        ValueError: it is none, or it holds credentials.
+
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"not an http or https URL with a host: {url!r}")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("a URL must not hold credentials")
+    tls = parts.scheme == "https"
+    usual = 443 if tls else 80
+    port = parts.port or usual
+    host = parts.hostname if ":" in parts.hostname else trio.lowlevel.encode_hostname(parts.hostname).decode("ascii")
+    name = f"[{host}]" if ":" in host else host
+    return Origin(host, port, tls, name if port == usual else f"{name}:{port}")
+
+
+def make_tls(verify: bool | ssl.SSLContext) -> ssl.SSLContext:
+    """A context that checks certificates, unless `verify` is False or is a context itself."""
+    if isinstance(verify, ssl.SSLContext):
+        return verify
+    context = ssl.create_default_context()
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def take_socket(sock: trio.socket.SocketType) -> socket.socket:
+    """The descriptor of a Trio socket that nothing else uses, as a plain non-blocking socket."""
+    family, type, proto = sock.family, sock.type, sock.proto
+    plain = socket.socket(family, type, proto, fileno=sock.detach())
+    plain.setblocking(False)
+    if family != socket.AF_UNIX:
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return plain
+
+
+def _stay_alive(sock: trio.socket.SocketType) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in KEEPALIVE:
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+async def connect(origin: Origin, context: ssl.SSLContext | None, nursery: trio.Nursery) -> Wire:
+    """A connection to `origin`, whose tasks live in `nursery`. The one place where connections are made.
+
+    Raises:
+        OSError: it cannot be reached, or its certificate is not good (`ssl.SSLError`).
+        trio.BrokenResourceError: it went away while TLS was set up.
+
+    """
+    stream = await trio.open_tcp_stream(origin.host, origin.port)
+    try:
+        _stay_alive(stream.socket)
+        if context is None:
+            return SocketWire(take_socket(stream.socket), nursery)
+        secure = trio.SSLStream(stream, context, server_hostname=origin.host, https_compatible=True)
+        await secure.do_handshake()
+        return TlsWire(secure, nursery)
+    except BaseException:
+        stream.socket.close()
+        raise

@@ -24,6 +24,9 @@ from cord_trio.testing.script import Options, World
 CONGESTED = 1 << 16
 """Bytes of unwritten output above which a log line is skipped, not queued."""
 
+LAST_WRITE = 1.0
+"""Seconds for what is still unwritten when the input has ended."""
+
 
 class Program:
     """The conversation over stdin and stdout. One thread; it never waits for stdout alone."""
@@ -82,8 +85,10 @@ class Program:
                     world.write_stderr(f"{options.name}: tick\n".encode())
             if now >= self.conversation.next_due:
                 self.write(self.conversation.due(now, congested=len(self.backlog) > CONGESTED))
-        if self.backlog:
-            select.select([], [1], [], 1)
+        # Whoever closed our input may still read; whoever does not is not waited for.
+        until = time.monotonic() + LAST_WRITE
+        while self.backlog and time.monotonic() < until:
+            select.select([], [1], [], LAST_WRITE)
             self.write([])
 
     def receive(self, data: bytes) -> None:

@@ -66,11 +66,11 @@ class Asked:
 
 
 class _Progress(msgspec.Struct, gc=False):
-    progressToken: Id | None = None  # noqa: N815  # the protocol's spelling
+    progressToken: int | str | None = None  # noqa: N815  # the protocol's spelling
 
 
 class _Cancelled(msgspec.Struct, gc=False):
-    requestId: Id | None = None  # noqa: N815  # the protocol's spelling
+    requestId: int | str | None = None  # noqa: N815  # the protocol's spelling
 
 
 _decode_progress = msgspec.json.Decoder(_Progress).decode
@@ -273,9 +273,13 @@ class Session:
     @trio.lowlevel.enable_ki_protection
     def fail(self, id: Id, error: CallError, /) -> None:
         """Request `id` gets no reply. See `transports.Receiver`."""
-        pending = self.peer.close(id)
+        pending = self.peer.open.pop(id, None)  # type: ignore[arg-type]  # anything hashable may be looked up
         if pending is not None:
             pending.fail(error)
+
+    def waits(self, id: Id, /) -> bool:
+        """Whether request `id` is open. See `transports.Receiver`."""
+        return id in self.peer.open
 
     @trio.lowlevel.enable_ki_protection
     def lost(self, error: ConnectionLost, /) -> None:

@@ -37,6 +37,9 @@ class Receiver(Protocol):
     def lost(self, error: ConnectionLost, /) -> None:
         """The connection is over: nothing more will be fed or sent."""
 
+    def waits(self, id: int | str, /) -> bool:
+        """Whether request `id` still awaits its reply."""
+
 
 class Transport(ABC):
     """One conversation's way to its peer. Whoever opened it closes it; `run` is its life."""
@@ -87,6 +90,9 @@ class Transport(ABC):
 
         Ends by itself only after `receiver.lost`; never raises for what the peer did.
         """
+
+    def speak(self, revision: str, *, modern: bool) -> None:  # noqa: B027  # most transports are the same in all eras
+        """From here on the conversation is in `revision`. Told once, by the handshake."""
 
     @property
     def congested(self) -> bool:

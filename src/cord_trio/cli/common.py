@@ -1,0 +1,50 @@
+"""What several verbs share: the configuration argument, JSON out, and the words for a source's failure."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from cord_trio.config import load_config
+from cord_trio.protocol import jsonrpc
+
+if TYPE_CHECKING:
+    import argparse
+
+    from cord_trio.config import Config
+    from cord_trio.fabric import Fabric
+
+
+def add_config(parser: argparse.ArgumentParser, *, json: bool = True) -> None:
+    """Add `--config`, and `--json` for verbs that print data."""
+    parser.add_argument("--config", metavar="FILE", help="default: cord.toml, else .mcp.json, in this folder")
+    if json:
+        parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def load(args: argparse.Namespace) -> Config:
+    """The configuration, with what is wrong but not fatal told on stderr."""
+    config = load_config(args.config)
+    for problem in config.problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    return config
+
+
+def print_json(value: object) -> None:
+    """One JSON value on one line."""
+    print(jsonrpc.encode(value).decode())
+
+
+def clean(text: str) -> str:
+    """`text` without control characters, so that a server cannot drive the user's terminal."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def tell_failures(fabric: Fabric) -> int:
+    """Name on stderr each source that is not ready; returns how many there are."""
+    down = [link for link in fabric.links.values() if link.state != "ready"]
+    for link in down:
+        print(f"error: source {link.name}: {clean(link.reason or link.state)}", file=sys.stderr)
+    for problem in fabric.registry.snapshot.problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    return len(down) + len(fabric.config.broken)

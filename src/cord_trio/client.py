@@ -1,0 +1,175 @@
+"""An MCP server as we use it: a conversation in its era, and calls in the inner language.
+
+Here a `Call` becomes the bytes of the server's era and its reply an `Outcome`. Payloads are spliced in
+unparsed; what belongs to one hop alone (ids, progress tokens, the envelope) is ours.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+from cord_trio.call import Call, Complete, Error, InputRequired, Outcome, Task
+from cord_trio.errors import BadReply, CallFailed, Malformed
+from cord_trio.protocol import jsonrpc, mcp
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from msgspec import Raw
+
+    from cord_trio.handshake import Greeting
+    from cord_trio.protocol.jsonrpc import Json
+    from cord_trio.protocol.mcp import Tool
+    from cord_trio.session import Session
+
+MAX_PAGES: Final = 1000
+"""Pages of one list that are fetched; a server with more is listed up to here."""
+
+MAX_TOOLS: Final = 10_000
+"""Tools of one server that are listed; the others are left out and reported."""
+
+BRACE: Final = ord("{")
+
+NAMED_BY: Final[Mapping[str, bytes]] = {
+    "tools/call": b'"name":',
+    "prompts/get": b'"name":',
+    "resources/read": b'"uri":',
+}
+"""Under which member a request says what it is about."""
+
+
+class Client:
+    """One server's conversation in the inner language.
+
+    Attributes:
+        session: below it.
+        greeting: what the server said of itself.
+
+    """
+
+    def __init__(self, session: Session, greeting: Greeting, client_info: Mapping[str, Json]) -> None:
+        self.session = session
+        self.greeting = greeting
+        meta = mcp.envelope_meta(greeting.revision, client_info, {}) if greeting.modern else {}
+        self._envelope = jsonrpc.object_of(meta)[1:-1]
+        """Members of `_meta` that every request carries, without the braces."""
+        self._mirrored: dict[str, Tool] = {}
+        """Tools some of whose arguments are sent as headers too (MCP 2026-07-28, x-mcp-header)."""
+
+    async def call(self, call: Call, name: str | None = None) -> Outcome:
+        """How the server ended `call`, which it knows as `name`.
+
+        Raises:
+            CallError: it ended without an answer of the server.
+
+        """
+        session = self.session
+        method = call.method
+        id = session.peer.mint()
+        parts = []
+        if name is not None:
+            parts.append(NAMED_BY[method] + jsonrpc.encode(name))
+        for member, value in call.params.items():
+            parts.append(b"%b:%b" % (jsonrpc.encode(member), bytes(value)))
+        meta = [self._envelope] if self._envelope else []
+        for member, value in call.meta.items():
+            meta.append(b"%b:%b" % (jsonrpc.encode(member), bytes(value)))
+        if call.events is not None:
+            meta.append(b'"progressToken":%d' % id)
+        if meta:
+            parts.append(b'"_meta":{%b}' % b",".join(meta))
+        message = b'{"jsonrpc":"2.0","id":%d,"method":%b,"params":{%b}}' % (
+            id,
+            jsonrpc.encode(method),
+            b",".join(parts),
+        )
+        headers: Sequence[tuple[str, str]] = ()
+        if name in self._mirrored:
+            headers = mcp.param_headers(self._mirrored[name], call.params.get("arguments", jsonrpc.NOTHING))
+        try:
+            result = await session.exchange(
+                id, message, method=method, name=name, headers=headers, deadline=call.deadline, events=call.events
+            )
+        except CallFailed as exc:
+            return Error(exc.code, exc.message, exc.data)
+        if memoryview(result)[0] != BRACE:
+            raise BadReply(f"{session.name}: the result of {method} is not an object")
+        return self._outcome(result) if self.greeting.modern else Complete(result)
+
+    def _outcome(self, result: Raw) -> Outcome:
+        kind = mcp.result_type(result)
+        if kind == "complete":
+            return Complete(result)
+        if kind == "input_required":
+            return InputRequired(result)
+        if kind == "task":
+            return Task(result)
+        raise BadReply(f"{self.session.name}: unknown resultType {kind!r}")
+
+    async def request(
+        self, method: str, members: Mapping[str, Raw | bytes] = {}, *, deadline: float = math.inf
+    ) -> Raw:
+        """The result of a request that no `Call` stands for, such as a list's page."""
+        params = dict(members)
+        if self._envelope:
+            params["_meta"] = b"{%b}" % self._envelope
+        return await self.session.request(method, jsonrpc.object_of(params), deadline=deadline)
+
+    async def list_tools(self, *, deadline: float = math.inf) -> tuple[tuple[Tool, ...], tuple[str, ...]]:
+        """All tools of the server, in its order, and notes on what was left out.
+
+        A server that does not declare tools is not asked. A cursor that repeats ends the list.
+
+        Raises:
+            CallError: the list could not be fetched.
+
+        """
+        if "tools" not in self.greeting.capabilities:
+            return (), ()
+        tools: list[Tool] = []
+        notes: list[str] = []
+        cursors: set[str] = set()
+        cursor: str | None = None
+        for _ in range(MAX_PAGES):
+            try:
+                raw = await self.request(
+                    "tools/list", {} if cursor is None else {"cursor": jsonrpc.encode(cursor)}, deadline=deadline
+                )
+                page = mcp.decode_tools_page(raw)
+            except CallFailed as exc:
+                if exc.code == jsonrpc.METHOD_NOT_FOUND:
+                    break
+                raise
+            except Malformed as exc:
+                raise BadReply(f"{self.session.name}: tools/list: {exc}") from exc
+            tools += page.tools
+            notes += (*page.skipped, *page.notes)
+            cursor = page.next_cursor
+            if cursor is None or len(tools) > MAX_TOOLS:
+                break
+            if cursor in cursors:
+                notes.append(f"the cursor {cursor!r} repeats; the list ends there")
+                break
+            cursors.add(cursor)
+        else:
+            notes.append(f"more than {MAX_PAGES} pages; the list ends there")
+        if len(tools) > MAX_TOOLS:
+            notes.append(f"{len(tools)} tools; those after {MAX_TOOLS} are left out")
+            del tools[MAX_TOOLS:]
+        self._mirrored = {tool.name: tool for tool in tools if tool.headers}
+        return tuple(tools), tuple(notes)
+
+    @property
+    def announces_tools(self) -> bool:
+        """Whether the server says that it will tell when its tools change."""
+        tools = self.greeting.capabilities.get("tools")
+        return isinstance(tools, dict) and tools.get("listChanged") is True
+
+    async def listen(self) -> None:
+        """Ask a modern server to tell of changed tools, and return when it stops telling.
+
+        Notifications go to the session's `told`.
+        """
+        wanted = {"notifications": b'{"toolsListChanged":true}'}
+        await self.request("subscriptions/listen", wanted)

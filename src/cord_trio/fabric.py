@@ -1,0 +1,300 @@
+"""The fabric: one registry, one nursery tree, and everything built and nested in it. No logic of its own.
+
+The nesting is the shutdown plan: the user's block ends first, then conversations, agents, links (each
+closes its sessions and children), and the core that they all stand on.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from cord_trio import layers
+from cord_trio.agents import Agents, call_tool, converse
+from cord_trio.call import LOCAL, Error, stack
+from cord_trio.cell import Timer
+from cord_trio.config import Config
+from cord_trio.counters import Counters
+from cord_trio.errors import Draining, Overloaded, ToolNotFound
+from cord_trio.link import Link, Surroundings
+from cord_trio.observe import Node
+from cord_trio.protocol import jsonrpc
+from cord_trio.registry import Registry
+from cord_trio.transports.guardian import open_guardian
+from cord_trio.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+    from random import Random
+
+    from cord_trio.agents import Agent, AgentFunction
+    from cord_trio.call import Call, EventSink, Handler, Outcome
+    from cord_trio.config import Source
+    from cord_trio.protocol.jsonrpc import Json
+    from cord_trio.protocol.mcp import ToolResult
+    from cord_trio.protocol.tools import Annotations
+
+STARTS_PER_CORE: Final = 2
+"""Interpreters that start at once, for each processor."""
+
+
+class Fabric:
+    """A running fabric. Get one from `open_fabric`.
+
+    Attributes:
+        config: what it was made from.
+        registry: what tools exist.
+        links: the sources, by name.
+        agents: by name, see `agent`.
+        counters: what happened so far.
+        draining: set once no new work is taken.
+        timer: expires the deadlines.
+
+    """
+
+    def __init__(self, config: Config, around: Surroundings) -> None:
+        self.config = config
+        self.registry = around.registry
+        self.timer = around.timer
+        self.counters = around.counters
+        self.links = {name: Link(source, around) for name, source in config.enabled.items()}
+        self.agents = Agents(self.route, lambda: self.registry.snapshot)
+        self.draining = trio.Event()
+        self._handlers = {name: self._stacked(link, around.rng) for name, link in self.links.items()}
+        self._running = 0
+        self._quiet = trio.Event()
+
+    # Agents
+
+    def agent(self, name: str, function: AgentFunction, *, turn: int = 1, tools: Sequence[str] = ("*",)) -> Agent:
+        """Make an agent that can be asked under `name`.
+
+        Args:
+            name: up to 64 letters, digits, `_`, `-` and `.`.
+            function: `async (context, payload) -> answer`; the answer may be a `context.handoff(...)`.
+            turn: how many of its handlers run at once; the others wait in order.
+            tools: globs over exported names: the tools it may call.
+
+        Raises:
+            ValueError: the name is taken, or is none.
+
+        """
+        return self.agents.add(name, function, turn=turn, tools=tools)
+
+    async def ask(self, name: str, payload: object = None) -> object:
+        """What agent `name` answers to `payload`, or whoever it hands the work to.
+
+        The handler runs in this task: the deadline and the cancellation of the caller reach it natively,
+        and what it raises comes out as it is.
+
+        Raises:
+            AgentError: it could not be asked.
+            Draining: the fabric takes no new work.
+            Overloaded: too much is running.
+
+        """
+        self._enter()
+        try:
+            return await converse(self.agents, name, payload)
+        finally:
+            self._leave()
+
+    # Tools
+
+    async def call(
+        self, tool: str, arguments: Mapping[str, Json] | None = None, *, events: EventSink | None = None
+    ) -> ToolResult:
+        """What the tool with this exported name answered; a tool that says it failed is an answer too.
+
+        Args:
+            tool: such as `time__get_current_time`.
+            arguments: plain values.
+            events: takes its progress and log notifications.
+
+        Raises:
+            CallError: it did not answer; `executed` says what is known.
+
+        """
+        self._enter()
+        try:
+            return await call_tool(self.route, tool, arguments, principal=LOCAL, events=events)
+        finally:
+            self._leave()
+
+    async def handle(self, call: Call) -> Outcome:
+        """How `call` ended, for those who bring new work from outside. Raises as `call` does."""
+        self._enter()
+        try:
+            return await self.route(call)
+        finally:
+            self._leave()
+
+    async def route(self, call: Call) -> Outcome:
+        """How `call` ended, as part of work that was accepted already. Raises as `call` does."""
+        name = call.name
+        if call.method != "tools/call" or name is None:
+            return Error(jsonrpc.METHOD_NOT_FOUND, f"method not found: {call.method}")
+        found = self.registry.snapshot.tools.get(name)
+        if found is None:
+            await self._wait_for_owners(name, call.deadline)
+            snapshot = self.registry.snapshot
+            found = snapshot.tools.get(name)
+            if found is None:
+                self.counters.add("fabric.tool_not_found")
+                raise ToolNotFound(name, snapshot.near(name))
+        return await self._handlers[found.source](call)
+
+    # Life
+
+    @property
+    def ready(self) -> bool:
+        """Whether every source has been tried once."""
+        return all(link.tried for link in self.links.values())
+
+    async def wait_started(self) -> None:
+        """Return once every source has been tried once; those that failed say why in `links`."""
+        for link in self.links.values():
+            await link.wait_tried()
+
+    async def drain(self, grace: float) -> bool:
+        """Take no new work, and wait up to `grace` seconds for what runs; returns whether it ended by itself."""
+        self.draining.set()
+        with trio.move_on_after(grace):
+            while self._running:
+                self._quiet = trio.Event()
+                await self._quiet.wait()
+        if self._running:
+            self.counters.add("fabric.drain_unfinished", self._running)
+        return not self._running
+
+    def tree(self) -> Node:
+        """Everything that lives in the fabric, at this moment."""
+        state = "draining" if self.draining.is_set() else "running"
+        facts = {"tools": len(self.registry.snapshot.tools), "calls": self._running, "version": self.registry.snapshot.version}
+        children = [link.node() for link in self.links.values()]
+        children += [
+            Node("agent", repr(agent), "idle" if not agent.turn.holders else "busy",
+                 {"turn": f"{len(agent.turn.holders)}/{agent.turn.size}", "waiting": len(agent.turn.waiting)})
+            for agent in self.agents.values()
+        ]  # fmt: skip
+        children += [Node("ask", " > ".join(branch.path)) for branch in self.agents.roots]
+        return Node("fabric", "cord_trio", state, facts, tuple(children))
+
+    # Inside
+
+    def _enter(self) -> None:
+        if self.draining.is_set():
+            raise Draining
+        limit = self.config.bounds.calls
+        if self._running >= limit:
+            self.counters.add("fabric.overloaded")
+            raise Overloaded("bounds.calls", limit)
+        self._running += 1
+
+    def _leave(self) -> None:
+        self._running -= 1
+        if not self._running:
+            self._quiet.set()
+
+    async def _wait_for_owners(self, name: str, deadline: float) -> None:
+        """Wait for the first attempt of those sources that may own a tool of this name."""
+        for link in self.links.values():
+            prefix = link.source.export_prefix
+            if not link.tried and (not prefix or name.startswith(f"{prefix}__")):
+                with trio.move_on_at(deadline):
+                    await link.wait_tried()
+
+    def _stacked(self, link: Link, rng: Random) -> Handler:
+        source, timer, counters = link.source, self.timer, self.counters
+
+        async def send(call: Call) -> Outcome:
+            assert call.name is not None
+            route = self.registry.snapshot.tools.get(call.name)
+            if route is None or route.source != source.name:  # it went while the call waited
+                raise ToolNotFound(call.name)
+            return await link.call(call, route.tool.name)
+
+        def annotations(public: str) -> Annotations | None:
+            route = self.registry.snapshot.tools.get(public)
+            return None if route is None else route.tool.annotations
+
+        around = [
+            layers.deadline(source.deadline),
+            layers.retry(
+                source.retries + 1, budget=layers.RetryBudget(), rng=rng, timer=timer, counters=counters,
+                trusted=source.trust, annotations=annotations,
+            ),
+        ]  # fmt: skip
+        if source.rate is not None:
+            around.append(layers.rate(source.rate, source.burst, timer=timer, counters=counters, name=source.name))
+        around.append(layers.limit(source.slots, timer=timer, counters=counters, name=source.name))
+        return stack(send, *around)
+
+
+@asynccontextmanager
+async def open_fabric(config: Config | Mapping[str, Source] | Sequence[Source] | None = None) -> AsyncGenerator[Fabric, None]:
+    """A fabric for as long as the block runs. Its sources connect in the background, each by itself.
+
+    Leaving the block drains; an error in it cancels at once, and leaves as it was raised. Then nothing
+    that the fabric started is left: no task, process, socket or file.
+
+    Args:
+        config: whole, or only the sources; None for no sources.
+
+    """
+    if not isinstance(config, Config):
+        config = Config(sources=config or {})
+    counters = Counters()
+    block_error: Exception | None = None
+    core_error: Exception | None = None
+
+    async def service(run: Callable[..., Awaitable[None]], task_status: trio.TaskStatus[None]) -> None:
+        """Run a part of the core; if it fails, the fabric cannot go on."""
+        nonlocal core_error
+        try:
+            await run(task_status=task_status)
+        except Exception as exc:
+            core_error = core_error or exc
+            core.cancel_scope.cancel(f"a part of the core failed: {exc!r}")
+
+    async with open_guardian(counters=counters) as guardian, trio.open_nursery() as core:
+        registry = Registry(config.enabled, counters=counters)
+        timer = Timer()
+        cores = os.cpu_count() or 1
+        around = Surroundings(
+            registry=registry,
+            guardian=guardian,
+            timer=timer,
+            counters=counters,
+            rng=random.Random(),
+            client_info={"name": "cord_trio", "version": __version__},
+            starts=trio.CapacityLimiter(config.bounds.starts or STARTS_PER_CORE * cores),
+        )
+        await core.start(service, registry.run)
+        await core.start(service, timer.run)
+        fabric = Fabric(config, around)
+        async with trio.open_nursery() as links:
+            for link in fabric.links.values():
+                links.start_soon(link.keep, name=f"link {link.name}")
+            # Agents with tasks of their own live in the first, work that outlives its asker in the second.
+            async with trio.open_nursery() as agents, trio.open_nursery() as conversations:
+                try:
+                    yield fabric
+                    await fabric.drain(config.gateway.grace)
+                # Cancelled must travel through the nurseries: it may be theirs.
+                except Exception as exc:
+                    block_error = exc
+                fabric.draining.set()
+                conversations.cancel_scope.cancel("the fabric's block has ended")
+                agents.cancel_scope.cancel("the fabric's block has ended")
+            links.cancel_scope.cancel("the fabric's block has ended")
+        core.cancel_scope.cancel("the fabric's block has ended")
+    if block_error is not None:
+        raise block_error
+    if core_error is not None:
+        raise core_error
+

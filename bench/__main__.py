@@ -1,0 +1,113 @@
+"""`python -m bench [TABLE …] [--quick] [--json FILE]`: see README.md beside this file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+
+from bench import build, processes, report
+from bench.tables import TABLES, Plan
+
+QUICK = {"rounds": 2, "seconds": 0.3, "warm": 0.1, "imports": 3}
+FULL = {"rounds": 5, "seconds": 2.0, "warm": 0.5, "imports": 7}
+
+
+def parse(argv):
+    names = [table.name for table in TABLES]
+    parser = argparse.ArgumentParser(prog="python -m bench", description="cord_trio, floors and peers in one run.")
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"which of {', '.join(names)}; all unless named")
+    parser.add_argument("--quick", action="store_true", help="under two minutes, to see that it works")
+    parser.add_argument("--json", metavar="FILE", help="write every figure of every round")
+    parser.add_argument("--rounds", type=int, help="rounds of each table")
+    parser.add_argument("--seconds", type=float, help="seconds of each measurement")
+    parser.add_argument("--servers", type=int, default=50, help="servers in the tables with many (50)")
+    parser.add_argument("--era", choices=["auto", "legacy", "modern"], default="auto", help="of the protocol (auto)")
+    parser.add_argument("--only", action="append", metavar="NAME", help="only contestants whose name contains NAME")
+    args = parser.parse_args(argv)
+    if unknown := set(args.tables) - set(names):
+        parser.error(f"no table {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    return args
+
+
+def plan_of(args):
+    figures = dict(QUICK if args.quick else FULL)
+    figures |= {key: value for key in ("rounds", "seconds") if (value := getattr(args, key)) is not None}
+    return Plan(**figures, servers=args.servers, era=args.era)
+
+
+def missing_peers(tables):
+    """Why each peer that could not be installed is missing."""
+    missing = {}
+    for peer in dict.fromkeys(c.peer for table in tables for c in table.contestants if c.peer):
+        try:
+            build.build_peer(peer)
+        except build.CannotBuild as exc:
+            missing[peer] = f"not installed: {exc}"
+    return missing
+
+
+def run_table(table, plan, contestants, missing):
+    """Rounds of one table, contestants taking turns. Returns the figures and failures of each."""
+    results = {contestant.name: [] for contestant in contestants}
+    failures = {c.name: missing[c.peer] for c in contestants if c.peer in missing}
+    for round in range(plan.rounds):
+        for contestant in contestants:
+            if contestant.name in failures:
+                continue
+            print(f"bench: {table.name} {round + 1}/{plan.rounds} {contestant.name}", file=sys.stderr)
+            try:
+                figures = contestant.run(plan)
+                if figures["wrong"]:
+                    raise processes.Failed(f"{figures['wrong']} wrong answers")
+                results[contestant.name].append(figures)
+            except processes.Failed as exc:
+                failures[contestant.name] = f"failed: {exc}"
+                results[contestant.name].clear()
+            if left := processes.reap():
+                failures[contestant.name] = f"failed: left {left} processes behind"
+    return results, failures
+
+
+def main(argv):
+    args = parse(argv)
+    plan = plan_of(args)
+    tables = [table for table in TABLES if not args.tables or table.name in args.tables]
+    processes.adopt_orphans()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        build.build_c()
+    except build.CannotBuild as exc:
+        print(f"bench: {exc}", file=sys.stderr)
+        return 1
+    missing = missing_peers(tables)
+    started, about = time.monotonic(), report.machine()
+    ratios, grids, out = [], [], {"machine": about, "plan": vars(plan), "tables": {}}
+    failed = False
+    try:
+        for table in tables:
+            contestants = [c for c in table.contestants if not args.only or any(part in c.name for part in args.only)]
+            results, failures = run_table(table, plan, contestants, missing)
+            ratios += report.ratios(table, results)
+            grids += ["", *report.grid(table, results, failures)]
+            out["tables"][table.name] = {"rounds": results, "failures": failures}
+            failed |= any(reason.startswith("failed") for reason in failures.values())
+    except KeyboardInterrupt:
+        print("bench: interrupted", file=sys.stderr)
+        return 130
+    finally:
+        processes.reap()
+    print("How many times better cord_trio is: median x rival, best against best")
+    print("\n".join([*ratios, *grids]))
+    versions = report.versions(out["tables"])
+    print(f"\neach cell median / best of {plan.rounds} rounds; {time.monotonic() - started:.0f} s; {about}; {versions}")
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump(out, file, indent=1)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

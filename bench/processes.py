@@ -1,0 +1,157 @@
+"""Runs contestants as child processes, and leaves none behind."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+STOP = 10
+"""Seconds a program has to stop once told."""
+SETTLE = 5
+"""Seconds its own children have to go after it."""
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
+class Failed(Exception):
+    """A contestant failed; says how, in one line."""
+
+
+def adopt_orphans():
+    """Whatever a contestant leaves behind becomes our child, so that we see it. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def children():
+    """Ids of our living children."""
+    try:
+        ids = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    except OSError:
+        return []
+    living = []
+    for pid in map(int, ids):
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                living.append(pid)
+    return living
+
+
+def reap():
+    """Wait for orphans to end, then kill them. Returns how many had to be killed."""
+    patience = time.monotonic() + SETTLE
+    while (left := children()) and time.monotonic() < patience:
+        time.sleep(0.02)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+    return len(left)
+
+
+def last_line(file):
+    file.seek(0)
+    lines = file.read().strip().splitlines()
+    return lines[-1] if lines else "no message"
+
+
+def kill_group(process):
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def run_json(args, *, timeout):
+    """Run a program that prints one JSON object as its last line; returns it."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True)
+        try:
+            status = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise Failed(f"not done within {timeout:g} s; {last_line(err)}") from None
+        finally:
+            kill_group(process)
+        if status:
+            raise Failed(f"exit status {status}: {last_line(err)}")
+        try:
+            return json.loads(last_line(out))
+        except ValueError:
+            raise Failed(f"printed no JSON: {last_line(out)}") from None
+
+
+def cpu_of_run(args):
+    """CPU seconds of a program from start to end."""
+    process = subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    with process.stderr:
+        message = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise Failed((message.decode().strip().splitlines() or ["no message"])[-1])
+    return usage.ru_utime + usage.ru_stime
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return sock.getsockname()[1]
+
+
+class Server:
+    """A program that serves until told to stop."""
+
+    def __init__(self, process, port, err):
+        self.process = process
+        self.pid = process.pid
+        self.port = port
+        self._err = err
+
+    def check(self):
+        if self.process.poll() is not None:
+            raise Failed(f"exit status {self.process.returncode}: {last_line(self._err)}")
+
+    def cpu(self):
+        """CPU seconds of the process so far, its children not counted."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def rss_mb(self):
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@contextlib.contextmanager
+def serve(args, port, *, timeout=60.0):
+    """Start a server on `port`; yields it once it listens."""
+    with tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(
+            args, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=err, start_new_session=True
+        )
+        server = Server(process, port, err)
+        try:
+            patience = time.monotonic() + timeout
+            while True:
+                server.check()
+                try:
+                    socket.create_connection(("127.0.0.1", port), 1).close()
+                    break
+                except OSError:
+                    if time.monotonic() > patience:
+                        raise Failed(f"does not listen within {timeout:g} s; {last_line(err)}") from None
+                    time.sleep(0.01)
+            yield server
+            server.check()
+            process.terminate()
+            try:
+                process.wait(STOP)
+            except subprocess.TimeoutExpired:
+                raise Failed(f"did not stop within {STOP} s of SIGTERM") from None
+        finally:
+            kill_group(process)

@@ -1,0 +1,42 @@
+"""cord_trio: one fabric with all sources. Layers and deadlines are as they come; only `slots` follows the load."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from cord_config import toml
+
+import cord_trio
+
+READY = 30.0
+"""Seconds for all sources to come up."""
+
+
+def versions():
+    return {name: version(name) for name in ("cord-trio", "trio", "msgspec")}
+
+
+def load(sources, era, slots):
+    with tempfile.NamedTemporaryFile("w", prefix="bench-", suffix=".toml") as file:
+        file.write(toml(sources, era=era, slots=slots))
+        file.flush()
+        return cord_trio.load_config(file.name)
+
+
+@asynccontextmanager
+async def open_clients(runtime, sources, *, era, in_flight):
+    import trio
+
+    async with cord_trio.open_fabric(load(sources, era, max(32, in_flight))) as fabric:
+        with trio.fail_after(READY):
+            await fabric.wait_started()
+
+        def client(tool):
+            async def echo(text):
+                return (await fabric.call(tool, {"msg": text})).text
+
+            return echo
+
+        yield [client(f"{source['name']}__echo") for source in sources]

@@ -136,7 +136,7 @@ async def _discover(
         raise FreshNeeded("no answer to server/discover") from exc
     except ConnectionLost as exc:
         if must or exc.executed == "no":
-            raise ConnectFailed(session.name, "handshake", exc.reason) from exc
+            raise _unreached(session, exc) from exc
         raise FreshNeeded(exc.reason) from exc
     finally:
         session.on_asked = None
@@ -173,7 +173,7 @@ async def _initialize(
     except DeadlineExceeded as exc:
         raise _silent(session, "initialize", patience) from exc
     except ConnectionLost as exc:
-        raise ConnectFailed(session.name, "handshake", exc.reason) from exc
+        raise _unreached(session, exc) from exc
     except HttpFailed as exc:
         raise refused(session.name, exc) from exc
     except (CallFailed, Malformed, BadReply) as exc:
@@ -198,6 +198,10 @@ def refused(name: str, exc: HttpFailed) -> ConnectFailed:
     if exc.status in (404, 405):
         return ConnectFailed(name, "http", str(exc), "check the path of `url`: no MCP endpoint answers there")
     return ConnectFailed(name, "http", str(exc))
+
+
+def _unreached(session: Session, exc: ConnectionLost) -> ConnectFailed:
+    return ConnectFailed(session.name, "connect" if exc.executed == "no" else "handshake", exc.reason)
 
 
 def _silent(session: Session, method: str, patience: float) -> ConnectFailed:

@@ -98,6 +98,8 @@ class Link:
         epoch: counts what it told the registry.
         sessions: what is open, by key; so far there is the shared one alone.
         notes: what was left out of the last list.
+        starts: how often it became ready.
+        pid: of its process, if it is a child of ours and running.
 
     """
 
@@ -110,6 +112,7 @@ class Link:
         self.epoch = 0
         self.sessions: dict[str, Client] = {}
         self.notes: tuple[str, ...] = ()
+        self.starts = 0
         self.pid: int | None = None
         self._around = around
         self._waiting: dict[Cell[Client], None] = {}
@@ -205,7 +208,8 @@ class Link:
             log.info("source down source=%s reason=%s pause=%.3f", self.name, reason, pause)
             self.reason, self.next_try = reason, trio.current_time() + pause
             await self._publish("down")
-            self._refuse()
+            if ready_at is None:
+                self._refuse()  # calls wait for one attempt; after a loss none has been made yet
             self._tried.set()
             await trio.sleep_until(self.next_try)
             self.next_try = None
@@ -279,6 +283,7 @@ class Link:
         """From here on calls go to `client`."""
         self.state, self.reason, self.failure = "ready", "", None
         self.sessions[SHARED] = client
+        self.starts += 1
         self._tried.set()
         for cell in self._waiting:
             cell.settle(client)

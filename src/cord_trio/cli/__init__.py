@@ -64,11 +64,11 @@ class Verb(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser()
     if not arguments and not os.path.exists("cord.toml") and not os.path.exists(".mcp.json"):
         print(WELCOME)
         return DONE
-    args = parser.parse_args(arguments or ["serve"])
+    arguments = arguments or ["serve"]
+    args = _parser(arguments[0]).parse_args(arguments)
     logging.basicConfig(
         level=logging.DEBUG if args.debug else logging.WARNING,
         format="%(levelname)s %(name)s %(message)s",
@@ -109,7 +109,7 @@ def _report(exc: Exception) -> int:
     return FAILED
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(chosen: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cord_trio", description="An agent fabric for the Model Context Protocol."
     )
@@ -118,7 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, what in VERBS.items():
         verb = verbs.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
         verb.add_argument("--debug", action="store_true", help="show traces and debug logs on stderr")
-        importlib.import_module(f"cord_trio.cli.{name}").add_arguments(verb)
+        if name == chosen:  # the others need not be imported
+            importlib.import_module(f"cord_trio.cli.{name}").add_arguments(verb)
     return parser
 
 

@@ -158,4 +158,5 @@ def _cause(exc: BaseException) -> str:
     """The plain reason inside Trio's report of several failed addresses."""
     while isinstance(exc, BaseExceptionGroup) or exc.__cause__ is not None:
         exc = exc.exceptions[0] if isinstance(exc, BaseExceptionGroup) else exc.__cause__ or exc
-    return str(getattr(exc, "strerror", None) or exc)
+    words = str(getattr(exc, "strerror", None) or exc)
+    return words.rpartition(": ")[2]  # Trio names the address first, which was said already

@@ -25,6 +25,7 @@ def parse(argv):
     parser.add_argument("--seconds", type=float, help="seconds of each measurement")
     parser.add_argument("--servers", type=int, default=50, help="servers in the tables with many (50)")
     parser.add_argument("--era", choices=["auto", "legacy", "modern"], default="auto", help="of the protocol (auto)")
+    parser.add_argument("--awake", action="store_true", help="keep the cores from sleeping between calls")
     parser.add_argument("--only", action="append", metavar="NAME", help="only contestants whose name contains NAME")
     args = parser.parse_args(argv)
     if unknown := set(args.tables) - set(names):
@@ -49,7 +50,7 @@ def missing_peers(tables):
     return missing
 
 
-def run_table(table, plan, contestants, missing):
+def run_table(table, plan, contestants, missing, own):
     """Rounds of one table, contestants taking turns. Returns the figures and failures of each."""
     results = {contestant.name: [] for contestant in contestants}
     failures = {c.name: missing[c.peer] for c in contestants if c.peer in missing}
@@ -66,7 +67,7 @@ def run_table(table, plan, contestants, missing):
             except processes.Failed as exc:
                 failures[contestant.name] = f"failed: {exc}"
                 results[contestant.name].clear()
-            if left := processes.reap():
+            if left := processes.reap(own):
                 failures[contestant.name] = f"failed: left {left} processes behind"
     return results, failures
 
@@ -83,17 +84,18 @@ def main(argv):
         print(f"bench: {exc}", file=sys.stderr)
         return 1
     missing = missing_peers(tables)
-    started, about = time.monotonic(), report.machine()
+    started, about = time.monotonic(), {**report.machine(), "awake": args.awake}
     ratios, grids, out = [], [], {"machine": about, "plan": vars(plan), "tables": {}}
     failed = False
     try:
-        for table in tables:
-            contestants = [c for c in table.contestants if not args.only or any(part in c.name for part in args.only)]
-            results, failures = run_table(table, plan, contestants, missing)
-            ratios += report.ratios(table, results)
-            grids += ["", *report.grid(table, results, failures)]
-            out["tables"][table.name] = {"rounds": results, "failures": failures}
-            failed |= any(reason.startswith("failed") for reason in failures.values())
+        with processes.awake(about["cores"] if args.awake else 0) as own:
+            for table in tables:
+                chosen = [c for c in table.contestants if not args.only or any(part in c.name for part in args.only)]
+                results, failures = run_table(table, plan, chosen, missing, own)
+                ratios += report.ratios(table, results)
+                grids += ["", *report.grid(table, results, failures)]
+                out["tables"][table.name] = {"rounds": results, "failures": failures}
+                failed |= any(reason.startswith("failed") for reason in failures.values())
     except KeyboardInterrupt:
         print("bench: interrupted", file=sys.stderr)
         return 130

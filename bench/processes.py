@@ -46,16 +46,36 @@ def children():
     return living
 
 
-def reap():
-    """Wait for orphans to end, then kill them. Returns how many had to be killed."""
+def reap(own=()):
+    """Wait for orphans to end, then kill them. Returns how many had to be killed; `own` children stay."""
     patience = time.monotonic() + SETTLE
-    while (left := children()) and time.monotonic() < patience:
+    while (left := [pid for pid in children() if pid not in own]) and time.monotonic() < patience:
         time.sleep(0.02)
     for pid in left:
         os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, 0)
     return len(left)
+
+
+SPIN = """
+import os, sys
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+while os.getppid() == int(sys.argv[1]):
+    pass
+"""
+
+
+@contextlib.contextmanager
+def awake(cores):
+    """Keep `cores` cores from going idle, at a priority that yields to everything. Yields the children's ids."""
+    spinners = [subprocess.Popen([sys.executable, "-I", "-S", "-c", SPIN, str(os.getpid())]) for _ in range(cores)]
+    try:
+        yield [spinner.pid for spinner in spinners]
+    finally:
+        for spinner in spinners:
+            spinner.kill()
+            spinner.wait()
 
 
 def last_line(file):

@@ -6,7 +6,6 @@ in code. Secrets (environment, headers, arguments, the query of a URL) are in no
 
 from __future__ import annotations
 
-import math
 import re
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -84,7 +83,7 @@ def check_numbers(value: object, least: Mapping[str, int | float]) -> Iterator[F
         number, above = getattr(value, name), isinstance(low, float)
         if number is None:
             continue
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or math.isnan(number):
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or number != number:  # NaN
             yield name, "is not a number", "give a number"
         elif number < low or (above and number == low):
             yield name, "is too small", f"give a number above {low:g}" if above else f"give {low} or more"

@@ -10,6 +10,7 @@ scrubbed its environment, and a container that was started through a daemon. Whe
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import subprocess
 import sys
@@ -38,6 +39,8 @@ READY_WAIT: Final = 5.0
 
 EXIT_WAIT: Final = 3.0
 """Seconds that the guardian has at the end of the fabric, when there should be nothing left to do for it."""
+
+_log = logging.getLogger("cord_trio.transports")
 
 
 class Guardian:
@@ -89,7 +92,8 @@ class Guardian:
             except OSError as exc:
                 self._counters.add("guardian.failed")
                 self._ready.set()
-                if exc.errno in (errno.ENOENT, errno.EACCES, errno.EINVAL):
+                if exc.errno in (errno.ENOENT, errno.EACCES):
+                    _log.warning("no guardian: children may outlive a fabric that is killed reason=%s", exc)
                     return
             else:
                 assert self._process is not None
@@ -97,6 +101,7 @@ class Guardian:
                 self._counters.add("guardian.lost")
                 self._leave()
             await trio.sleep(RESTART_PAUSE)
+        _log.warning("the guardian does not stay: children may outlive a fabric that is killed tries=%d", 1 + RESTARTS)
 
     async def end(self) -> None:
         """Let the guardian go. It ends what is left, if anything is, and then itself."""
@@ -116,7 +121,7 @@ class Guardian:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 # Bare, so that it carries no cookie: not ours, nor that of a fabric whose child we are.
-                env={},
+                env={name: value for name, value in os.environ.items() if name.startswith(("LD_", "DYLD_"))},
                 cwd="/",
                 start_new_session=True,
             )

@@ -211,7 +211,7 @@ class Child:
                 break
             with trio.move_on_after(grace):
                 await self.wait()
-                while group_lives(self.pid):
+                while group_lives(self.pid):  # noqa: ASYNC110  # no event tells when a group's last member ends
                     await trio.sleep(POLL)
                 self.gone = True
         return self.gone
@@ -264,7 +264,7 @@ def group_lives(group: int) -> bool:
             return False
     if sys.platform != "linux":  # pragma: no cover
         return True
-    return any(_is_member(entry.name, group) for entry in os.scandir("/proc") if entry.name.isdigit())
+    return any(_is_member(name, group) for name in os.listdir("/proc") if name.isdigit())
 
 
 def _is_member(pid: str, group: int) -> bool:
@@ -304,14 +304,12 @@ def _close(fd: int) -> int:
 def _spawn_failed(source: Command, name: str, path: str, error: OSError | ValueError) -> ConnectFailed:
     command, number = source.command, getattr(error, "errno", None)
     reason, remedy = f"cannot start {command!r}: {getattr(error, 'strerror', None) or error}", ""
-    if source.cwd is not None and not os.path.isdir(source.cwd):  # noqa: PTH112  # one look, no object
+    if source.cwd is not None and not os.path.isdir(source.cwd):
         reason, remedy = f"the working folder {source.cwd!r} is not there", "create it, or correct cwd"
     elif number in (errno.ENOENT, errno.ENOTDIR):
-        if os.path.exists(command):  # noqa: PTH110  # one look, no object
-            reason, remedy = (
-                f"the interpreter that {command!r} names is not there",
-                "install it, or mend its first line",
-            )
+        if os.path.exists(command):
+            reason = f"the interpreter that {command!r} names is not there"
+            remedy = "install it, or mend its first line"
         else:
             reason = f"no such command: {command!r}"
             remedy = f"install it, or give its full path; looked in PATH={path}"

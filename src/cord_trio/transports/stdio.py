@@ -91,7 +91,8 @@ class StdioTransport(LineTransport):
         if self._stop.is_set():
             await trio.lowlevel.checkpoint()
             return reason
-        with trio.move_on_after(LAST_WORDS):
+        # Whatever else ended it has given the child its time already.
+        with trio.move_on_after(LAST_WORDS if reason == PEER_CLOSED else 0.0):
             await self._child.wait()
         self._child.read_stderr()
         return self._child.describe("closed its stdout" if reason == PEER_CLOSED else reason)

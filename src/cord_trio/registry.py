@@ -18,7 +18,7 @@ import trio
 from cord_trio.cell import Cell
 from cord_trio.counters import Counters
 from cord_trio.errors import Problem
-from cord_trio.protocol import mcp
+from cord_trio.protocol.tools import SEPARATOR, exported_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,8 +36,8 @@ MAX_TOOLS: Final = 10_000
 NEAR: Final = 3
 """Names offered in place of one that does not exist."""
 
-NEAR_SEARCH: Final = 1_000
-"""Names compared with one that does not exist: a client that invents names must not stop the loop."""
+NEAR_SEARCH: Final = 200
+"""Names compared with one that does not exist: a client that invents names must not hold up the loop."""
 
 State: TypeAlias = Literal["configured", "starting", "ready", "down", "draining"]
 
@@ -119,6 +119,7 @@ class SourceView:
         next_try: Trio time of the next attempt to connect, if one is planned.
         tools: all of its tools, in its order, whether exported or not.
         greeting: what the server said of itself when it was last connected.
+        notes: what was wrong with its list of tools.
         exports: what it adds to the list of tools if no other source has the names.
 
     """
@@ -130,6 +131,7 @@ class SourceView:
     next_try: float | None = None
     tools: tuple[Tool, ...] = ()
     greeting: Greeting | None = None
+    notes: tuple[str, ...] = ()
     exports: Exports = attrs.field(factory=Exports, repr=False)
 
 
@@ -139,7 +141,7 @@ class Snapshot:
 
     Attributes:
         version: 0 as configured, then counted up by one with each publication.
-        listed: the version since which the exported tools are what they are.
+        listed: the version since which the exported tools are what they are; clients need hear of no other.
         sources: by name, in configured order.
         tools: by exported name; in configured order of sources, then in each server's order.
         problems: names that are not exported, tools that were left out.
@@ -161,9 +163,14 @@ class Snapshot:
     def near(self, name: str) -> tuple[str, ...]:
         """The exported names closest to `name`, the closest first."""
         name = name[:128]
-        length, bare = len(name), name.rpartition("__")[2]
-        likely = [public for public in self.tools if public.endswith(bare) or abs(len(public) - length) <= length // 2]
-        return tuple(get_close_matches(name, likely[:NEAR_SEARCH], NEAR))
+        prefix, _, bare = name.rpartition(SEPARATOR)
+        # The right tool of another source, or of none, is the likeliest mistake, and cheap to find.
+        same = [public for public in self.tools if public.rpartition(SEPARATOR)[2] == bare]
+        siblings = [public for public in self.tools if prefix and public.startswith(prefix)]
+        alike = [public for public in self.tools if abs(len(public) - len(name)) <= 2]
+        likely = dict.fromkeys([*siblings, *alike])
+        close = get_close_matches(name, list(likely)[:NEAR_SEARCH], NEAR)
+        return tuple(dict.fromkeys([*same[:NEAR], *close]))[:NEAR]
 
 
 class Registry:
@@ -270,9 +277,10 @@ class Registry:
             ack.settle(self.snapshot)
 
     def _updated(self, view: SourceView, update: Update) -> SourceView:
-        tools, exports = view.tools, view.exports
-        if update.tools is not None and update.tools != tools:
+        tools, notes, exports = view.tools, view.notes, view.exports
+        if update.tools is not None and (update.tools, update.notes) != (tools, notes):
             tools, exports = self._exports(self._sources[view.name], update)
+            notes = update.notes
         return SourceView(
             view.name,
             update.epoch,
@@ -281,6 +289,7 @@ class Registry:
             update.next_try,
             tools,
             view.greeting if update.greeting is None else update.greeting,
+            notes,
             exports,
         )
 
@@ -300,7 +309,7 @@ class Registry:
             base = source.tools.exports(tool.name)
             if base is None:
                 continue
-            public = mcp.exported_name(prefix, base)
+            public = exported_name(prefix, base)
             first = routes.setdefault(public, Route(public, source.name, tool))
             if first.tool is not tool:
                 what = f"tool {tool.name!r} is not exported: the source's {first.tool.name!r} already is as {public!r}"
@@ -309,13 +318,15 @@ class Registry:
 
     def _next(self, old: Snapshot, sources: dict[str, SourceView]) -> Snapshot:
         version = old.version + 1
-        if all(view.exports is old.sources[name].exports for name, view in sources.items()):
+        remade = [name for name, view in sources.items() if view.exports is not old.sources[name].exports]
+        if not remade:
             # Only states changed: the list, and what was made of it, stays.
-            snapshot = attrs.evolve(old, version=version, sources=MappingProxyType(sources))
-            return snapshot
+            return attrs.evolve(old, version=version, sources=MappingProxyType(sources))
+        same = all(sources[name].exports.routes == old.sources[name].exports.routes for name in remade)
         tools, parts = _merged([view.exports for view in sources.values()])
         problems = tuple(problem for part in parts for problem in part.problems)
-        return Snapshot(version, version, MappingProxyType(sources), MappingProxyType(tools), problems, parts)
+        listed = old.listed if same else version
+        return Snapshot(version, listed, MappingProxyType(sources), MappingProxyType(tools), problems, parts)
 
     @trio.lowlevel.enable_ki_protection
     def _end(self) -> None:

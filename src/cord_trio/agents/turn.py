@@ -93,7 +93,7 @@ class Turn:
         above = branch.parent
         while above is not None:
             if above.holds is self:
-                raise CallCycle((*_names_between(above, branch), self.name))
+                raise CallCycle(branch.path[len(above.path) - 1 :])
             above = above.parent
         if len(self.holders) >= self.size:
             return False
@@ -182,7 +182,3 @@ def _circle(waiter: Branch) -> tuple[str, ...]:
 def _wanted(branch: Branch) -> Turn:
     assert branch.waits is not None
     return branch.waits
-
-
-def _names_between(above: Branch, branch: Branch) -> tuple[str, ...]:
-    return branch.path[len(above.path) - 1 :]

@@ -48,6 +48,7 @@ class Conversation:
     def __init__(self, world: World) -> None:
         self.world = world
         self.options = world.options
+        self.modern = self.options.era == "modern"
         self.initialized = False
         self.revision = ""
         self.level = "debug"
@@ -130,7 +131,7 @@ class Conversation:
             return
         meta = params.get("_meta") or {}
         version = meta.get(PREFIX + "protocolVersion")
-        modern = self.options.era != "legacy" and (version is not None or self.options.era == "modern")
+        modern = self.options.era != "legacy" and (version is not None or self.modern)
         if id is None:
             self._notified(method, params)
         elif isinstance(id, bool) or not isinstance(id, int | str):

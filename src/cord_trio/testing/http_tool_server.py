@@ -201,7 +201,9 @@ class Exchange(http.server.BaseHTTPRequestHandler):
         told = (self.headers.get("MCP-Protocol-Version"), self.headers.get("Mcp-Method"), given)
         if version is not None and told != (version, method, name):
             return self.error(400, id, -32020, f"headers say {told}, the body {(version, method, name)}")
-        self.converse(Talk(self.mcp.world), id, body, None)
+        talk = Talk(self.mcp.world)
+        talk.modern = True
+        self.converse(talk, id, body, None)
 
     def legacy(self, message: Json, body: bytes) -> None:
         server, id, method = self.mcp, message.get("id"), message.get("method")

@@ -40,6 +40,7 @@ class Cell(Generic[T]):
         """End the wait by raising `error`, which no other cell may share. Returns as `settle` does."""
         return self._end(outcome.Error(error))
 
+    @trio.lowlevel.enable_ki_protection  # Ctrl-C between these lines would strand the waiter
     def _end(self, result: outcome.Outcome[T]) -> bool:
         if self.settled:
             return False
@@ -52,8 +53,9 @@ class Cell(Generic[T]):
             trio.lowlevel.reschedule(task, result)
         return True
 
+    @trio.lowlevel.enable_ki_protection
     async def wait(self, abandoned: Callable[[], None]) -> T:
-        """What the cell is settled with. Always a checkpoint.
+        """What the cell is settled with. Always lets others run; cancelled only if it is not settled yet.
 
         Args:
             abandoned: called, synchronously, if the waiting task is cancelled first; the cell is

@@ -259,7 +259,7 @@ class Overloaded(CallError):
     executed: Executed = "no"
 
     def __init__(self, bound: str, limit: float) -> None:
-        super().__init__(f"bound {bound} = {limit:g} is met; try later, or raise it")
+        super().__init__(f"bound {bound} = {limit:.12g} is met; try later, or raise it")
         self.bound = bound
         self.limit = limit
 

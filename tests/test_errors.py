@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from cord_trio import errors
+from cord_trio.errors import CallError, CordError, Executed, Problem
+
+
+def test_the_docstring_shows_the_whole_tree() -> None:
+    written: dict[str, str] = {}
+    above: list[tuple[int, str]] = []
+    for line in (errors.__doc__ or "").splitlines():
+        found = re.match(r"    ([│ ├└─]*)([A-Z]\w+)", line)
+        if found:
+            indent, name = len(found[1]), found[2]
+            above = [(depth, parent) for depth, parent in above if depth < indent]
+            written[name] = above[-1][1] if above else "Exception"
+            above.append((indent, name))
+    real = {
+        name: cls.__bases__[0].__name__
+        for name, cls in vars(errors).items()
+        if isinstance(cls, type) and issubclass(cls, CordError)
+    }
+    assert written == real
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "executed"),
+    [
+        (errors.CallFailed(-32602, "bad cursor", b"{}"), "bad cursor (-32602)", "yes"),
+        (errors.CallFailed(-32601, "no such method", executed="no"), "no such method (-32601)", "no"),
+        (errors.BadReply("result is no object"), "result is no object", "yes"),
+        (
+            errors.InputNeeded("notes", ["roots/list", "elicitation/create"]),
+            "notes asks for roots/list, elicitation/create, which nobody here can answer",
+            "unknown",
+        ),
+        (errors.InputNeeded("notes", []), "notes asks for another round, which nobody here can answer", "unknown"),
+        (errors.ToolNotFound("x"), "no tool named 'x'", "no"),
+        (errors.ToolNotFound("x", ["y", "z"]), "no tool named 'x'; did you mean y or z?", "no"),
+        (errors.ToolNotGranted("a", "x", ["y*", "z"]), "agent 'a' may not call 'x': it is granted y*, z", "no"),
+        (errors.ToolNotGranted("a", "x", []), "agent 'a' may not call 'x': it is granted no tool", "no"),
+        (errors.SourceDown("web", "exited"), "source 'web' is down: exited", "no"),
+        (errors.ConnectionLost("reset"), "connection lost: reset", "unknown"),
+        (errors.DeadlineExceeded("tools/call x"), "deadline exceeded: tools/call x", "unknown"),
+        (errors.Refused("busy", status=503, retry_after=2.0), "HTTP status 503: busy", "no"),
+        (errors.HttpFailed(404, "not here"), "HTTP status 404: not here", "no"),
+        (errors.HttpFailed(500), "HTTP status 500", "unknown"),
+        (errors.HttpFailed(500, executed="no"), "HTTP status 500", "no"),
+        (errors.Overloaded("slots", 32), "bound slots = 32 is met; try later, or raise it", "no"),
+        (
+            errors.Overloaded("message_out", 16 * 1024 * 1024),
+            "bound message_out = 16777216 is met; try later, or raise it",
+            "no",
+        ),
+        (errors.Overloaded("rate", 0.5), "bound rate = 0.5 is met; try later, or raise it", "no"),
+        (errors.Draining(), "the fabric is draining and takes no new work", "no"),
+        (CallError("?"), "?", "unknown"),
+    ],
+)
+def test_a_failed_call_says_what_happened_and_whether_it_ran(error: CallError, text: str, executed: Executed) -> None:
+    assert (str(error), error.executed) == (text, executed)
+
+
+def test_other_errors_say_what_happened_and_what_to_do() -> None:
+    assert str(errors.ConnectFailed("web", "spawn", "no such file")) == "web: spawn: no such file"
+    assert str(errors.ConnectFailed("web", "spawn", "no such file", "install it")).endswith("; install it")
+    assert str(errors.AgentNotFound("a")) == "no agent named 'a'"
+    assert str(errors.HandoffRefused("a", "16 hops are used up")) == "handoff to 'a' refused: 16 hops are used up"
+    assert str(errors.CallCycle(["a", "b", "a"])) == "call cycle: a > b > a"
+    malformed = errors.Malformed(-32600, "an array", "7")
+    assert (str(malformed), malformed.code, malformed.id) == ("an array", -32600, "7")
+
+
+def test_a_configuration_error_holds_every_problem() -> None:
+    problems = [
+        Problem("cord.toml", "sources.a.url", "is no URL", "begin it with https://"),
+        Problem("", "", "nothing to serve", ""),
+        Problem("x.json", "", "not JSON", "", fatal=False, source="b"),
+    ]
+    error = errors.ConfigError(problems)
+    assert error.problems == tuple(problems)
+    assert str(error).splitlines() == [
+        "cord.toml: sources.a.url: is no URL; begin it with https://",
+        ": nothing to serve",
+        "x.json: not JSON",
+    ]

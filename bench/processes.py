@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import http.client
 import json
 import os
 import signal
@@ -166,7 +167,13 @@ def serve(args, port, *, timeout=60.0):
                     if time.monotonic() > patience:
                         raise Failed(f"does not listen within {timeout:g} s; {last_line(err)}") from None
                     time.sleep(0.01)
-            yield server
+            try:
+                yield server
+            except (OSError, ValueError, LookupError, http.client.HTTPException) as exc:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.5)
+                server.check()  # its own end says more than what we saw of it
+                raise Failed(f"{exc!r}; {last_line(err)}") from exc
             server.check()
             process.terminate()
             try:

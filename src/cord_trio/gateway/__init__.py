@@ -1,1 +1,83 @@
-"""."""
+"""The fabric as an MCP server for any client, in both eras, over HTTP and stdio."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from cord_trio.gateway.http_endpoint import HttpEndpoint
+from cord_trio.gateway.service import Service
+from cord_trio.gateway.stdio_endpoint import serve_pipe
+from cord_trio.protocol.jsonrpc import encode
+from cord_trio.transports.http1_server import HttpLimits, serve_http
+from cord_trio.transports.stdio_server import serve_stdio
+from cord_trio.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cord_trio.gateway.ports import Fabric
+    from cord_trio.transports import Transport
+
+__all__ = ["serve_gateway"]
+
+IDENTITY: Final = encode({"name": "cord_trio", "title": "cord_trio gateway", "version": __version__})
+"""Our `serverInfo`."""
+
+
+async def serve_gateway(
+    fabric: Fabric,
+    *,
+    http: Sequence[trio.SocketListener] | None = None,
+    stdio: bool = False,
+    pipes: Sequence[Transport] = (),
+    limits: HttpLimits | None = None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve `fabric` to MCP clients until cancelled, or until all is answered after it began to drain.
+
+    Without HTTP it also ends when the clients on stdio and pipes have left.
+
+    Args:
+        fabric: what answers calls.
+        http: listeners; closed at the end.
+        stdio: whether whoever started this process is a client, over stdin and stdout.
+        pipes: further connections to one client each; each is closed by whoever opened it.
+        limits: the bounds of HTTP.
+        task_status: told once clients are served.
+
+    """
+    config = fabric.config.gateway
+    service = Service(fabric, IDENTITY, page=config.page_size)
+    async with trio.open_nursery() as background:
+        background.start_soon(service.watch)
+        async with trio.open_nursery() as calls:
+            endpoint = HttpEndpoint(
+                service, calls, allowed_hosts=config.allowed_hosts, allowed_origins=config.allowed_origins
+            )
+            background.start_soon(endpoint.keep_alive)
+            async with trio.open_nursery() as serving:
+                if http:
+                    await serving.start(
+                        partial(
+                            serve_http,
+                            endpoint.handle,
+                            http,
+                            limits=limits,
+                            draining=fabric.draining,
+                            counters=fabric.counters,
+                        )
+                    )
+                for pipe in pipes:
+                    serving.start_soon(serve_pipe, service, pipe)
+                if stdio:
+                    serving.start_soon(_serve_stdio, service)
+                task_status.started()
+        background.cancel_scope.cancel("the gateway has ended")
+
+
+async def _serve_stdio(service: Service) -> None:
+    async with serve_stdio(counters=service.counters) as transport:
+        await serve_pipe(service, transport)

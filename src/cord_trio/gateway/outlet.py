@@ -1,0 +1,116 @@
+"""One HTTP request's way back to its client: a JSON body, or an event stream that the first event opens.
+
+The stream is opened late, so that an early error still has its own status (MCP 2026-07-28, transports).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from cord_trio.gateway.steps import OK
+from cord_trio.protocol.framing import SSE_COMMENT, encode_sse
+
+if TYPE_CHECKING:
+    from cord_trio.counters import Counters
+    from cord_trio.gateway.steps import Reply
+    from cord_trio.transports.http1_server import Response
+
+Fields: TypeAlias = tuple[tuple[str, str], ...]
+
+JSON: Final = "application/json"
+EVENTS: Final = "text/event-stream"
+JSON_FIELDS: Final[Fields] = (("Content-Type", JSON),)
+EVENT_FIELDS: Final[Fields] = (
+    ("Content-Type", EVENTS),
+    ("Cache-Control", "no-cache, no-transform"),
+    ("X-Accel-Buffering", "no"),
+)
+
+
+def accepted(accept: str | None) -> tuple[bool, bool]:
+    """Whether a client takes JSON, and whether it takes an event stream. It takes both unless it says otherwise."""
+    if not accept:
+        return True, True
+    json = events = False
+    for part in accept.lower().split(","):
+        media, *parameters = (piece.strip() for piece in part.split(";"))
+        if any(parameter.replace(" ", "") in ("q=0", "q=0.0", "q=0.00", "q=0.000") for parameter in parameters):
+            continue
+        json = json or media in ("*/*", "application/*", JSON)
+        events = events or media in ("*/*", "text/*", EVENTS)
+    return json, events
+
+
+class Outlet:
+    """Invariants: one answer at most, and nothing after it; writing to a client that has left does nothing.
+
+    Attributes:
+        events: whether the client takes an event stream.
+        done: whether the answer was given.
+
+    """
+
+    __slots__ = ("_common", "_counters", "_json", "_open", "_response", "done", "events")
+
+    def __init__(
+        self, response: Response, counters: Counters, common: Fields = (), *, json: bool = True, events: bool = True
+    ) -> None:
+        self._response = response
+        self._counters = counters
+        self._common = common
+        self._json = json
+        self._open = False
+        self.events = events
+        self.done = False
+
+    def open(self) -> None:
+        """Begin the event stream, if it has not begun."""
+        if not self._open:
+            self._open = True
+            self._response.start(OK, (*EVENT_FIELDS, *self._common))
+
+    def tell(self, message: bytes) -> None:
+        """Send one notification, unless the client is behind with reading."""
+        if self.done or not self.events:
+            return
+        self.open()
+        if self._response.congested:
+            self._counters.add("gateway.notices_dropped")
+        else:
+            self._response.write(encode_sse(message))
+
+    async def wait_room(self) -> None:
+        """Return once the client reads, or is gone."""
+        await self._response.wait_uncongested()
+
+    def answer(self, reply: Reply, *fields: tuple[str, str]) -> None:
+        """Give the answer, and end."""
+        if self.done:
+            return
+        message = reply.message
+        if not (self._open or self._json) and message is not None and reply.status == OK:
+            self.open()
+        self.done = True
+        if self._open:
+            if message is not None:
+                self._response.write(encode_sse(message))
+            self._response.end()
+        elif message is None:
+            self._response.send(reply.status, (*self._common, *fields))
+        else:
+            self._response.send(reply.status, (*JSON_FIELDS, *self._common, *fields), message)
+
+    def close(self) -> None:
+        """End the stream without an answer."""
+        if not self.done:
+            self.done = True
+            self.open()
+            self._response.end()
+
+    def beat(self) -> None:
+        """Show proxies that this is alive."""
+        if self.done or not self.events:
+            return
+        self.open()
+        if not self._response.congested:
+            self._response.write(SSE_COMMENT)

@@ -1,0 +1,143 @@
+"""Sessions of legacy clients over HTTP (MCP 2025-11-25, transports, session management)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from cord_trio.call import LOCAL
+from cord_trio.errors import Overloaded
+from cord_trio.gateway.running import Running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cord_trio.counters import Counters
+    from cord_trio.gateway.listen import Watch
+    from cord_trio.gateway.steps import Client
+
+MAX_SESSIONS: Final = 10_000
+"""Sessions at one time."""
+
+IDLE: Final = 1800.0
+"""Seconds after which a session that nothing uses is over."""
+
+SWEEP: Final = 60.0
+"""Seconds between looks for such sessions."""
+
+
+class Session:
+    """One legacy client's conversation. Its id is no credential: it belongs to its principal.
+
+    Attributes:
+        id: 128 random bits in hexadecimal.
+        client: what it said when it initialized.
+        principal: who opened it.
+        running: its requests in flight.
+        seen: the generation of the list that it was told of last.
+        used: Trio time of its last request.
+        stream: the watch of its open GET stream, if there is one.
+
+    """
+
+    __slots__ = ("client", "id", "principal", "running", "seen", "stream", "used")
+
+    def __init__(self, id: str, client: Client, principal: str, seen: int, now: float) -> None:
+        self.id = id
+        self.client = client
+        self.principal = principal
+        self.running = Running()
+        self.seen = seen
+        self.used = now
+        self.stream: Watch | None = None
+
+    def attach(self, watch: Watch) -> None:
+        """Let `watch` have the session's stream. A session has one: an older one ends.
+
+        The newer one wins, since the older one is mostly a connection whose client is gone without a word.
+        """
+        if self.stream is not None:
+            self.stream.end("the session has a newer stream")
+        self.stream = watch
+
+    def detach(self, watch: Watch, now: float) -> None:
+        """`watch` is over."""
+        if self.stream is watch:
+            self.stream = None
+        self.used = now
+
+    def end(self, reason: str) -> None:
+        """Stop all that belongs to it."""
+        self.running.cancel_all(reason)
+        if self.stream is not None:
+            self.stream.end(reason)
+
+
+class Sessions:
+    """Every session, by id.
+
+    Args:
+        new_id: makes an id that nobody can guess.
+        counters: counts what happens.
+        limit: sessions at one time.
+
+    """
+
+    def __init__(self, new_id: Callable[[], str], counters: Counters, limit: int = MAX_SESSIONS) -> None:
+        self._new_id = new_id
+        self._counters = counters
+        self._limit = limit
+        self._sessions: dict[str, Session] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def open(self, client: Client, now: float, *, principal: str = LOCAL, seen: int = 0) -> Session:
+        """A new session.
+
+        Raises:
+            Overloaded: there are too many, and none of them is idle for long.
+
+        """
+        if len(self._sessions) >= self._limit:
+            self.sweep(now)
+        if len(self._sessions) >= self._limit:
+            self._counters.add("gateway.sessions_refused")
+            raise Overloaded("gateway.sessions", self._limit)
+        session = Session(self._new_id(), client, principal, seen, now)
+        self._sessions[session.id] = session
+        self._counters.add("gateway.sessions_opened")
+        return session
+
+    def find(self, id: str, now: float, *, principal: str = LOCAL) -> Session | None:
+        """The session, which is in use as of now; None if there is none for this principal."""
+        session = self._sessions.get(id)
+        if session is None or session.principal != principal:
+            return None
+        if self._idle(session, now):
+            self._end(session, "idle for too long")
+            return None
+        session.used = now
+        return session
+
+    def close(self, session: Session, reason: str) -> None:
+        """End `session`. Again does nothing."""
+        if self._sessions.get(session.id) is session:
+            self._end(session, reason)
+
+    def sweep(self, now: float) -> None:
+        """End the sessions that nothing uses."""
+        for session in [session for session in self._sessions.values() if self._idle(session, now)]:
+            self._end(session, "idle for too long")
+            self._counters.add("gateway.sessions_expired")
+
+    def close_all(self, reason: str) -> None:
+        """End every session."""
+        for session in tuple(self._sessions.values()):
+            self._end(session, reason)
+
+    def _idle(self, session: Session, now: float) -> bool:
+        return session.used + IDLE <= now and session.stream is None and not session.running
+
+    def _end(self, session: Session, reason: str) -> None:
+        del self._sessions[session.id]
+        session.end(reason)

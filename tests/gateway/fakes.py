@@ -1,0 +1,380 @@
+"""A fabric without sources, and a client's side of HTTP and pipes without sockets."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+import trio.testing
+from msgspec import Raw
+
+from cord_trio.call import Complete
+from cord_trio.counters import Counters
+from cord_trio.errors import Draining, ToolNotFound
+from cord_trio.gateway.http_endpoint import HttpEndpoint
+from cord_trio.gateway.service import Service
+from cord_trio.gateway.stdio_endpoint import serve_pipe
+from cord_trio.protocol.jsonrpc import Json, encode
+from cord_trio.protocol.tools import Tool, decode_tools_page
+from cord_trio.transports.http1 import Headers
+from cord_trio.transports.http1_server import Request
+from cord_trio.transports.memory import memory_transport_pair
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+
+    from cord_trio.call import Call, Outcome
+    from cord_trio.errors import CallError, ConnectionLost
+    from cord_trio.transports.memory import MemoryTransport
+
+    Answer = Callable[[Call], Awaitable[Outcome]]
+
+IDENTITY = b'{"name":"gate","version":"1"}'
+VERSION = "io.modelcontextprotocol/protocolVersion"
+CAPABILITIES = "io.modelcontextprotocol/clientCapabilities"
+SERVER_INFO = "io.modelcontextprotocol/serverInfo"
+SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"
+MODERN = "2026-07-28"
+LATEST = "2025-11-25"
+ENVELOPE: dict[str, Any] = {VERSION: MODERN, CAPABILITIES: {}}
+
+
+@attrs.frozen
+class Route:
+    tool: Tool
+
+
+@attrs.frozen
+class SourceView:
+    state: str = "ready"
+
+
+@attrs.frozen
+class Snapshot:
+    version: int
+    tools: Mapping[str, Route]
+    sources: Mapping[str, SourceView] = {"fake": SourceView()}
+
+
+@attrs.frozen
+class Settings:
+    allowed_hosts: tuple[str, ...] = ("gate",)
+    allowed_origins: tuple[str, ...] = ("https://app.example",)
+    page_size: int = 1000
+
+
+@attrs.frozen
+class Config:
+    gateway: Settings = Settings()
+
+
+class FakeRegistry:
+    def __init__(self) -> None:
+        self.snapshot = Snapshot(0, {})
+        self._changed = trio.Event()
+
+    def publish(self, tools: Iterable[Tool]) -> None:
+        self.snapshot = Snapshot(self.snapshot.version + 1, {tool.name: Route(tool) for tool in tools})
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def changed(self, since: int, /) -> Snapshot:
+        while self.snapshot.version <= since:
+            await self._changed.wait()
+        await trio.lowlevel.checkpoint()
+        return self.snapshot
+
+
+class FakeFabric:
+    """Answers calls by functions of a name; remembers every call, and those that were cancelled."""
+
+    def __init__(self, page_size: int = 1000, **answers: Answer) -> None:
+        self.config = Config(Settings(page_size=page_size))
+        self.registry = FakeRegistry()
+        self.counters = Counters()
+        self.draining = trio.Event()
+        self.started = trio.Event()
+        self.started.set()
+        self.answers = answers
+        self.calls: list[Call] = []
+        self.cancelled: list[str] = []
+        self.registry.publish([tool(name) for name in answers])
+
+    @property
+    def ready(self) -> bool:
+        return self.started.is_set()
+
+    async def wait_started(self) -> None:
+        await self.started.wait()
+
+    async def handle(self, call: Call, /) -> Outcome:
+        if self.draining.is_set():
+            raise Draining
+        assert call.name is not None
+        self.calls.append(call)
+        answer = self.answers.get(call.name)
+        if answer is None:
+            raise ToolNotFound(call.name, tuple(self.answers)[:1])
+        try:
+            return await answer(call)
+        except trio.Cancelled:
+            self.cancelled.append(call.name)
+            raise
+
+
+def tool(name: str, **members: object) -> Tool:
+    """A tool as a server lists it."""
+    value = {"name": name, "inputSchema": {"type": "object"}, **members}
+    return decode_tools_page(encode({"tools": [value]})).tools[0]
+
+
+def text(words: str, **members: object) -> Complete:
+    """A plain result."""
+    return Complete(Raw(encode({"content": [{"type": "text", "text": words}], **members})))
+
+
+async def echo(call: Call) -> Outcome:
+    """Answers with the arguments."""
+    await trio.lowlevel.checkpoint()
+    return text(bytes(call.params.get("arguments", Raw(b"{}"))).decode())
+
+
+async def hang(call: Call) -> Outcome:
+    """Never answers."""
+    await trio.sleep_forever()
+    raise AssertionError
+
+
+def after(seconds: float) -> Answer:
+    """Answers after a while."""
+
+    async def answer(call: Call) -> Outcome:
+        await trio.sleep(seconds)
+        return text("late")
+
+    return answer
+
+
+def modern(
+    id: object, method: str, params: Mapping[str, Any] | None = None, meta: Mapping[str, Any] | None = None
+) -> bytes:
+    """A modern request."""
+    params = {**(params or {}), "_meta": {**ENVELOPE, **(meta or {})}}
+    return json.dumps({"jsonrpc": "2.0", "id": id, "method": method, "params": params}).encode()
+
+
+def legacy(id: object, method: str, params: object = None) -> bytes:
+    """A legacy request."""
+    message = {"jsonrpc": "2.0", "id": id, "method": method}
+    if params is not None:
+        message["params"] = params
+    return json.dumps(message).encode()
+
+
+def notice(method: str, params: object = None) -> bytes:
+    """A notification."""
+    return json.dumps(
+        {"jsonrpc": "2.0", "method": method} | ({"params": params} if params is not None else {})
+    ).encode()
+
+
+def initialize(id: object = 0, version: str = LATEST) -> bytes:
+    """A legacy client's opening."""
+    info = {"name": "client", "version": "1"}
+    return legacy(id, "initialize", {"protocolVersion": version, "capabilities": {}, "clientInfo": info})
+
+
+class Exchange:
+    """One HTTP request as its client sees it; stands for a `Response`, too."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.fields: list[tuple[str, str]] = []
+        self.body = b""
+        self.started = self.ended = False
+        self.congested = self.gone = False
+        self.uncongested = trio.Event()
+        self.uncongested.set()
+        self.scope = trio.CancelScope()
+        self.finished = trio.Event()
+
+    def send(self, status: int, headers: Iterable[tuple[str, str]] = (), body: bytes = b"") -> None:
+        self.start(status, headers)
+        self.body = body
+        self.ended = True
+
+    def start(self, status: int, headers: Iterable[tuple[str, str]] = ()) -> None:
+        assert not self.started
+        self.started = True
+        self.status = status
+        self.fields = list(headers)
+
+    def write(self, data: bytes) -> None:
+        assert self.started
+        assert not self.ended
+        self.body += data
+
+    def end(self) -> None:
+        assert self.started
+        self.ended = True
+
+    async def wait_uncongested(self) -> None:
+        await self.uncongested.wait()
+
+    def leave(self) -> None:
+        """The client leaves."""
+        self.gone = True
+        self.scope.cancel("client left")
+
+    def field(self, name: str) -> str | None:
+        return next((value for key, value in self.fields if key.lower() == name.lower()), None)
+
+    @property
+    def json(self) -> Json:
+        assert self.field("content-type") == "application/json"
+        return json.loads(self.body)
+
+    @property
+    def events(self) -> list[Json]:
+        assert self.field("content-type") == "text/event-stream"
+        lines = self.body.decode().split("\n")
+        return [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+
+    @property
+    def comments(self) -> int:
+        return self.body.count(b":\n\n")
+
+
+class HttpGate:
+    """A gateway's HTTP endpoint, asked without sockets."""
+
+    def __init__(self, service: Service, nursery: trio.Nursery) -> None:
+        self.service = service
+        self.endpoint = HttpEndpoint(
+            service,
+            nursery,
+            allowed_hosts=service.fabric.config.gateway.allowed_hosts,
+            allowed_origins=service.fabric.config.gateway.allowed_origins,
+        )
+        self._nursery = nursery
+
+    def start(self, method: str, path: str = "/mcp", body: bytes = b"", *more: tuple[str, str]) -> Exchange:
+        """Send a request and do not wait."""
+        exchange = Exchange()
+        names = {name.lower() for name, _ in more}
+        fields = [(name, value) for name, value in (("Host", "gate"),) if name.lower() not in names]
+        if method == "POST" and "content-type" not in names:
+            fields.append(("Content-Type", "application/json"))
+        raw = [(name.encode(), value.encode("latin-1")) for name, value in (*fields, *more)]
+
+        async def run() -> None:
+            with exchange.scope:
+                await self.endpoint.handle(
+                    Request(method, path, Headers(raw), body, "test"),
+                    exchange,  # type: ignore[arg-type]  # has the same shape
+                )
+            exchange.finished.set()
+
+        self._nursery.start_soon(run)
+        return exchange
+
+    async def ask(self, method: str, path: str = "/mcp", body: bytes = b"", *more: tuple[str, str]) -> Exchange:
+        """Send a request and wait for its end."""
+        exchange = self.start(method, path, body, *more)
+        await exchange.finished.wait()
+        return exchange
+
+    async def post(self, message: bytes, *more: tuple[str, str]) -> Exchange:
+        return await self.ask("POST", "/mcp", message, *more)
+
+    def modern_start(self, message: bytes, *more: tuple[str, str]) -> Exchange:
+        """Send a modern request with the headers that its body asks for."""
+        return self.start("POST", "/mcp", message, *headers_of(message), *more)
+
+    async def modern(self, message: bytes, *more: tuple[str, str]) -> Exchange:
+        exchange = self.modern_start(message, *more)
+        await exchange.finished.wait()
+        return exchange
+
+    async def open(self, version: str = LATEST) -> tuple[str, str]:
+        """Initialize; the session's header."""
+        exchange = await self.post(initialize(version=version))
+        id = exchange.field("mcp-session-id")
+        assert id is not None
+        return "Mcp-Session-Id", id
+
+
+def headers_of(message: bytes) -> list[tuple[str, str]]:
+    """The headers that repeat what a modern request says."""
+    value = json.loads(message)
+    fields = [("MCP-Protocol-Version", value["params"]["_meta"][VERSION]), ("Mcp-Method", value["method"])]
+    if value["method"] == "tools/call" and "name" in value["params"]:
+        fields.append(("Mcp-Name", value["params"]["name"]))
+    return fields
+
+
+@asynccontextmanager
+async def open_http(fabric: FakeFabric) -> AsyncGenerator[HttpGate, None]:
+    """An endpoint for `fabric`."""
+    async with trio.open_nursery() as nursery:
+        service = Service(fabric, IDENTITY, page=fabric.config.gateway.page_size)
+        gate = HttpGate(service, nursery)
+        nursery.start_soon(service.watch)
+        nursery.start_soon(gate.endpoint.keep_alive)
+        yield gate
+        nursery.cancel_scope.cancel("the test is over")
+
+
+class PipeClient:
+    """The client's end of a pipe; a `Receiver`."""
+
+    def __init__(self, transport: MemoryTransport) -> None:
+        self.transport = transport
+        self.got: list[Any] = []
+        self.over = trio.Event()
+
+    def feed(self, messages: Iterable[bytes], within: object = None, /) -> None:
+        self.got += [json.loads(message) for message in messages]
+
+    def fail(self, id: int | str, error: CallError, /) -> None:
+        raise AssertionError
+
+    def lost(self, error: ConnectionLost, /) -> None:
+        self.over.set()
+
+    def waits(self, id: int | str, /) -> bool:
+        return False
+
+    def send(self, *messages: bytes) -> None:
+        for message in messages:
+            self.transport.send(message)
+
+    async def ask(self, *messages: bytes) -> list[Any]:
+        """Send, and return what came by the time that nothing moves."""
+        self.got.clear()
+        self.send(*messages)
+        await trio.testing.wait_all_tasks_blocked(0.001)
+        return list(self.got)
+
+
+@asynccontextmanager
+async def open_pipe(fabric: FakeFabric) -> AsyncGenerator[PipeClient, None]:
+    """A pipe to a gateway for `fabric`."""
+    ours, theirs = memory_transport_pair()
+    async with trio.open_nursery() as nursery:
+        service = Service(fabric, IDENTITY, page=fabric.config.gateway.page_size)
+        client = PipeClient(theirs)
+
+        async def serve() -> None:
+            await serve_pipe(service, ours)
+            ours.close()
+
+        with ours, theirs:
+            nursery.start_soon(service.watch)
+            nursery.start_soon(serve)
+            nursery.start_soon(theirs.run, client)
+            yield client
+            nursery.cancel_scope.cancel("the test is over")

@@ -122,9 +122,9 @@ class Conversation:
             return
         counts = self.world.received
         counts[method] = counts.get(method, 0) + 1
-        if method == self.options.exit_on:
+        if self.options.exit_on and method == self.options.exit_on:
             self.world.exit(self.options.exit_status)
-        if self.options.silent or method == self.options.silent_on:
+        if self.options.silent or (self.options.silent_on and method == self.options.silent_on):
             return
         if not isinstance(params, dict):
             self._error(id, -32602, "params is not an object")

@@ -54,6 +54,7 @@ class Client:
         meta = mcp.envelope_meta(greeting.revision, client_info, {}) if greeting.modern else {}
         self._envelope = jsonrpc.object_of(meta)[1:-1]
         """Members of `_meta` that every request carries, without the braces."""
+        self._heads: dict[tuple[str, str | None], bytes] = {}
         self._mirrored: dict[str, Tool] = {}
         """Tools some of whose arguments are sent as headers too (MCP 2026-07-28, x-mcp-header)."""
 
@@ -67,23 +68,21 @@ class Client:
         session = self.session
         method = call.method
         id = session.peer.mint()
-        parts = []
-        if name is not None:
-            parts.append(NAMED_BY[method] + jsonrpc.encode(name))
-        for member, value in call.params.items():
-            parts.append(b"%b:%b" % (jsonrpc.encode(member), bytes(value)))
-        meta = [self._envelope] if self._envelope else []
-        for member, value in call.meta.items():
-            meta.append(b"%b:%b" % (jsonrpc.encode(member), bytes(value)))
-        if call.events is not None:
-            meta.append(b'"progressToken":%d' % id)
+        head = self._heads.get((method, name))
+        if head is None:
+            head = self._head(method, name)
+        params = call.params
+        members = b"".join([b"%b:%b," % (jsonrpc.encode(member), value) for member, value in params.items()])
+        meta = self._envelope
+        if call.meta or call.events is not None:
+            more = [b"%b:%b" % (jsonrpc.encode(member), value) for member, value in call.meta.items()]
+            if call.events is not None:
+                more.append(b'"progressToken":%d' % id)
+            meta = b",".join([meta, *more] if meta else more)
         if meta:
-            parts.append(b'"_meta":{%b}' % b",".join(meta))
-        message = b'{"jsonrpc":"2.0","id":%d,"method":%b,"params":{%b}}' % (
-            id,
-            jsonrpc.encode(method),
-            b",".join(parts),
-        )
+            message = b'{"jsonrpc":"2.0","id":%d%b%b"_meta":{%b}}}' % (id, head, members, meta)
+        else:
+            message = b'{"jsonrpc":"2.0","id":%d%b}}' % (id, (head + members).removesuffix(b","))
         headers: Sequence[tuple[str, str]] = ()
         if name in self._mirrored:
             headers = mcp.param_headers(self._mirrored[name], call.params.get("arguments", jsonrpc.NOTHING))
@@ -106,6 +105,15 @@ class Client:
         if kind == "task":
             return Task(result)
         raise BadReply(f"{self.session.name}: unknown resultType {kind!r}")
+
+    def _head(self, method: str, name: str | None) -> bytes:
+        """What stands between the id and the parameters of a request, kept for each name that is used."""
+        named = b"" if name is None else b"%b%b," % (NAMED_BY[method], jsonrpc.encode(name))
+        head = b',"method":%b,"params":{%b' % (jsonrpc.encode(method), named)
+        if len(self._heads) >= MAX_TOOLS:
+            self._heads.clear()
+        self._heads[method, name] = head
+        return head
 
     async def request(
         self, method: str, members: Mapping[str, Raw | bytes] = {}, *, deadline: float = math.inf

@@ -133,19 +133,25 @@ class Fabric:
         finally:
             self._leave()
 
-    async def route(self, call: Call) -> Outcome:
+    def route(self, call: Call) -> Awaitable[Outcome]:
         """How `call` ended, as part of work that was accepted already. Raises as `call` does."""
+        if call.method == "tools/call" and call.name is not None:
+            found = self.registry.snapshot.tools.get(call.name)
+            if found is not None:
+                return self._handlers[found.source](call)
+        return self._route_unlisted(call)
+
+    async def _route_unlisted(self, call: Call) -> Outcome:
+        """Route what is not listed (yet)."""
         name = call.name
         if call.method != "tools/call" or name is None:
             return Error(jsonrpc.METHOD_NOT_FOUND, f"method not found: {call.method}")
-        found = self.registry.snapshot.tools.get(name)
+        await self._wait_for_owners(name, call.deadline)
+        snapshot = self.registry.snapshot
+        found = snapshot.tools.get(name)
         if found is None:
-            await self._wait_for_owners(name, call.deadline)
-            snapshot = self.registry.snapshot
-            found = snapshot.tools.get(name)
-            if found is None:
-                self.counters.add("fabric.tool_not_found")
-                raise ToolNotFound(name, snapshot.near(name))
+            self.counters.add("fabric.tool_not_found")
+            raise ToolNotFound(name, snapshot.near(name))
         return await self._handlers[found.source](call)
 
     # Life
@@ -211,12 +217,12 @@ class Fabric:
     def _stacked(self, link: Link, rng: Random) -> Handler:
         source, timer, counters = link.source, self.timer, self.counters
 
-        async def send(call: Call) -> Outcome:
-            assert call.name is not None
-            route = self.registry.snapshot.tools.get(call.name)
+        def send(call: Call) -> Awaitable[Outcome]:
+            name = call.name or ""
+            route = self.registry.snapshot.tools.get(name)
             if route is None or route.source != source.name:  # it went while the call waited
-                raise ToolNotFound(call.name)
-            return await link.call(call, route.tool.name)
+                raise ToolNotFound(name)
+            return link.call(call, route.tool.name)
 
         def annotations(public: str) -> Annotations | None:
             route = self.registry.snapshot.tools.get(public)

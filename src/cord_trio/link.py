@@ -7,6 +7,7 @@ them: a failure becomes a state with a reason, never an exception for its neighb
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -30,7 +31,7 @@ from cord_trio.transports.memory import memory_transport_pair
 from cord_trio.transports.stdio import open_stdio
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Mapping
     from random import Random
 
     from msgspec import Raw
@@ -157,14 +158,14 @@ class Link:
         sessions = []
         for key, client in self.sessions.items():
             open_calls = client.session.peer.open.values()
-            oldest = max((now - pending.since for pending in open_calls), default=0.0)
+            nearest = min((pending.deadline for pending in open_calls), default=math.inf)
             sessions.append(
                 Node("session", key, client.greeting.revision,
-                     {"in_flight": len(open_calls), "oldest_s": round(oldest, 3), "log_lines": client.session.log_lines})
+                     {"in_flight": len(open_calls), "deadline_in": None if nearest == math.inf else round(nearest - now, 3), "log_lines": client.session.log_lines})
             )  # fmt: skip
         return Node("source", self.name, self.state, facts, tuple(sessions))
 
-    async def call(self, call: Call, name: str | None) -> Outcome:
+    def call(self, call: Call, name: str | None) -> Awaitable[Outcome]:
         """How the source ended `call`, which it knows as `name`. Waits for one attempt to connect if it must.
 
         Raises:
@@ -172,7 +173,11 @@ class Link:
             CallError: what else can end a call.
 
         """
-        client = self.sessions.get(SHARED) or await self._ready(call.deadline)
+        client = self.sessions.get(SHARED)
+        return self._call_later(call, name) if client is None else client.call(call, name)
+
+    async def _call_later(self, call: Call, name: str | None) -> Outcome:
+        client = await self._ready(call.deadline)
         return await client.call(call, name)
 
     async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

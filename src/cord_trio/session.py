@@ -80,16 +80,18 @@ _decode_cancelled = msgspec.json.Decoder(_Cancelled).decode
 class Pending(Cell[Raw]):
     """A request of ours that awaits its reply."""
 
-    __slots__ = ("cancellable", "events", "id", "method", "session", "since")
+    __slots__ = ("cancellable", "deadline", "events", "id", "method", "session")
 
-    def __init__(self, session: Session, id: int, method: str, events: EventSink | None, cancellable: bool) -> None:
+    def __init__(
+        self, session: Session, id: int, method: str, deadline: float, events: EventSink | None, cancellable: bool
+    ) -> None:
         super().__init__()
         self.session = session
         self.id = id
         self.method = method
+        self.deadline = deadline
         self.events = events
         self.cancellable = cancellable
-        self.since = trio.current_time()
 
     def abandoned(self) -> None:
         """The waiting task was cancelled."""
@@ -192,7 +194,7 @@ class Session:
                 await transport.wait_uncongested()
             if waiting.cancelled_caught:
                 raise DeadlineExceeded(f"{self.name}: {method}: its connection takes no more bytes", "no")
-        pending = Pending(self, id, method, events, cancellable)
+        pending = Pending(self, id, method, deadline, events, cancellable)
         self.peer.open[id] = pending
         try:
             transport.send(message, id=id, method=method, name=name, headers=headers)

@@ -80,9 +80,10 @@ def awake(cores):
 
 
 def last_line(file):
+    """The last that says something: a traceback of a group ends in a drawn line."""
     file.seek(0)
-    lines = file.read().strip().splitlines()
-    return lines[-1] if lines else "no message"
+    lines = [line for line in file.read().splitlines() if line.strip(" |+-")]
+    return lines[-1].lstrip(" |") if lines else "no message"
 
 
 def kill_group(process):

@@ -1,0 +1,357 @@
+"""Random programs of agents that ask, hand over, fail and are cancelled, under searched schedules.
+
+The numbers are those of the invariants in the agents' contract.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from itertools import pairwise
+from typing import TYPE_CHECKING, TypeAlias
+
+import attrs
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from trio.testing import MockClock
+
+from cord_trio.agents import MAX_HOPS, Agents, Branch, Context, Turn, converse
+from cord_trio.errors import CallCycle, HandoffRefused
+from cord_trio.registry import Snapshot
+from cord_trio.testing.schedule import scheduled
+from cord_trio.testing.strategies import schedules
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from cord_trio.call import Call, Outcome
+
+NAMES = ("a", "b", "c", "d")
+
+
+class Broken(Exception):
+    """What a script raises."""
+
+
+@attrs.frozen
+class Sleep:
+    """Virtual seconds."""
+
+    seconds: float
+
+
+@attrs.frozen
+class Ask:
+    """Asks one after the other, or all at once in a nursery; `patience` bounds them."""
+
+    targets: tuple[tuple[str, Script], ...]
+    together: bool
+    patience: float
+
+
+@attrs.frozen
+class Hand:
+    """Ends with a handoff."""
+
+    target: str
+    script: Script
+
+
+@attrs.frozen
+class Fail:
+    """Ends with an exception."""
+
+
+Script: TypeAlias = tuple[Sleep | Ask | Hand | Fail, ...]
+
+
+def steps(scripts: st.SearchStrategy[Script]) -> st.SearchStrategy[Script]:
+    targets = st.tuples(st.sampled_from(NAMES), scripts)
+    asks = st.builds(
+        Ask,
+        st.lists(targets, min_size=1, max_size=2).map(tuple),
+        st.booleans(),
+        st.sampled_from([math.inf, math.inf, 0.5, 2]),
+    )
+    hands = st.builds(Hand, st.sampled_from(NAMES), scripts)
+    return st.lists(st.builds(Sleep, st.sampled_from([0, 1])) | asks | hands, max_size=3).map(tuple)
+
+
+SCRIPTS: st.SearchStrategy[Script] = st.recursive(
+    st.sampled_from([(), (Sleep(0),), (Sleep(1),), (Fail(),)]), steps, max_leaves=5
+)
+
+
+@attrs.frozen
+class Root:
+    """One ask from outside: whom, what, when, and after which time it is cancelled."""
+
+    target: str
+    script: Script
+    at: float
+    patience: float
+
+
+ROOTS = st.lists(
+    st.builds(
+        Root,
+        st.sampled_from(NAMES),
+        SCRIPTS,
+        st.sampled_from([0, 0, 1]),
+        st.sampled_from([math.inf, math.inf, 0, 0.5, 1, 3]),
+    ),
+    min_size=1,
+    max_size=4,
+)
+TURNS = st.tuples(*[st.integers(1, 2)] * len(NAMES))
+
+
+@attrs.define
+class Payload:
+    """A script under the number of its ask, which a handoff keeps, and the deadline that its asker saw."""
+
+    ask: int
+    script: Script
+    deadline: float
+
+
+class World:
+    """Runs a program and checks, at every step of every handler, what must hold."""
+
+    def __init__(self, turns: tuple[int, ...]) -> None:
+        self.agents = Agents(_no_tools, Snapshot)
+        for name, turn in zip(NAMES, turns, strict=True):
+            self.agents.add(name, self.handle, turn=turn)
+        self.running: Counter[str] = Counter()
+        self.active: Counter[int] = Counter()
+        self.started: Counter[int] = Counter()
+        self.handed: Counter[int] = Counter()
+        self.endings: list[list[str]] = []
+        self.cycles: list[tuple[str, ...]] = []
+
+    async def ask(self, target: str, script: Script, patience: float, ctx: Context | None = None) -> None:
+        number = len(self.endings)
+        self.endings.append([])
+        with trio.move_on_after(patience) as scope:
+            payload = Payload(number, script, trio.current_effective_deadline())
+            try:
+                if ctx is None:
+                    answer = await converse(self.agents, target, payload)
+                else:
+                    answer = await ctx.ask(target, payload)
+                assert answer == number  # 2
+                self.endings[number].append("answered")
+            except (Broken, CallCycle, HandoffRefused) as exc:
+                self.endings[number].append(type(exc).__name__)
+                if isinstance(exc, CallCycle):
+                    self.cycles.append(exc.chain)
+            finally:
+                assert not self.active[number]  # 7: what was asked is over when the asker goes on
+        if scope.cancelled_caught:
+            self.endings[number].append("cancelled")
+
+    async def handle(self, ctx: Context, payload: Payload) -> object:
+        name, number = ctx.agent.name, payload.ask
+        self.started[number] += 1
+        self.running[name] += 1
+        self.active[number] += 1
+        try:
+            assert self.running[name] <= ctx.agent.turn.size  # 9
+            assert self.active[number] == 1  # 13
+            assert self.started[number] == 1 + self.handed[number]  # 3
+            assert ctx.hops <= MAX_HOPS  # 16
+            assert ctx.chain[-1] == name
+            assert ctx.deadline <= payload.deadline  # 6
+            for step in payload.script:
+                match step:
+                    case Sleep(seconds):
+                        await trio.sleep(seconds)
+                        assert trio.current_time() <= ctx.deadline + 1e-9  # 5
+                    case Ask(targets, together, patience):
+                        await self.ask_all(ctx, targets, together=together, patience=patience)
+                    case Hand(target, script):
+                        self.handed[number] += 1
+                        return ctx.handoff(target, Payload(number, script, payload.deadline))
+                    case Fail():
+                        raise Broken
+            return number
+        finally:
+            self.running[name] -= 1
+            self.active[number] -= 1
+
+    async def ask_all(
+        self, ctx: Context, targets: tuple[tuple[str, Script], ...], *, together: bool, patience: float
+    ) -> None:
+        if not together:
+            for target, script in targets:
+                await self.ask(target, script, patience, ctx)
+            return
+        async with trio.open_nursery() as nursery:
+            for target, script in targets:
+                nursery.start_soon(self.ask, target, script, patience, ctx)
+
+    async def play(self, roots: list[Root]) -> None:
+        async def begin(root: Root) -> None:
+            await trio.sleep(root.at)
+            await self.ask(root.target, root.script, root.patience)
+
+        # 10: a set of asks that waits for itself would wait here for ever.
+        with trio.fail_after(10_000):
+            async with trio.open_nursery() as nursery:
+                for root in roots:
+                    nursery.start_soon(begin, root)
+
+    def check_rest(self) -> None:
+        assert not self.agents.roots
+        for agent in self.agents.values():
+            assert not agent.turn.holders  # 8
+            assert not agent.turn.waiting
+
+
+async def _no_tools(call: Call) -> Outcome:
+    raise AssertionError(call)
+
+
+@given(ROOTS, TURNS, schedules())
+def test_1_to_10_every_ask_ends_once_in_time_and_leaves_nothing(
+    roots: list[Root], turns: tuple[int, ...], rng: Random
+) -> None:
+    world = World(turns)
+    with scheduled(rng):
+        trio.run(world.play, roots, clock=MockClock(autojump_threshold=0))
+    world.check_rest()
+    # An ask inside a handler that was cancelled from further out has no ending of its own.
+    assert all(len(ending) <= 1 for ending in world.endings)  # 1
+
+
+@given(SCRIPTS, st.sampled_from(NAMES), TURNS)
+def test_11_a_lone_chain_is_refused_only_where_it_would_meet_itself(
+    script: Script, target: str, turns: tuple[int, ...]
+) -> None:
+    def meets_itself(name: str, script: Script, held: frozenset[str]) -> bool:
+        if name in held:
+            return True
+        for step in script:
+            if isinstance(step, Ask) and any(meets_itself(*asked, held | {name}) for asked in step.targets):
+                return True
+            if isinstance(step, Hand):
+                return meets_itself(step.target, step.script, held)
+            if isinstance(step, Fail):
+                return False
+        return False
+
+    def alone(script: Script) -> bool:
+        for step in script:
+            if isinstance(step, Ask) and (
+                step.together or step.patience != math.inf or not all(alone(asked) for _, asked in step.targets)
+            ):
+                return False
+            if isinstance(step, Hand) and not alone(step.script):
+                return False
+        return True
+
+    if not alone(script):
+        return
+    world = World(turns)
+    trio.run(world.play, [Root(target, script, 0, math.inf)], clock=MockClock(autojump_threshold=0))
+    if world.cycles:
+        assert meets_itself(target, script, frozenset())
+    world.check_rest()
+
+
+@given(st.integers(1, 8), schedules())
+def test_9_turns_are_given_in_the_order_they_were_asked_for(count: int, rng: Random) -> None:
+    asked: list[int] = []
+    given_: list[int] = []
+
+    async def main() -> None:
+        turn = Turn("a", 1)
+
+        async def one(number: int) -> None:
+            branch = Branch(None, ("a",), 0)
+            asked.append(number)
+            if not turn.take(branch):
+                await turn.wait(branch)
+            given_.append(number)
+            await trio.lowlevel.checkpoint()
+            turn.release(branch)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(count):
+                nursery.start_soon(one, number)
+
+    with scheduled(rng):
+        trio.run(main)
+    assert given_ == asked
+
+
+@given(
+    st.dictionaries(st.sampled_from(NAMES), st.lists(st.sampled_from(NAMES), max_size=3), min_size=1),
+    TURNS,
+    st.lists(st.sampled_from(NAMES), min_size=2, max_size=8),
+    schedules(),
+)
+def test_10_a_refusal_is_needed_no_other_way_would_all_have_ended(
+    asks: dict[str, list[str]], turns: tuple[int, ...], roots: list[str], rng: Random
+) -> None:
+    """Everyone asks everyone else, over and over: nothing hangs, and a circle is really one."""
+    circles: list[tuple[str, ...]] = []
+
+    async def handle(ctx: Context, depth: int) -> None:
+        await trio.lowlevel.checkpoint()
+        for target in asks.get(ctx.agent.name, ()) if depth else ():
+            try:
+                await ctx.ask(target, depth - 1)
+            except CallCycle as exc:
+                circles.append(exc.chain)
+
+    agents = Agents(_no_tools, Snapshot)
+    for name, turn in zip(NAMES, turns, strict=True):
+        agents.add(name, handle, turn=turn)
+
+    async def main() -> None:
+        with trio.fail_after(10_000):
+            async with trio.open_nursery() as nursery:
+                for name in roots:
+                    nursery.start_soon(converse, agents, name, 3)
+
+    with scheduled(rng):
+        trio.run(main, clock=MockClock(autojump_threshold=0))
+    for circle in circles:
+        assert circle[0] == circle[-1]
+        assert len(circle) > 1
+        # Whoever holds a turn for which others wait has itself asked for the next one, in some steps.
+        for holder, wanted in pairwise(circle):
+            assert wanted in reachable(asks, holder)
+    assert not agents.roots
+
+
+def reachable(asks: dict[str, list[str]], name: str) -> set[str]:
+    found: set[str] = set()
+    todo = [name]
+    while todo:
+        for target in asks.get(todo.pop(), ()):
+            if target not in found:
+                found.add(target)
+                todo.append(target)
+    return found
+
+
+@given(ROOTS, TURNS, st.integers(0, 40), schedules())
+def test_47_cancelled_at_any_tick_everything_is_at_rest(
+    roots: list[Root], turns: tuple[int, ...], tick: int, rng: Random
+) -> None:
+    world = World(turns)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.play, roots)
+            for _ in range(tick):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel("the crash point")
+
+    with scheduled(rng):
+        trio.run(main, clock=MockClock(autojump_threshold=0))
+    world.check_rest()
+    assert not +world.running

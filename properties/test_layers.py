@@ -1,0 +1,342 @@
+"""Layers under searched schedules: permits return to zero, bounds hold, nothing unsafe is sent twice."""
+
+from __future__ import annotations
+
+import math
+from random import Random
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import Raw
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from cord_trio.call import Call, Complete, Outcome, stack
+from cord_trio.cell import Timer
+from cord_trio.counters import Counters
+from cord_trio.errors import CallError, CallFailed, ConnectionLost, DeadlineExceeded, Overloaded, Refused
+from cord_trio.layers import RetryBudget, Slots, deadline, limit, rate, retry
+from cord_trio.protocol.mcp import Annotations
+from cord_trio.testing.schedule import scheduled
+from cord_trio.testing.strategies import schedules
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from cord_trio.call import Handler
+
+DONE = Complete(Raw(b"{}"))
+
+
+@attrs.frozen
+class Ask:
+    """One call: when it comes, how long it runs, its deadline from then, when it is cancelled, whether it fails."""
+
+    at: float
+    runs: float
+    within: float
+    patience: float
+    fails: bool
+
+
+ASKS = st.lists(
+    st.builds(
+        Ask,
+        at=st.sampled_from([0, 0, 1, 2]),
+        runs=st.sampled_from([0, 1, 2]),
+        within=st.sampled_from([math.inf, 0, 1, 2]),
+        patience=st.sampled_from([math.inf, 0, 1, 1.5]),
+        fails=st.booleans(),
+    ),
+    max_size=8,
+)
+
+
+def play(
+    asks: list[Ask],
+    rng: Random,
+    build: Callable[[Timer, Handler], Handler],
+    handler: Handler,
+    at_rest: Callable[[], None],
+) -> list[list[str]]:
+    """How each of `asks` ended under the schedule of `rng`. Anything that hangs is an error."""
+    endings: list[list[str]] = [[] for _ in asks]
+
+    async def ask(layered: Handler, number: int) -> None:
+        plan = asks[number]
+        await trio.sleep(plan.at)
+        with trio.move_on_after(plan.patience) as scope:
+            call = Call("tools/call", str(number), deadline=trio.current_time() + plan.within)
+            try:
+                await layered(call)
+                endings[number].append("answered")
+            except (CallError, ValueError) as exc:
+                endings[number].append(type(exc).__name__)
+        if scope.cancelled_caught:
+            endings[number].append("cancelled")
+
+    async def main() -> None:
+        timer = Timer()
+        layered = build(timer, handler)
+        with trio.fail_after(10_000):
+            async with trio.open_nursery() as background:
+                await background.start(timer.run)
+                async with trio.open_nursery() as callers:
+                    for number in range(len(asks)):
+                        callers.start_soon(ask, layered, number)
+                await wait_all_tasks_blocked()
+                at_rest()
+                assert len(timer) == 0
+                background.cancel_scope.cancel("the program is over")
+
+    with scheduled(rng):
+        trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert all(len(ending) == 1 for ending in endings)
+    return endings
+
+
+@given(ASKS, st.integers(1, 3), st.integers(0, 4), schedules())
+def test_slots_are_never_exceeded_and_never_lost(asks: list[Ask], size: int, waiting: int, rng: Random) -> None:
+    inside: set[str | None] = set()
+    gates: list[Slots] = []
+    started: list[str | None] = []
+
+    async def handler(call: Call) -> Outcome:
+        inside.add(call.name)
+        started.append(call.name)
+        assert len(inside) <= size
+        assert gates[0].taken >= len(inside)
+        assert gates[0].waiting <= waiting
+        try:
+            await trio.sleep(asks[int(call.name or "")].runs)
+            if asks[int(call.name or "")].fails:
+                raise ValueError("mine")
+        finally:
+            inside.remove(call.name)
+        return DONE
+
+    def build(timer: Timer, handler: Handler) -> Handler:
+        gates.append(Slots(size, waiting=waiting, timer=timer, counters=Counters(), name="web"))
+        return limit(gates[0], timer=timer, counters=Counters(), name="web")(handler)
+
+    def at_rest() -> None:
+        assert (gates[0].taken, gates[0].waiting) == (0, 0)
+
+    endings = play(asks, rng, build, handler, at_rest)
+    for number, (ending,) in enumerate(endings):
+        if ending in ("Overloaded", "DeadlineExceeded"):
+            assert str(number) not in started
+
+
+@given(st.integers(1, 8), schedules())
+def test_slots_are_given_in_the_order_they_were_asked_for(count: int, rng: Random) -> None:
+    asked: list[int] = []
+    given_: list[int] = []
+
+    async def main() -> None:
+        gate = Slots(1, timer=Timer(), counters=Counters(), name="web")
+
+        async def one(number: int) -> None:
+            asked.append(number)
+            if gate.taken < gate.size:
+                gate.taken += 1
+            else:
+                await gate.wait(math.inf)
+            given_.append(number)
+            await trio.lowlevel.checkpoint()
+            gate.release()
+
+        async with trio.open_nursery() as nursery:
+            for number in range(count):
+                nursery.start_soon(one, number)
+
+    with scheduled(rng):
+        trio.run(main)
+    assert given_ == asked
+
+
+@given(ASKS, st.sampled_from([0.5, 1.0, 4.0]), st.integers(1, 3), st.sampled_from([None, 3.0]), schedules())
+def test_no_window_sees_more_calls_than_the_rate_allows(
+    asks: list[Ask], per_second: float, burst: int, pause: float | None, rng: Random
+) -> None:
+    times: list[float] = []
+    pauses: list[tuple[float, float]] = []
+
+    async def handler(call: Call) -> Outcome:
+        now = trio.current_time()
+        assert now <= call.deadline
+        assert not any(begun < now < until - 1e-6 for begun, until in pauses)
+        times.append(now)
+        if asks[int(call.name or "")].fails and pause is not None:
+            pauses.append((now, now + pause))
+            raise Refused("busy", retry_after=pause)
+        return DONE
+
+    def build(timer: Timer, handler: Handler) -> Handler:
+        return rate(per_second, burst, timer=timer, counters=Counters(), name="web")(handler)
+
+    endings = play(asks, rng, build, handler, lambda: None)
+    for first, begun in enumerate(times):
+        for count, ended in enumerate(times[first:], 1):
+            assert count <= burst + (ended - begun) * per_second + 1e-6
+    if pause is None:
+        assert all(ending in ("answered", "Overloaded", "cancelled") for (ending,) in endings)
+
+
+FAILURES: dict[str, Callable[[], Exception]] = {
+    "not written": lambda: ConnectionLost("before", "no"),
+    "lost": lambda: ConnectionLost("after"),
+    "refused": lambda: Refused("busy"),
+    "told to wait": lambda: Refused("busy", retry_after=1.5),
+    "attempt timed out": lambda: DeadlineExceeded("attempt"),
+    "full": lambda: Overloaded("web.waiting", 1),
+    "answered": lambda: CallFailed(-32603, "no"),
+}
+SAFE = {"not written", "refused", "told to wait", "full"}
+METHODS = st.sampled_from(["tools/call", "tools/list", "resources/read", "logging/setLevel"])
+HINTS = st.builds(Annotations, read_only_hint=st.booleans(), idempotent_hint=st.booleans()) | st.none()
+
+
+@given(
+    st.lists(st.sampled_from(sorted(FAILURES)), max_size=6),
+    METHODS,
+    HINTS,
+    st.booleans(),
+    st.integers(1, 4),
+    st.sampled_from([math.inf, 1.0, 0.1, 0.0]),
+    st.integers(0, 3),
+)
+def test_a_call_that_may_have_run_is_repeated_only_where_that_is_safe(
+    failures: list[str],
+    method: str,
+    hints: Annotations | None,
+    trusted: bool,
+    most: int,
+    within: float,
+    reserve: int,
+) -> None:
+    attempts: list[int] = []
+    endings: list[str] = []
+    safe = method in ("tools/list", "resources/read") or bool(
+        method == "tools/call" and trusted and hints and (hints.read_only_hint or hints.idempotent_hint)
+    )
+    raised: list[CallError] = []
+
+    async def handler(call: Call) -> Outcome:
+        assert call.attempt == 1 or trio.current_time() < call.deadline
+        attempts.append(call.attempt)
+        ending = failures[len(attempts) - 1] if len(attempts) <= len(failures) else "done"
+        endings.append(ending)
+        if ending != "done":
+            raise FAILURES[ending]()
+        return DONE
+
+    async def main() -> None:
+        timer = Timer()
+        budget = RetryBudget(reserve=reserve, ratio=0)
+        layer = retry(
+            most,
+            budget=budget,
+            rng=Random(0),
+            timer=timer,
+            counters=Counters(),
+            trusted=trusted,
+            annotations=lambda _: hints,
+        )
+        async with trio.open_nursery() as nursery:
+            await nursery.start(timer.run)
+            try:
+                await layer(handler)(Call(method, "web__get", deadline=trio.current_time() + within))
+            except CallError as exc:
+                raised.append(exc)
+            assert len(timer) == 0
+            nursery.cancel_scope.cancel("the program is over")
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert attempts == list(range(1, len(attempts) + 1))
+    assert len(attempts) <= min(most, reserve + 1)
+    for ending in endings[:-1]:
+        assert ending in SAFE or (safe and ending != "answered")
+    assert bool(raised) == (endings[-1] != "done")
+    if raised and not SAFE.issuperset(endings):
+        assert raised[0].executed != "no"
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 0.3, 2.0, 11.0]), st.booleans()), max_size=60), st.sampled_from([0.1, 0.5])
+)
+def test_retries_stay_within_the_budget_in_every_window(steps: list[tuple[float, bool]], ratio: float) -> None:
+    now = 0.0
+    budget = RetryBudget(reserve=3, ratio=ratio, window=10, clock=lambda: now)
+    first: list[float] = []
+    again: list[float] = []
+    for pause, retries in steps:
+        now += pause
+        if retries:
+            if budget.withdraw():
+                again.append(now)
+        else:
+            budget.deposit()
+            first.append(now)
+    for end in again:
+        retried = sum(end - 9 < moment <= end for moment in again)
+        called = sum(end - 10 < moment <= end for moment in first)
+        assert retried <= 3 + ratio * called + 1e-9
+
+
+@given(ASKS, schedules())
+def test_all_layers_together_end_every_call_once_and_leave_nothing(asks: list[Ask], rng: Random) -> None:
+    gates: list[Slots] = []
+    inside = 0
+
+    async def handler(call: Call) -> Outcome:
+        nonlocal inside
+        plan = asks[int(call.name or "")]
+        inside += 1
+        assert inside <= 2
+        try:
+            await trio.sleep(plan.runs)
+        finally:
+            inside -= 1
+        if plan.fails and call.attempt == 1:
+            raise Refused("busy", retry_after=0.5)
+        return DONE
+
+    def build(timer: Timer, handler: Handler) -> Handler:
+        counters = Counters()
+        gates.append(Slots(2, timer=timer, counters=counters, name="web"))
+        return stack(
+            handler,
+            deadline(20),
+            retry(budget=RetryBudget(), rng=Random(0), timer=timer, counters=counters),
+            rate(5, timer=timer, counters=counters, name="web"),
+            limit(gates[0], timer=timer, counters=counters, name="web"),
+        )
+
+    def at_rest() -> None:
+        assert (gates[0].taken, gates[0].waiting) == (0, 0)
+
+    play(asks, rng, build, handler, at_rest)
+
+
+@given(ASKS, schedules())
+def test_a_layer_that_passes_on_changes_no_outcome(asks: list[Ask], rng: Random) -> None:
+    async def handler(call: Call) -> Outcome:
+        plan = asks[int(call.name or "")]
+        await trio.sleep(plan.runs)
+        if plan.fails:
+            raise ValueError("mine")
+        return DONE
+
+    def through(handler: Handler) -> Handler:
+        def passed(call: Call) -> Awaitable[Outcome]:
+            return handler(call)
+
+        return passed
+
+    seed = rng.randrange(1000)
+    plain = play(asks, Random(seed), lambda _, handler: handler, handler, lambda: None)
+    passed = play(asks, Random(seed), lambda _, handler: stack(handler, through, through), handler, lambda: None)
+    assert plain == passed

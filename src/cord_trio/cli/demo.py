@@ -25,6 +25,8 @@ from cord_trio.errors import CordError
 
 if TYPE_CHECKING:
     import argparse
+    from rich.console import Group
+
     from cord_trio.agents import Context, Handoff
     from cord_trio.fabric import Fabric
 
@@ -214,7 +216,7 @@ def _line(fabric: Fabric, figures: Figures) -> str:
     )
 
 
-def _table(fabric: Fabric, figures: Figures) -> object:
+def _table(fabric: Fabric, figures: Figures) -> Group:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text

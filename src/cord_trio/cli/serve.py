@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import AsyncExitStack
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
@@ -18,6 +17,9 @@ if TYPE_CHECKING:
 
 DRAINS = True
 """The first signal drains, the second cancels."""
+
+LAST_WRITES: Final = 1.0
+"""Seconds for the last answers to be written once nothing runs any more, or the grace is over."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +65,9 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
                 await interrupted.wait()
                 print(f"draining for up to {gateway.grace:g} s; a second signal cancels", file=sys.stderr, flush=True)
                 await fabric.drain(gateway.grace)
+                nursery.cancel_scope.relative_deadline = LAST_WRITES
 
             nursery.start_soon(drain_when_interrupted)
-            await nursery.start(partial(serve_gateway, fabric, http=listeners or None, stdio=args.stdio, done=nursery.cancel_scope))
+            await serve_gateway(fabric, http=listeners or None, stdio=args.stdio)
+            nursery.cancel_scope.cancel("all that was asked is answered")
     return 0

@@ -51,6 +51,8 @@ class HttpLimits:
         head_time: seconds for a head to arrive, counted from the connection or from its first byte.
         body: bytes of one request's body.
         body_time: seconds without a byte of a body that was begun.
+        received: bytes of bodies that are not whole yet, of all connections.
+        outbox: bytes that wait for one client to read them; a client with more is dropped.
         idle: seconds that a connection is kept between requests.
 
     """
@@ -61,6 +63,8 @@ class HttpLimits:
     head_time: float = 10.0
     body: int = BODY_LIMIT
     body_time: float = 30.0
+    received: int = 256 * 1024 * 1024
+    outbox: int = 64 * 1024 * 1024
     idle: float = 75.0
 
 
@@ -73,6 +77,7 @@ class Server:
         self.counters = counters
         self.connections: set[Connection] = set()
         self.turned_away = 0
+        self.received = 0
         self.draining = False
         self.empty = trio.Event()
         self.populated = trio.Event()
@@ -177,7 +182,7 @@ async def serve_http(
             for listener in listeners:
                 accepting.start_soon(server.accept, listener, connections)
             task_status.started(listeners)
-            await (draining or trio.Event()).wait()
+            await (trio.Event() if draining is None else draining).wait()
             accepting.cancel_scope.cancel("draining")
         server.draining = True
         for connection in list(server.connections):

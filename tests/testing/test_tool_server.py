@@ -317,7 +317,7 @@ def spoken(server: ToolServer, *lines: bytes, wait: bool = False) -> list[bytes]
 
 
 def test_the_child_says_what_memory_says() -> None:
-    lines = [modern("p", "server/discover"), HELLO, READY, call(1, "add", a=1, b=2), call(2, "big", size=300_000)]
+    lines = [modern("p", "server/discover"), HELLO, READY, call(1, "add", a=1, b=2), call(2, "big", size=4_000_000)]
     child = [json.loads(line) for line in spoken(ToolServer(), *lines)]
     memory = trio.run(talk, ToolServer(), *lines).got
     assert child == memory

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 import pytest
+import trio
 from msgspec import Raw
 
 from cord_trio.call import LOCAL, NO_MEMBERS, Call, Complete, stack
@@ -47,6 +48,7 @@ async def test_the_first_layer_is_outermost() -> None:
 
     async def answer(call: Call) -> Outcome:
         seen.append(call.method)
+        await trio.lowlevel.checkpoint()
         return Complete(Raw(b"{}"))
 
     assert await stack(answer, layer("a"), layer("b"))(Call("ping")) == Complete(Raw(b"{}"))

@@ -70,6 +70,7 @@ async def test_waiting_on_a_settled_cell_lets_others_run() -> None:
 
     async def other() -> None:
         ran.set()
+        await trio.lowlevel.checkpoint()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(other)

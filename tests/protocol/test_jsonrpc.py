@@ -127,6 +127,12 @@ def test_what_is_not_strictly_a_message_is_refused(line: bytes, expected: tuple[
     assert refused(line) == expected
 
 
+def test_payloads_are_free_of_line_breaks_and_strings_stay_as_they_are() -> None:
+    envelope = decode(b'{\r\n"id": 1,\n"result": {\n  "a": "x\\ny",\r  "b": 1.0\n}\n}')
+    assert bytes(envelope.result) == b'{   "a": "x\\ny",   "b": 1.0 }'
+    assert refused(b'{"jsonrpc":"2.0","id":1,"result":{"a":"x\ny"}}') == (PARSE_ERROR, None)
+
+
 def test_depth_is_bounded_and_brackets_in_strings_do_not_count() -> None:
     def nested(levels: int) -> bytes:
         return b'{"params":' + b"[" * (levels - 1) + b"]" * (levels - 1) + b"}"

@@ -39,7 +39,7 @@ class FrameTooLarge(Malformed):
     """
 
     def __init__(self, limit: int, before: Sequence[bytes] = ()) -> None:
-        super().__init__(INVALID_REQUEST, f"a message is longer than {limit} bytes (bound max_message)")
+        super().__init__(INVALID_REQUEST, f"a message is longer than {limit} bytes (bound message_in)")
         self.limit = limit
         self.before = tuple(before)
 

@@ -67,7 +67,7 @@ _NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}"'))
 
 
 def decode(line: bytes) -> Envelope:
-    """The message in `line`, which is one JSON text.
+    """The message in `line`, which is one JSON text; line breaks between its tokens become spaces.
 
     Raises:
         Malformed: not UTF-8 or not JSON or too deep (-32700), or not one message: an array, an id that is
@@ -84,6 +84,9 @@ def decode(line: bytes) -> Envelope:
         raise Malformed(PARSE_ERROR, f"not JSON: {exc}") from exc
     if len(line) > 2 * MAX_DEPTH and too_deep(line):
         raise Malformed(PARSE_ERROR, f"JSON is nested deeper than {MAX_DEPTH} levels")
+    if b"\n" in line or b"\r" in line:
+        # Between tokens, as was just checked. Payloads are relayed as they are, also to peers that end a message there.
+        return _decode_envelope(line.replace(b"\r", b" ").replace(b"\n", b" "))
     return envelope
 
 

@@ -221,6 +221,7 @@ def test_what_ignores_sigterm_is_killed_and_the_unmarked_is_spared(monkeypatch: 
         env={"PATH": os.environ["PATH"], "CORD_TRIO_FABRIC": marker},
     )
     spared = unmarked_sleep(marker)
+    group = subprocess.Popen(["/bin/sh", "-c", "trap '' TERM; while :; do sleep 1; done"], start_new_session=True)
     try:
         wait_until_running(f"sleep\0{marker}", 2)
         assert sorted(guardian_main.marked(mark)) == sorted({*running(marker)} - {spared.pid})
@@ -229,8 +230,11 @@ def test_what_ignores_sigterm_is_killed_and_the_unmarked_is_spared(monkeypatch: 
         assert running(marker) == [spared.pid]
         guardian_main.end_all({spared.pid}, mark)
         assert spared.wait(2) == -signal.SIGTERM
+        guardian_main.end_all({group.pid}, mark)
+        assert group.wait(2) == -signal.SIGKILL
     finally:
         deaf.kill()
+        group.kill()
         spared.kill()
         spared.wait()
 

@@ -112,6 +112,7 @@ async def test_a_peer_that_ends_tells_who_still_writes() -> None:
     assert record.loss is not None
     assert [here.written(1), here.written(2)] == [True, False]
     assert here.withdraw(2)
+    assert not any(here._backlog.values())
 
 
 async def test_after_close_nothing_touches_the_descriptor() -> None:

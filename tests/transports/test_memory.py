@@ -76,6 +76,16 @@ async def test_closing_tells_the_own_reader_too(autojump_clock: MockClock) -> No
     assert record.loss is not None
 
 
+async def test_who_closes_takes_nothing_more_and_the_sender_knows(autojump_clock: MockClock) -> None:
+    here, there = memory_transport_pair()
+    here.send(b"one", id=1)
+    there.close()
+    record = Record()
+    await there.run(record)
+    assert record.messages == []
+    assert not here.written(1)
+
+
 async def test_a_message_not_yet_taken_can_be_withdrawn(autojump_clock: MockClock) -> None:
     here, there = memory_transport_pair()
     for id in (1, "1", 2):

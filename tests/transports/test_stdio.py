@@ -144,7 +144,7 @@ async def test_f09_a_line_without_end_stops_the_server_and_names_the_bound() -> 
     )
     assert record.messages == [b"{}"]
     assert "'it'" in reason
-    assert "max_message" in reason
+    assert "message_in" in reason
     assert "100000" in reason
     assert counters["stdio.message_too_long"] == 1
 

@@ -10,7 +10,7 @@ import errno
 import os
 from collections import OrderedDict
 from functools import partial
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, ClassVar, Final, NoReturn
 
 import trio
 
@@ -57,8 +57,11 @@ class LineTransport(Transport):
 
     Attributes:
         name: whose connection it is, for error texts.
+        finishes: whether what was accepted is still written after the peer ended its side.
 
     """
+
+    finishes: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -80,7 +83,8 @@ class LineTransport(Transport):
         self._nursery = nursery
         self._counters = counters
         self._splitter = LineSplitter(max_message)
-        self._over: str | None = None
+        self._over: str | None = None  # why nothing is accepted any more
+        self._writing = True  # whether what was accepted is still written
         self._backlog: OrderedDict[object, bytes] = OrderedDict()
         self._waiting_bytes = 0
         self._begun = 0  # bytes of the backlog's first message that are written
@@ -145,14 +149,19 @@ class LineTransport(Transport):
             reason = self._read_rest(receiver)
         # The obituary may take a moment, in which nothing is accepted any more.
         self._over = self._over or reason
+        if not self.finishes:
+            # Who is told that a message was never written must be able to rely on it.
+            self._writing = False
         self._over = await self._obituary(self._over)
         self._relieve()
         receiver.lost(ConnectionLost(self._over))
-        self._forget_bytes()
+        if not self._writing:
+            self._forget_bytes()
 
     def close(self) -> None:
         """End it on our side: nothing is read or written from here on, and the descriptors may be closed."""
         self._over = self._over or "closed on this side"
+        self._writing = False
         self._read = self._write = _closed
         self._relieve()
 
@@ -239,7 +248,7 @@ class LineTransport(Transport):
 
     async def _flush(self) -> None:
         try:
-            while self._backlog and self._over is None:
+            while self._backlog and self._writing:
                 await self._wait_writable(self._write_fd)
                 self._write_some()
         except trio.ClosedResourceError:
@@ -252,7 +261,7 @@ class LineTransport(Transport):
     @trio.lowlevel.enable_ki_protection
     def _write_some(self) -> None:
         """Write what fits of the backlog's head."""
-        if self._backlog and self._over is None:
+        if self._backlog and self._writing:
             try:
                 self._wrote(self._write(self._head()))
             except BlockingIOError:
@@ -285,6 +294,7 @@ class LineTransport(Transport):
     def _write_failed(self, error: OSError) -> str:
         """Note that the peer takes nothing any more; it may still be saying its last words."""
         reason = f"writing failed: {error.strerror or error}"
+        self._writing = False
         if self._over is None:
             self._over = reason
             self._reading.deadline = trio.current_time() + LAST_WORDS

@@ -16,7 +16,7 @@ import stat
 import sys
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import attrs
 import trio
@@ -58,8 +58,11 @@ class Way:
 class ServerStdio(LineTransport):
     """The conversation's way to whoever started us. It lives in `serve_stdio`'s block.
 
-    A line past the bound is answered with an error and skipped: one bad message ends nothing.
+    A line past the bound is answered with an error and skipped: one bad message ends nothing. A client that
+    closes our stdin still gets the answers that were ready.
     """
+
+    finishes: ClassVar[bool] = True
 
     def _too_long(self, error: FrameTooLarge) -> None:
         self.send(encode_error(None, error.code, str(error)))

@@ -11,7 +11,7 @@ import time
 from bench import build, processes, report
 from bench.tables import TABLES, Plan
 
-QUICK = {"rounds": 2, "seconds": 0.3, "warm": 0.1, "imports": 3}
+QUICK = {"rounds": 1, "seconds": 0.5, "warm": 0.1, "imports": 3}
 FULL = {"rounds": 5, "seconds": 2.0, "warm": 0.5, "imports": 7}
 
 

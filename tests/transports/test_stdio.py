@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from contextlib import asynccontextmanager
+from random import Random
 from typing import TYPE_CHECKING
 
 import attrs
@@ -370,3 +371,37 @@ async def test_a_hundred_children_leave_no_descriptor_process_or_task() -> None:
         assert trio.lowlevel.current_statistics().tasks_living == tasks
     assert threading.active_count() < 50
     assert counters.snapshot() == {}
+
+
+async def test_a_start_cancelled_at_any_moment_leaves_nothing() -> None:
+    rng = Random(7)
+    async with open_guardian() as guardian:
+        await guardian.wait_ready()
+        await trio.testing.wait_all_tasks_blocked()
+        descriptors = set(os.listdir("/proc/self/fd"))
+        for _ in range(40):
+            with trio.move_on_after(rng.uniform(0, 0.012)):
+                async with open_stdio(shell("cat"), guardian=guardian, counters=Counters(), name="it") as transport:
+                    record = Record()
+                    transport.send(b"{}")
+                    await transport.run(record)
+            assert guardian.groups == set()
+        assert set(os.listdir("/proc/self/fd")) == descriptors
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)  # noqa: ASYNC222  # it does not wait
+
+
+async def test_what_was_called_never_written_is_never_written_later() -> None:
+    code = (
+        "import os, sys, time; print('{}', flush=True); time.sleep(0.1); os.close(1); time.sleep(0.1)\n"
+        "sys.stderr.write('read the second' if b'second' in sys.stdin.buffer.read() else 'only the first')"
+    )
+    async with connected(python(code), Counters(), graces=LONG) as (transport, record):
+        await record.wait_messages(1)
+        transport.send(b"x" * 200_000, id=1)
+        transport.send(b"second", id=2)
+        await record.wait_messages(2)
+        assert record.loss is not None
+        assert not transport.written(2)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+    assert transport.stderr_tail == "only the first"

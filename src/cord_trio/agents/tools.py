@@ -45,7 +45,10 @@ async def call_tool(
     """
     given = Raw(jsonrpc.encode({} if arguments is None else arguments))
     call = Call("tools/call", tool, {"arguments": given}, principal=principal, deadline=deadline, events=events)
-    match await handler(call):
+    outcome = await handler(call)
+    if type(outcome) is Complete:  # nearly always
+        return ToolResult(outcome.result)
+    match outcome:
         case Complete(result):
             return ToolResult(result)
         case Error(code, message, data):

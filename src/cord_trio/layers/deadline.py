@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import attrs
 import trio
+from msgspec.structs import replace
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -23,7 +23,7 @@ def deadline(seconds: float, *, clock: Callable[[], float] = trio.current_time) 
     def layer(handler: Handler) -> Handler:
         def tightened(call: Call) -> Awaitable[Outcome]:
             latest = clock() + seconds
-            return handler(attrs.evolve(call, deadline=latest) if latest < call.deadline else call)
+            return handler(replace(call, deadline=latest) if latest < call.deadline else call)
 
         return tightened
 

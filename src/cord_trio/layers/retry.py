@@ -7,12 +7,13 @@ others must not be relied on (MCP 2025-11-25, tools/annotations). An answer is n
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-import attrs
 import trio
+from msgspec.structs import replace
 
 from cord_trio.cell import Cell
 from cord_trio.errors import (
@@ -84,10 +85,15 @@ class RetryBudget:
         self._clock = clock
         self._parts: deque[list[int]] = deque()
         """[number of the part, first attempts, retries], oldest first."""
+        self._newest = [0, 0, 0]
+        self._newest_ends = -math.inf
 
     def deposit(self) -> None:
         """Count a first attempt."""
-        self._current()[1] += 1
+        if self._clock() < self._newest_ends:
+            self._newest[1] += 1
+        else:
+            self._current()[1] += 1
 
     def withdraw(self) -> bool:
         """Whether a retry is within the budget; if so, it counts."""
@@ -106,8 +112,10 @@ class RetryBudget:
             return parts[-1]
         while parts and parts[0][0] <= number - PARTS:
             parts.popleft()
-        parts.append([number, 0, 0])
-        return parts[-1]
+        self._newest = [number, 0, 0]
+        self._newest_ends = (number + 1) * self._part
+        parts.append(self._newest)
+        return self._newest
 
 
 def retry(
@@ -178,7 +186,7 @@ def retry(
                         raise
                 counters.add("retry.retry")
                 await _sleep(pause, timer, clock)
-                call = attrs.evolve(call, attempt=call.attempt + 1)
+                call = replace(call, attempt=call.attempt + 1)
 
         return retried
 

@@ -61,6 +61,8 @@ _decode_error = msgspec.json.Decoder(RpcError).decode
 _decode_members = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_json = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
+encode: Final = _encode
+"""JSON text of plain values, structs and `Raw`; never NaN (`null` instead), never a raw newline."""
 _OPEN: Final = ord("[")
 _SQUARE: Final = bytes.maketrans(b"{}", b"[]")
 _NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}"'))
@@ -164,11 +166,6 @@ def members(raw: Raw | bytes) -> dict[str, Raw]:
         return _decode_members(raw)
     except msgspec.DecodeError as exc:
         raise Malformed(INVALID_PARAMS, f"not an object: {exc}") from exc
-
-
-def encode(value: object) -> bytes:
-    """JSON text of plain values, structs and `Raw`; never NaN (`null` instead), never a raw newline."""
-    return _encode(value)
 
 
 def parse(raw: Raw | bytes) -> Json:

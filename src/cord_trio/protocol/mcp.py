@@ -88,6 +88,9 @@ COMPLETE: Final = "complete"
 INPUT_REQUIRED: Final = "input_required"
 TASK: Final = "task"
 
+COMPLETE_HEAD: Final = b'{"resultType":"complete",'
+"""How a complete result begins, as the common servers write it."""
+
 _HOP_LOCAL_RESULT: Final = frozenset({"resultType", "ttlMs", "cacheScope"})
 
 
@@ -154,6 +157,8 @@ def result_type(raw: Raw | bytes) -> str:
 
     """
     text = bytes(raw)
+    if text.startswith(COMPLETE_HEAD):
+        return COMPLETE
     if text.startswith(b"{") and b'"resultType"' not in text:
         return COMPLETE  # the plain case, many times as fast as a walk through a large result
     try:

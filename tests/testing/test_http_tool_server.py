@@ -272,3 +272,16 @@ async def test_sessions_are_forgotten_once() -> None:
         assert client.legacy("ping", client.hello()).status == 200
 
     await told(scenario, forget_after=2)
+
+
+async def test_a_server_makes_its_source() -> None:
+    async with open_http_tool_server() as server:
+        source = server.source(slots=2)
+    assert (source.url, source.slots) == (server.url, 2)
+    assert server.url.startswith("http://127.0.0.1:")
+
+
+async def test_an_error_of_the_block_comes_out_bare() -> None:
+    with pytest.raises(KeyError):
+        async with open_http_tool_server():
+            raise KeyError

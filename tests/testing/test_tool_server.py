@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -405,4 +406,76 @@ def test_the_child_streams_logs_and_stays_small() -> None:
             with open(f"/proc/{child.pid}/status") as status:
                 rss = next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
             assert rss < 12 * 1024
+        child.kill()
+
+
+async def test_halves_of_surrogate_pairs_come_back_escaped(autojump_clock: MockClock) -> None:
+    client = await talk(ToolServer(), call(1, "echo", text="\ud800"))
+    assert client.texts() == {1: "\ud800"}
+
+
+async def test_ids_and_params_of_a_wrong_kind_get_an_error(autojump_clock: MockClock) -> None:
+    wrong = [b'{"jsonrpc":"2.0","id":1.5,"method":"ping"}', b'{"jsonrpc":"2.0","id":2,"method":"ping","params":[1]}']
+    client = await talk(ToolServer(), *wrong)
+    assert {id: answer["code"] for id, answer in client.answers().items()} == {None: -32600, 2: -32602}
+
+
+async def test_legacy_answers_ping_at_any_time_and_only_its_own_methods(autojump_clock: MockClock) -> None:
+    client = await talk(ToolServer(), request(1, "ping"), HELLO, READY, request(2, "tools/list"), request(3, "nope"))
+    assert client.answers()[1] == {}
+    assert len(client.answers()[2]["tools"]) == len(TOOLS)
+    assert client.answers()[3]["code"] == -32601
+
+
+async def test_a_stray_reply_is_ignored(autojump_clock: MockClock) -> None:
+    client = await talk(ToolServer(), b'{"jsonrpc":"2.0","id":"ask-1","result":{}}')
+    assert client.got == []
+
+
+async def test_a_listener_that_wants_nothing_hears_nothing(autojump_clock: MockClock) -> None:
+    client = await talk(ToolServer(), modern("l", "subscriptions/listen", notifications={}), call(1, "change_tools"))
+    assert client.notes() == ["notifications/subscriptions/acknowledged"]
+
+
+async def test_in_this_process_stderr_is_kept_and_no_process_starts(autojump_clock: MockClock) -> None:
+    server = ToolServer()
+    client = await talk(server, call(1, "stderr", bytes=3), call(2, "spawn"))
+    assert server.world.stderr == b"ee\n"
+    assert client.answers()[2]["isError"]
+    assert server.received == {"tools/call": 2, "call stderr": 1, "call spawn": 1}
+
+
+async def test_an_exit_on_a_method_loses_the_connection(autojump_clock: MockClock) -> None:
+    server = ToolServer(exit_on="server/discover", exit_status=1)
+    assert (await talk(server, modern(1, "server/discover"))).over == "server exited with status 1"
+
+
+async def test_an_answer_that_no_outbox_holds_loses_the_connection(autojump_clock: MockClock) -> None:
+    client = await talk(ToolServer(), call(1, "big", size=33 << 20))
+    assert client.over == "message beyond outbox_bytes"
+
+
+async def test_answers_to_a_client_that_left_go_nowhere(autojump_clock: MockClock) -> None:
+    async with ToolServer().open() as transport:
+        transport.send(call(1, "sleep", seconds=1))
+        await trio.testing.wait_all_tasks_blocked()
+        transport.close()
+        await trio.sleep(2)
+
+
+def test_the_child_writes_to_stderr_and_starts_grandchildren() -> None:
+    lines = [HELLO, READY, call(1, "stderr", bytes=100), call(2, "spawn", detached=True)]
+    command = ToolServer(stderr=10).command()
+    data = b"".join(line + b"\n" for line in lines)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdin.write(data)
+        child.stdin.flush()
+        answers = [json.loads(child.stdout.readline()) for _ in range(3)]
+        grandchild = int(answers[2]["result"]["content"][0]["text"])
+        assert os.getsid(grandchild) == grandchild
+        os.kill(grandchild, signal.SIGKILL)
+        assert child.stderr.read(110) == b"e" * 9 + b"\n" + b"e" * 99 + b"\n"
         child.kill()

@@ -461,6 +461,16 @@ async def test_answers_to_a_client_that_left_go_nowhere(autojump_clock: MockCloc
         await trio.testing.wait_all_tasks_blocked()
         transport.close()
         await trio.sleep(2)
+    async with ToolServer().open() as transport:
+        transport.send(call(1, "count"))
+        transport.close()
+        await trio.sleep(2)
+
+
+async def test_a_server_knows_itself(autojump_clock: MockClock) -> None:
+    client = await talk(ToolServer(name="me"), call(1, "whoami"))
+    known = client.answers()[1]["structuredContent"]
+    assert (known["name"], known["pid"], known["era"], known["cancelled"]) == ("me", os.getpid(), "modern", 0)
 
 
 def test_the_child_writes_to_stderr_and_starts_grandchildren() -> None:

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 HEAD_LIMIT = 32 * 1024
 """Bytes of one message's head, with its first line."""
@@ -65,27 +65,28 @@ class Headers:
 
     def __init__(self, raw: Sequence[tuple[bytes, bytes]]) -> None:
         self.raw = raw
-        self._index: dict[str, list[str]] | None = None
+        self._index: dict[bytes, bytes] | None = None
 
-    def _look(self) -> dict[str, list[str]]:
+    @property
+    def index(self) -> Mapping[bytes, bytes]:
+        """The value of the first field of each name, by its name in lower case, with blanks around it."""
         index = self._index
         if index is None:
-            index = self._index = {}
-            for name, value in self.raw:
-                index.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1").strip(" \t"))
+            index = self._index = {name.lower(): value for name, value in reversed(self.raw)}
         return index
 
     def get(self, name: str) -> str | None:
         """The value of the first field called `name`."""
-        found = self._look().get(name.lower())
-        return found[0] if found else None
+        value = self.index.get(name.lower().encode("latin-1", "replace"))
+        return None if value is None else value.decode("latin-1").strip(" \t")
 
-    def all(self, name: str) -> Sequence[str]:
+    def all(self, name: str) -> tuple[str, ...]:
         """The values of all fields called `name`."""
-        return self._look().get(name.lower(), ())
+        wanted = name.lower()
+        return tuple(value for known, value in self if known.lower() == wanted)
 
     def __contains__(self, name: str) -> bool:
-        return name.lower() in self._look()
+        return self.get(name) is not None
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         for name, value in self.raw:

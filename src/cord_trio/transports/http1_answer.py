@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
-from cord_trio.transports.http1 import Headers, encode_headers
+from cord_trio.transports.http1 import encode_headers
+from cord_trio.transports.http1_wire import SMALL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from cord_trio.transports.http1 import Headers
     from cord_trio.transports.http1_visitor import Connection
 
 Address: TypeAlias = tuple[str, int] | str
-
-SMALL = 16 * 1024
-"""Bytes of a body up to which it is copied behind its head: one system call, one packet."""
 
 
 class Request:
@@ -61,7 +60,7 @@ class Response:
         self.ended = False
 
     def send(self, status: int, headers: Iterable[tuple[str, str]] = (), body: bytes = b"") -> None:
-        """Answer at once, with a `Content-Length`.
+        """Answer at once. `Content-Length`, `Date` and `Connection` are added, and not for `headers` to hold.
 
         Raises:
             ValueError: a header cannot be sent; nothing was.
@@ -79,9 +78,12 @@ class Response:
 
     def start(self, status: int, headers: Iterable[tuple[str, str]] = ()) -> None:
         """Begin an answer whose length is not known yet. Raises as `send` does."""
-        if not self._chunked:
+        self._bare = self._bare or status in (204, 304)
+        if not self._chunked and not self._bare:
             self._connection.keep = False  # HTTP/1.0: the body goes to the end of the connection
-        head = self._head(status, headers, "Transfer-Encoding: chunked\r\n" if self._chunked else None)
+        head = self._head(
+            status, headers, None if self._bare or not self._chunked else "Transfer-Encoding: chunked\r\n"
+        )
         self.started = True
         self._connection.write(head)
 

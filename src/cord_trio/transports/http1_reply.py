@@ -14,6 +14,7 @@ import trio
 
 from cord_trio.errors import BadReply, ConnectionLost
 from cord_trio.transports.http1 import Headers
+from cord_trio.transports.http1_wire import SMALL
 
 if TYPE_CHECKING:
     from cord_trio.errors import Executed
@@ -24,9 +25,6 @@ logger = logging.getLogger("cord_trio.transports")
 
 INTERIM_LIMIT = 16
 """Answers of the 1xx kind to one request."""
-
-SMALL = 16 * 1024
-"""Bytes of a body up to which it is copied behind its head: one system call, one packet."""
 
 
 class Connection:
@@ -109,14 +107,16 @@ class Connection:
         try:
             if self._in_head:
                 data = self._take_head(data)
-            if data and not self._in_head and not self._complete and not self.closed:
+            if data and not (self._in_head or self._complete or self.closed or self._refusal):
                 self._parser.feed_data(data)
                 data = b""
         except httptools.HttpParserError as exc:
             if not self._complete:
-                if isinstance(exc.__context__, Exception) and isinstance(exc, httptools.HttpParserCallbackError):
+                if isinstance(exc, httptools.HttpParserCallbackError):
                     logger.exception("a sink raised origin=%s", self._pool.origin.name, exc_info=exc.__context__)
-                self._refuse(f"the answer is not HTTP: {exc}")
+                    self._refuse("whoever reads the answer failed")
+                else:
+                    self._refuse(f"the answer is not HTTP: {exc}")
                 return
             self._keep = False  # rubbish behind a whole answer
         if self.closed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import select
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -34,13 +35,14 @@ LINGER = 2.0
 PIPELINE_LIMIT = 64 * 1024
 """Bytes of further requests that are taken while one is being answered."""
 
-HOLD_INTERVAL = 0.5
+HOLD_INTERVAL = 0.1
 """Seconds between looks for a client's leaving while its further requests are not read."""
 
 BODY_RATE = 1024
 """Bytes a second that a body must come with, beyond its patience."""
 
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
+_REQUEST_LINE = re.compile(rb"([A-Z-]+) (\S+) HTTP/1\.([01])\r\n")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -63,15 +65,13 @@ class Connection:
         self._served = False
         self._buffer = bytearray()
         self._cell: Cell[tuple[Request, Response]] = Cell()
-        self._parser = httptools.HttpRequestParser(self)
         self._fields: list[tuple[bytes, bytes]] = []
-        self._url = b""
-        self._method = ""
-        self._version = ""
+        self._line = ("", "", "")
         self._left = 0
         self._since = 0.0
         self._got = 0
         self._chunks: Chunks | None = None
+        self._headers = Headers(())
 
     # The reader
 
@@ -92,7 +92,7 @@ class Connection:
                 self._feed(data)
             except Unacceptable as refusal:
                 self._refuse(refusal)
-            if self._stage == "busy" and len(self._buffer) >= PIPELINE_LIMIT:
+            if self._stage == "busy" and len(self._buffer) >= PIPELINE_LIMIT and not self.closed:
                 await self._hold()
 
     def _feed(self, data: bytes) -> None:
@@ -143,57 +143,51 @@ class Connection:
             return
         head = data[:end] if len(data) > end else data
         check_head(head)
-        if head.startswith((b"PRI ", b"CONNECT ")):
+        line = _REQUEST_LINE.match(head)
+        if line is None or head.startswith(b"CONNECT "):
             raise Unacceptable(400, "not HTTP/1.1")
+        self._line = (line[1].decode(), line[2].decode("latin-1"), line[3].decode())
         self._fields = []
-        self._url = b""
         try:
-            self._parser.feed_data(head)
+            httptools.HttpRequestParser(self).feed_data(head)
         except httptools.HttpParserUpgrade:
             pass  # an upgrade is an offer, and we do not take it (RFC 9110, section 7.8)
         except httptools.HttpParserError as exc:
             raise Unacceptable(400, f"not HTTP/1.1: {exc}") from None
         self._judge(data[end:])
 
-    def on_url(self, url: bytes) -> None:
-        self._url += url
-
     def on_header(self, name: bytes, value: bytes) -> None:
         self._fields.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        self._method = self._parser.get_method().decode("ascii")
-        self._version = self._parser.get_http_version()
-        self.keep = self._parser.should_keep_alive()
 
     def _judge(self, rest: bytes) -> None:
         """Decide from a whole head what follows it."""
         fields = self._fields
         limits = self.server.limits
-        if self._version not in ("1.1", "1.0"):
-            raise Unacceptable(505, "not HTTP/1.1")
+        old = self._line[2] == "0"
         if len(fields) > limits.headers:
             raise Unacceptable(431, f"more headers than the bound of {limits.headers}")
-        index = {name.lower(): value for name, value in fields}
+        headers = Headers(fields)
+        index = headers.index
         if len(index) != len(fields):
-            seen: set[bytes] = set()
-            for name, _ in fields:
-                key = name.lower()
-                if key in seen and key in (b"host", b"content-length", b"transfer-encoding"):
-                    raise Unacceptable(400, f"two {key.decode()} headers")
-                seen.add(key)
-        if b"host" not in index and self._version == "1.1":
+            for name in ("host", "content-length", "transfer-encoding", "expect"):
+                if len(headers.all(name)) > 1:
+                    raise Unacceptable(400, f"two {name} headers")
+        self.keep = not old
+        if b"connection" in index:
+            options = {option.strip().lower() for option in ",".join(headers.all("connection")).split(",")}
+            self.keep = "keep-alive" in options if old else "close" not in options
+        if b"host" not in index and not old:
             raise Unacceptable(400, "no Host header")
         length = 0
         if (size := index.get(b"content-length")) is not None:
-            if not size.isdigit() or len(size) > 18 or b"transfer-encoding" in index:
-                raise Unacceptable(400, "not a Content-Length, or one beside a Transfer-Encoding")
-            length = int(size)
+            if b"transfer-encoding" in index:
+                raise Unacceptable(400, "both Content-Length and Transfer-Encoding")
+            length = int(size)  # httptools has seen to it that it is a number
             if length > limits.body:
                 raise Unacceptable(413, f"the body is larger than the bound of {limits.body} bytes")
         coding = index.get(b"transfer-encoding")
         if coding is not None:
-            if self._version == "1.0":
+            if old:
                 raise Unacceptable(400, "Transfer-Encoding in HTTP/1.0")
             if coding.strip().lower() != b"chunked":
                 raise Unacceptable(501, "an unknown transfer coding")
@@ -201,15 +195,15 @@ class Connection:
         if (expected := index.get(b"expect")) is not None:
             if expected.strip().lower() != b"100-continue":
                 raise Unacceptable(417, "an unknown expectation")
-            if not whole and not rest and self._version == "1.1":
+            if not (whole or rest or old):
                 self.write(_CONTINUE)
         if whole:
-            if length or self._parser.should_upgrade():
-                self._parser = httptools.HttpRequestParser(self)
-            body, self._buffer = (rest[:length], bytearray(rest[length:])) if rest else (b"", self._buffer)
-            self._dispatch(body)
+            if len(rest) > length:
+                self._buffer += rest[length:]
+                rest = rest[:length]
+            self._dispatch(headers, rest)
             return
-        self._parser = httptools.HttpRequestParser(self)
+        self._headers = headers
         self._since = trio.current_time()
         self._got = 0
         if coding is not None:
@@ -224,6 +218,9 @@ class Connection:
     def _progress(self, size: int) -> None:
         """A body must go on, and reach a certain rate: no client may hold a connection by dripping."""
         self._got += size
+        self.server.received += size
+        if self.server.received > self.server.limits.received:
+            raise Unacceptable(503, "too much is being received")
         patience = self.server.limits.body_time
         self.deadline = min(trio.current_time() + patience, self._since + patience + self._got / BODY_RATE)
 
@@ -237,7 +234,7 @@ class Connection:
         if not self._left:
             body = bytes(self._buffer)
             self._buffer = bytearray(rest)
-            self._dispatch(body)
+            self._dispatch(self._headers, body)
 
     def _take_chunks(self, data: bytes) -> None:
         chunks = self._chunks
@@ -248,19 +245,24 @@ class Connection:
         if rest is not None:
             self._chunks = None
             self._buffer = bytearray(rest)
-            self._dispatch(bytes(chunks.body))
+            self._dispatch(self._headers, bytes(chunks.body))
 
-    def _dispatch(self, body: bytes) -> None:
+    def _release(self) -> None:
+        """What was received is not waiting for the rest of it any more."""
+        self.server.received -= self._got
+        self._got = 0
+
+    def _dispatch(self, headers: Headers, body: bytes) -> None:
         """Hand the request to the worker."""
-        target = self._url.decode("latin-1")
+        self._release()
+        method, target, minor = self._line
         if not target.startswith("/") and "://" in target:  # absolute form (RFC 9112, section 3.2.2)
             target = "/" + target.partition("://")[2].partition("/")[2]
         self._stage = "busy"
         self.deadline = math.inf
         self.server.counters.add("http_server.requests")
-        method = self._method
-        request = Request(method, target, Headers(self._fields), body, self.client)
-        response = Response(self, bare=method == "HEAD", chunked=self._version == "1.1")
+        request = Request(method, target, headers, body, self.client)
+        response = Response(self, bare=method == "HEAD", chunked=minor == "1")
         self._cell.settle((request, response))
 
     # The worker
@@ -340,6 +342,10 @@ class Connection:
             self.wire.write(*parts)
         except OSError:
             self.leave("client left")
+            return
+        if self.wire.waiting > self.server.limits.outbox:
+            self.server.counters.add("http_server.outbox_full")
+            self.leave("the client reads too slowly")
 
     def _broken(self) -> None:
         self.leave("client left")
@@ -362,6 +368,7 @@ class Connection:
         if self.closed:
             return
         self._stage = "closing"
+        self._release()
         self._buffer.clear()
         self._chunks = None
         self.deadline = trio.current_time() + LINGER
@@ -390,6 +397,7 @@ class Connection:
         """Close now, and cancel the handler."""
         if not self.closed:
             self.closed = True
+            self._release()
             self.wire.close()
             self._nursery.cancel_scope.cancel(reason)
 

@@ -7,6 +7,7 @@ Trio's stream with a writer task of its own; both look the same from above.
 from __future__ import annotations
 
 import math
+import re
 import socket
 import ssl
 from abc import ABC, abstractmethod
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 HIGH_WATER = 256 * 1024
 """Bytes of backlog from which a writer had better wait."""
 
+SMALL = 16 * 1024
+"""Bytes of a body up to which it is copied behind its head: one system call, one packet."""
+
 CONNECT_LIMIT = 10.0
 """Seconds to find, reach and greet (TLS) a server."""
 
@@ -36,6 +40,9 @@ PARTS = 64
 
 KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
 """Seconds of silence before the kernel asks whether the peer is still there, between questions, and how many."""
+
+
+_HOST = re.compile(r"[\w.%:~-]+")  # \w: names in any script
 
 
 class Wire(ABC):
@@ -250,8 +257,12 @@ class TlsWire(Wire):
                 while self._outbox:
                     part = self._outbox.popleft()
                     self.sent += len(part)
+                    # A small part is counted out first: the kernel takes it, and its answer may be here
+                    # before this task runs again.
+                    late = len(part) > SMALL
+                    self.waiting -= 0 if late else len(part)
                     await self._stream.send_all(part)
-                    self.waiting -= len(part)
+                    self.waiting -= len(part) if late else 0
                 self._wake = trio.Event()
                 await self._wake.wait()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -304,6 +315,8 @@ def parse_origin(url: str) -> Origin:
         raise ValueError(f"not an http or https URL with a host: {url!r}")
     if parts.username is not None or parts.password is not None:
         raise ValueError("a URL must not hold credentials")
+    if not _HOST.fullmatch(parts.hostname):
+        raise ValueError(f"not a host name: {parts.hostname!r}")
     tls = parts.scheme == "https"
     usual = 443 if tls else 80
     port = parts.port or usual
@@ -328,9 +341,13 @@ def take_socket(sock: trio.socket.SocketType) -> socket.socket:
     """The descriptor of a Trio socket that nothing else uses, as a plain non-blocking socket."""
     family, type, proto = sock.family, sock.type, sock.proto
     plain = socket.socket(family, type, proto, fileno=sock.detach())
-    plain.setblocking(False)
-    if family != socket.AF_UNIX:
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        plain.setblocking(False)
+        if family != socket.AF_UNIX:
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError:
+        plain.close()
+        raise
     return plain
 
 

@@ -44,13 +44,14 @@ class Ask:
 ASKS = st.lists(
     st.builds(
         Ask,
-        at=st.sampled_from([0, 0, 1, 2]),
+        at=st.sampled_from([0, 0, 0, 1, 2]),
         runs=st.sampled_from([0, 1, 2]),
-        within=st.sampled_from([math.inf, 0, 1, 2]),
-        patience=st.sampled_from([math.inf, 0, 1, 1.5]),
+        within=st.sampled_from([math.inf, math.inf, 0, 1, 2]),
+        patience=st.sampled_from([math.inf, math.inf, 0, 0.5, 1.5]),
         fails=st.booleans(),
     ),
-    max_size=8,
+    min_size=2,
+    max_size=10,
 )
 
 
@@ -183,6 +184,28 @@ def test_no_window_sees_more_calls_than_the_rate_allows(
             assert count <= burst + (ended - begun) * per_second + 1e-6
     if pause is None:
         assert all(ending in ("answered", "Overloaded", "cancelled") for (ending,) in endings)
+
+
+@given(st.lists(st.sampled_from([0, 0, 0.5, 1]), min_size=2, max_size=8), st.integers(1, 2), schedules())
+def test_calls_go_in_the_order_in_which_they_came(arrivals: list[float], burst: int, rng: Random) -> None:
+    came: list[str | None] = []
+    went: list[str | None] = []
+
+    async def handler(call: Call) -> Outcome:
+        went.append(call.name)
+        return DONE
+
+    def build(timer: Timer, handler: Handler) -> Handler:
+        metered = rate(2, burst, timer=timer, counters=Counters(), name="web")(handler)
+
+        def noted(call: Call) -> Awaitable[Outcome]:
+            came.append(call.name)
+            return metered(call)
+
+        return noted
+
+    play([Ask(at, 0, math.inf, math.inf, False) for at in arrivals], rng, build, handler, lambda: None)
+    assert went == came
 
 
 FAILURES: dict[str, Callable[[], Exception]] = {

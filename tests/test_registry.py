@@ -77,6 +77,15 @@ async def test_the_same_list_again_is_not_a_new_list() -> None:
     assert (snapshot.version, snapshot.listed) == (2, 1)
 
 
+async def test_a_note_alone_makes_no_new_list() -> None:
+    snapshot = await publish(
+        registry(source("web")),
+        Update("web", 1, "ready", tools("get")),
+        Update("web", 2, "ready", tools("get"), notes=("tool 'put' has no schema",)),
+    )
+    assert (snapshot.version, snapshot.listed, len(snapshot.problems)) == (2, 1, 1)
+
+
 async def test_an_update_that_is_late_or_repeated_changes_nothing() -> None:
     counters = Counters()
     updated = registry(source("web"), counters=counters)
@@ -153,7 +162,8 @@ async def test_a_list_is_encoded_once_and_unchanged_parts_are_shared() -> None:
         assert first.encoded_tools is first.encoded_tools
         second = await both.update(Update("notes", 1, "ready", tools("put")))
         assert names(second) == ["web__get", "notes__put"]
-        assert second.sources["web"].exports is first.sources["web"].exports
+        third = await both.update(Update("web", 2, "ready", tools("get")))
+        assert third.sources["web"].exports is second.sources["web"].exports is first.sources["web"].exports
         nursery.cancel_scope.cancel("seen")
 
 

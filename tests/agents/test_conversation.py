@@ -272,6 +272,26 @@ async def test_an_ask_that_is_cancelled_in_the_tick_of_its_turn_never_starts() -
         gate.set()
 
 
+async def test_a_giver_that_was_cancelled_hands_nothing_on() -> None:
+    started: list[object] = []
+
+    async def giver(ctx: Context, scope: trio.CancelScope) -> Handoff:
+        scope.cancel("while the giver ran")
+        return ctx.handoff("taker", None)
+
+    async def taker(ctx: Context, payload: object) -> None:
+        started.append(payload)
+
+    agents = fabric()
+    agents.add("giver", giver)
+    agents.add("taker", taker)
+    with trio.CancelScope() as scope:
+        await converse(agents, "giver", scope)
+    assert scope.cancelled_caught
+    assert not started
+    assert at_rest(agents)
+
+
 async def test_a_deadline_reaches_the_callee_and_is_seen_there(autojump_clock: MockClock) -> None:
     seen: list[float] = []
 
@@ -361,6 +381,41 @@ async def test_waiting_for_an_agent_with_a_turn_that_will_be_free_is_no_cycle() 
         await wait_all_tasks_blocked()
         gate.set()
     assert at_rest(agents)
+
+
+async def test_one_turn_that_will_be_free_is_enough_though_another_waits_for_us() -> None:
+    agents = fabric()
+    gate = trio.Event()
+
+    async def runs(ctx: Context, payload: object) -> None:
+        await gate.wait()
+
+    async def first(ctx: Context, payload: object) -> object:
+        if payload is None:
+            return "asked by several"
+        await wait_all_tasks_blocked()
+        return await ctx.ask("several", "free")
+
+    async def several(ctx: Context, target: str) -> object:
+        return await ctx.ask(target, None) if target != "free" else target
+
+    agents.add("first", first)
+    agents.add("several", several, turn=2)
+    agents.add("busy", runs)
+    async with trio.open_nursery() as nursery:
+        answers: list[object] = []
+
+        async def ask_first() -> None:
+            answers.append(await converse(agents, "first", "go"))
+
+        nursery.start_soon(converse, agents, "busy", None)
+        nursery.start_soon(ask_first)
+        nursery.start_soon(converse, agents, "several", "busy")  # will be free
+        nursery.start_soon(converse, agents, "several", "first")  # waits for us
+        await wait_all_tasks_blocked(0.001)
+        assert len(agents["several"].turn.waiting) == 1
+        gate.set()
+    assert answers == ["free"]
 
 
 async def test_one_more_than_may_wait_for_an_agent_is_refused_by_the_name_of_the_bound(

@@ -9,7 +9,7 @@ import trio
 from msgspec import Raw
 from trio.testing import assert_no_checkpoints, wait_all_tasks_blocked
 
-from cord_trio.call import Call, Complete, Layer, Outcome
+from cord_trio.call import Call, Complete, Handler, Layer, Outcome
 from cord_trio.cell import Timer
 from cord_trio.counters import Counters
 from cord_trio.errors import Overloaded, Refused
@@ -113,6 +113,66 @@ async def test_a_wait_that_is_cancelled_lets_the_next_one_go_in_its_place(autoju
         assert source.times == [0, 1]
 
 
+async def test_a_place_in_the_queue_that_is_given_up_goes_to_the_next(autojump_clock: MockClock) -> None:
+    async with metered(1) as (layer, _, _):
+        source = Source()
+        await layer(source)(Call("ping"))
+        async with trio.open_nursery() as calls:
+            with trio.move_on_after(0.5):
+                calls.start_soon(_later, layer(source), 0.2)
+                await layer(source)(Call("ping"))
+        assert source.times == [0, 1]
+
+
+async def test_a_newcomer_does_not_overtake_at_the_moment_of_the_next_turn(autojump_clock: MockClock) -> None:
+    async with metered(1) as (layer, _, nursery):
+        order: list[str | None] = []
+
+        async def answer(call: Call) -> Outcome:
+            order.append(call.name)
+            return Complete(Raw(b"{}"))
+
+        handler = layer(answer)
+        await handler(Call("tools/call", "first"))
+        begun = trio.current_time()
+        nursery.start_soon(handler, Call("tools/call", "waiter"))
+        await wait_all_tasks_blocked()
+        autojump_clock.jump(begun + 5 - trio.current_time())  # the timer has had no time to run
+        nursery.start_soon(handler, Call("tools/call", "third"))
+        await handler(Call("tools/call", "newcomer"))
+        assert order[:2] == ["first", "waiter"]
+
+
+async def test_whoever_waits_counts_for_when_the_next_can_go(autojump_clock: MockClock) -> None:
+    async with metered(1) as (layer, _, nursery):
+        source = Source()
+        await layer(source)(Call("ping"))
+        nursery.start_soon(layer(source), Call("ping"))
+        await wait_all_tasks_blocked()
+        with pytest.raises(Overloaded):
+            await layer(source)(Call("ping", deadline=trio.current_time() + 1.5))
+
+
+async def test_a_short_pause_does_not_end_a_long_one(autojump_clock: MockClock) -> None:
+    async with metered(10, 2) as (layer, _, _):
+        begun = trio.current_time()
+
+        async def answer(call: Call) -> Outcome:
+            if call.name == "long":
+                raise Refused("busy", retry_after=10)
+            if call.name == "short":
+                await trio.sleep(1)
+                raise Refused("busy", retry_after=1)
+            return Complete(Raw(b"{}"))
+
+        async with trio.open_nursery() as calls:
+            calls.start_soon(_refused, layer(answer), "short")
+            await wait_all_tasks_blocked()
+            calls.start_soon(_refused, layer(answer), "long")
+        await layer(answer)(Call("ping"))
+        assert trio.current_time() - begun == pytest.approx(10, abs=0.01)
+
+
 async def test_a_source_that_asks_for_a_pause_gets_it_and_then_one_call_after_the_other(
     autojump_clock: MockClock,
 ) -> None:
@@ -147,10 +207,21 @@ async def test_a_pause_refuses_who_waits_beyond_its_deadline(autojump_clock: Moc
             ended[name] = (how, round(trio.current_time() - begun, 2))
 
         async with trio.open_nursery() as calls:
-            for name, deadline in (("first", math.inf), ("hurried", begun + 20), ("patient", math.inf)):
+            deadlines = {
+                "first": math.inf,
+                "hurried": begun + 20,
+                "patient": math.inf,
+                "second in the queue": begun + 31,
+            }
+            for name, deadline in deadlines.items():
                 calls.start_soon(ask, name, deadline)
                 await wait_all_tasks_blocked()
-        assert ended == {"first": ("Refused", 0.5), "hurried": ("Overloaded", 0.5), "patient": ("answered", 30.5)}
+        assert ended == {
+            "first": ("Refused", 0.5),
+            "hurried": ("Overloaded", 0.5),
+            "patient": ("answered", 30.5),
+            "second in the queue": ("Overloaded", 0.5),
+        }
 
 
 async def test_without_a_rate_only_pauses_count(autojump_clock: MockClock) -> None:
@@ -193,3 +264,13 @@ def test_a_rate_that_lets_nothing_go_is_refused(per_second: float, burst: int) -
 async def _cancel_when_blocked(scope: trio.CancelScope) -> None:
     await wait_all_tasks_blocked()
     scope.cancel("enough")
+
+
+async def _later(handler: Handler, seconds: float) -> None:
+    await trio.sleep(seconds)
+    await handler(Call("ping"))
+
+
+async def _refused(handler: Handler, name: str) -> None:
+    with pytest.raises(Refused):
+        await handler(Call("tools/call", name))

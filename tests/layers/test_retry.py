@@ -153,6 +153,7 @@ async def test_a_read_may_run_twice(method: str, repeated: bool, autojump_clock:
         ToolNotFound("web"),
         SourceDown("web", "exited"),
         Draining(),
+        CallError("layer", "yes"),
         ValueError("ours"),
     ],
     ids=lambda failure: type(failure).__name__,

@@ -36,6 +36,7 @@ class Context:
     Attributes:
         agent: whose handler this is.
         principal: on whose behalf.
+        branch: the ask that this run belongs to, for whoever draws the tree.
         chain: the names of the agents that led here, this one last.
         hops: handoffs so far.
         transcript: what the agents before this one left to see, the oldest first.
@@ -43,13 +44,13 @@ class Context:
 
     """
 
-    __slots__ = ("_agents", "_branch", "agent", "chain", "hops", "principal", "snapshot", "transcript")
+    __slots__ = ("_agents", "agent", "branch", "chain", "hops", "principal", "snapshot", "transcript")
 
     def __init__(
         self, agents: Agents, branch: Branch, agent: Agent, principal: str, transcript: tuple[Step, ...]
     ) -> None:
         self._agents = agents
-        self._branch = branch
+        self.branch = branch
         self.agent = agent
         self.principal = principal
         self.chain = branch.path
@@ -92,7 +93,7 @@ class Context:
             Exception: whatever its handler raised.
 
         """
-        return await converse(self._agents, agent, payload, principal=self.principal, parent=self._branch)
+        return await converse(self._agents, agent, payload, principal=self.principal, parent=self.branch)
 
     def handoff(self, target: str, payload: object, keep: Keep | None = None) -> Handoff:
         """A wish to be returned: that `target` goes on with `payload`, and its answer is the answer.

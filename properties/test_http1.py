@@ -1,0 +1,312 @@
+"""Laws of HTTP/1.1: how bytes are split never matters, no bytes bring the server down, and cancelling is exact."""
+
+from __future__ import annotations
+
+import re
+from contextlib import asynccontextmanager
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+import trio.lowlevel
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from cord_trio.counters import Counters
+from cord_trio.transports.http1 import Chunks, Headers, Unacceptable, check_origin
+from cord_trio.transports.http1_client import PoolLimits, open_pool
+from cord_trio.transports.http1_server import HttpLimits, Request, Response, serve_http
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+
+    from cord_trio.errors import CallError
+
+LIMITS = HttpLimits(head=400, headers=10, body=200, head_time=5, body_time=5)
+END = b"GET /end HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+class Collect:
+    def __init__(self) -> None:
+        self.told: list[object] = []
+        self.over = trio.Event()
+
+    def head(self, status: int, headers: Headers) -> None:
+        self.told += [status, tuple(headers), b""]
+
+    def body(self, data: bytes) -> None:
+        before = self.told.pop()
+        assert isinstance(before, bytes)
+        self.told.append(before + data)
+
+    def end(self) -> None:
+        self.told.append("end")
+        self.over.set()
+
+    def failed(self, error: CallError) -> None:
+        self.told.append(type(error).__name__)
+        self.over.set()
+
+
+def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
+    bounds = [0, *sorted({place % (len(data) + 1) for place in places}), len(data)]
+    return [data[start:end] for start, end in pairwise(bounds) if start < end]
+
+
+async def send_pieces(stream: trio.SocketStream, pieces: Sequence[bytes]) -> None:
+    try:
+        for piece in pieces:
+            await stream.send_all(piece)
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        pass
+
+
+async def everything(stream: trio.SocketStream) -> bytes:
+    data = b""
+    try:
+        async for more in stream:
+            data += more
+    except trio.BrokenResourceError:
+        pass
+    return data
+
+
+async def echo(request: Request, response: Response) -> None:
+    await trio.lowlevel.checkpoint()
+    line = f"<{request.method} {request.target} {len(request.headers)} ".encode()
+    response.send(200, (), line + request.body + b">")
+
+
+@asynccontextmanager
+async def open_door(handler: Callable[[Request, Response], Awaitable[None]]) -> AsyncGenerator[tuple[int, Counters]]:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    counters = Counters()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(serve_http, handler, listeners, limits=LIMITS, counters=counters))
+        yield listeners[0].socket.getsockname()[1], counters
+        nursery.cancel_scope.cancel("over")
+
+
+def count_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").glob("*")))
+
+
+names = st.sampled_from(["A", "b-C", "X-Y"])
+values = st.text("abc \t,;=", max_size=8)
+bodies = st.binary(max_size=60)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> bytes:
+    """A request that is good."""
+    fields = "".join(f"{name}: {value}\r\n" for name, value in draw(st.lists(st.tuples(names, values), max_size=4)))
+    target = draw(st.sampled_from(["/", "/a?b=c", "/%20"]))
+    body = draw(bodies)
+    blank = draw(st.sampled_from(["", "\r\n"]))
+    kind = draw(st.sampled_from(["none", "sized", "chunked"]))
+    head = f"{blank}{'GET' if kind == 'none' else 'POST'} {target} HTTP/1.1\r\nHost: x\r\n{fields}"
+    if kind == "none":
+        return f"{head}\r\n".encode()
+    if kind == "sized":
+        return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    pieces = cut(body, draw(st.lists(st.integers(0, 60), max_size=3)))
+    chunks = b"".join(b"%X%b\r\n%b\r\n" % (len(piece), draw(st.sampled_from([b"", b";x"])), piece) for piece in pieces)
+    return f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + chunks + b"0\r\n\r\n"
+
+
+async def exchange(pieces: Sequence[bytes]) -> bytes:
+    async with open_door(echo) as (port, _):
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_pieces, stream, pieces)
+            data = await everything(stream)
+            nursery.cancel_scope.cancel("answered")
+        await stream.aclose()
+    return re.sub(rb"Date: .*\r\n", b"", data)
+
+
+@given(st.lists(requests(), max_size=3), st.lists(st.integers(0, 2000), max_size=12))
+async def test_how_requests_are_split_never_matters(sent: list[bytes], places: list[int]) -> None:
+    data = b"".join(sent) + END
+    whole = await exchange([data])
+    assert whole.count(b"HTTP/1.1 200 OK") == len(sent) + 1
+    assert await exchange(cut(data, places)) == whole
+
+
+pieces_of_http = st.sampled_from(
+    [b"GET / HTTP/1.1\r\n", b"POST / HTTP/1.1\r\n", b"Host: x\r\n", b"\r\n", b"\n", b"\r", b" ", b":", b"\0", b"HTTP"]
+)
+headers_of_http = st.sampled_from(
+    [
+        b"A: b\r\n",
+        b"Content-Length: 5\r\n",
+        b"Content-Length: -1\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"5\r\nabcde\r\n",
+        b"0\r\n\r\n",
+        b"Expect: 100-continue\r\n",
+        b"Connection: upgrade\r\nUpgrade: x\r\n",
+        b"PRI * HTTP/2.0\r\n",
+        b"CONNECT a:1 HTTP/1.1\r\n",
+        b"x" * 300,
+        b"ffffffffffffffff\r\n",
+    ]
+)
+
+
+@given(
+    st.lists(st.one_of(pieces_of_http, headers_of_http, st.binary(max_size=40)), max_size=12),
+    st.lists(st.integers(0, 500), max_size=4),
+)
+@example([b"\r\n"], [1])
+async def test_no_bytes_bring_the_server_down(junk: list[bytes], places: list[int]) -> None:
+    async with open_door(echo) as (port, counters):
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        await send_pieces(stream, cut(b"".join(junk), places))
+        await trio.sleep(0.001)
+        await stream.send_eof()
+        answer = await everything(stream)
+        await stream.aclose()
+        known = re.findall(rb"HTTP/1\.1 (100|200|400|413|417|431|501) ", answer)
+        assert len(known) == answer.count(b"HTTP/1.1 1") + answer.count(b"HTTP/1.1 2") + answer.count(
+            b"HTTP/1.1 4"
+        ) + answer.count(b"HTTP/1.1 5")
+        again = await trio.open_tcp_stream("127.0.0.1", port)
+        await again.send_all(END)
+        assert b" 200 OK" in await everything(again)
+        await again.aclose()
+        assert counters["http_server.handler_failed"] == 0
+
+
+replies = st.one_of(
+    st.builds(lambda body: b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body), bodies),
+    st.builds(
+        lambda body, places: (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+            + b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in cut(body, places))
+            + b"0\r\n\r\n"
+        ),
+        bodies,
+        st.lists(st.integers(0, 60), max_size=3),
+    ),
+    st.builds(lambda body: b"HTTP/1.1 200 OK\r\n\r\n" + body, bodies),
+    st.just(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n"),
+    st.just(b"HTTP/1.1 304 Not Modified\r\nContent-Length: 7\r\n\r\n"),
+    st.binary(max_size=60),
+)
+
+
+async def receive(pieces: Sequence[bytes]) -> list[object]:
+    """What a sink is told of a response that comes in these pieces and then ends."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await send_pieces(stream, pieces)
+        await stream.send_eof()
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(trio.serve_tcp, serve, 0)
+        async with open_pool(f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}") as pool:
+            sink = Collect()
+            pool.request("POST", "/", (), b"x", sink)
+            with trio.fail_after(3):
+                await sink.over.wait()
+        nursery.cancel_scope.cancel("over")
+    return sink.told
+
+
+@given(replies, st.lists(st.integers(0, 200), max_size=12))
+async def test_how_a_response_is_split_never_matters(reply: bytes, places: list[int]) -> None:
+    told = await receive([reply])
+    assert told[-1] in ("end", "ConnectionLost", "BadReply")
+    split = await receive(cut(reply, places))
+    # A body that breaks off may be told further with smaller pieces; how it ended may not differ.
+    assert (split == told) if told[-1] == "end" else (split[-1] == told[-1])
+
+
+@given(st.binary(max_size=80), st.lists(st.integers(0, 80), max_size=5), st.lists(st.integers(0, 500), max_size=12))
+def test_chunks_give_back_the_body_however_they_are_cut(body: bytes, chunks: list[int], places: list[int]) -> None:
+    data = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in cut(body, chunks)) + b"0\r\n\r\nrest"
+    reader = Chunks(80)
+    rest = b""
+    over = False
+    for piece in cut(data, places):
+        if over:
+            rest += piece
+        elif (found := reader.feed(piece)) is not None:
+            over = True
+            rest = found
+    assert (bytes(reader.body), rest) == (body, b"rest")
+
+
+@given(st.binary(max_size=60), st.lists(st.integers(0, 60), max_size=6))
+def test_junk_in_chunks_is_refused_alike_however_it_is_cut(data: bytes, places: list[int]) -> None:
+    def outcome(pieces: list[bytes]) -> object:
+        reader = Chunks(30)
+        try:
+            for piece in pieces:
+                if reader.feed(piece) is not None:
+                    return bytes(reader.body)
+        except Unacceptable as refusal:
+            return refusal.status
+        return None
+
+    assert outcome(cut(data, places)) == outcome([data])
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_only_known_origins_come_in(host: str, origin: str) -> None:
+    good = re.fullmatch(r"(?i:localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?", host) is not None
+    assert (check_origin(host, None) is None) == good
+    if check_origin("localhost", origin) is None:
+        assert re.fullmatch(r"(?i:https?://(localhost|127\.0\.0\.1|\[::1\]))(:[0-9]{1,5})?", origin)
+
+
+actions = st.tuples(st.integers(0, 6), st.booleans(), st.integers(0, 20_000))
+
+
+@given(st.lists(actions, min_size=1, max_size=15), st.sampled_from(["none", "send", "stream", "late"]))
+async def test_a_cancel_at_any_moment_leaves_nothing(plan: list[tuple[int, bool, int]], kind: str) -> None:
+    async def handler(request: Request, response: Response) -> None:
+        if kind == "send":
+            response.send(200, (), request.body)
+        elif kind == "stream":
+            response.start(200)
+            for _ in range(3):
+                response.write(b"x" * 1000)
+                await trio.lowlevel.checkpoint()
+        elif kind == "late":
+            await trio.sleep(0.001)
+            response.send(200)
+
+    before = count_descriptors()
+    tasks = trio.lowlevel.current_statistics().tasks_living
+    async with open_door(handler) as (port, counters):
+        async with open_pool(f"http://127.0.0.1:{port}", limits=PoolLimits(connections=3)) as pool:
+
+            async def call(turns: int, cancel: bool, size: int) -> None:
+                sink = Collect()
+                made = pool.request("POST", "/", (), b"x" * (size % 190), sink)
+                for _ in range(turns):
+                    await trio.lowlevel.checkpoint()
+                if cancel:
+                    made.close()
+                    told = list(sink.told)
+                    await trio.sleep(0.001)
+                    assert sink.told == told
+                else:
+                    await sink.over.wait()
+                    assert sink.told[-1] == "end"
+
+            with trio.fail_after(5):
+                async with trio.open_nursery() as nursery:
+                    for turns, cancel, size in plan:
+                        nursery.start_soon(call, turns, cancel, size)
+                assert pool.busy == 0
+        assert counters["http_server.handler_failed"] == 0
+    assert count_descriptors() <= before
+    assert trio.lowlevel.current_statistics().tasks_living <= tasks

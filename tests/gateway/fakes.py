@@ -319,13 +319,16 @@ def headers_of(message: bytes) -> list[tuple[str, str]]:
 @asynccontextmanager
 async def open_http(fabric: FakeFabric) -> AsyncGenerator[HttpGate, None]:
     """An endpoint for `fabric`."""
+    finished = False
     async with trio.open_nursery() as nursery:
         service = Service(fabric, IDENTITY, page=fabric.config.gateway.page_size)
         gate = HttpGate(service, nursery)
         nursery.start_soon(service.watch)
         nursery.start_soon(gate.endpoint.keep_alive)
         yield gate
+        finished = True
         nursery.cancel_scope.cancel("the test is over")
+    assert finished, "something cancelled the gateway, and the test with it"
 
 
 class PipeClient:
@@ -363,6 +366,7 @@ class PipeClient:
 @asynccontextmanager
 async def open_pipe(fabric: FakeFabric) -> AsyncGenerator[PipeClient, None]:
     """A pipe to a gateway for `fabric`."""
+    finished = False
     ours, theirs = memory_transport_pair()
     async with trio.open_nursery() as nursery:
         service = Service(fabric, IDENTITY, page=fabric.config.gateway.page_size)
@@ -377,4 +381,6 @@ async def open_pipe(fabric: FakeFabric) -> AsyncGenerator[PipeClient, None]:
             nursery.start_soon(serve)
             nursery.start_soon(theirs.run, client)
             yield client
+            finished = True
             nursery.cancel_scope.cancel("the test is over")
+    assert finished, "something cancelled the gateway, and the test with it"

@@ -12,6 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from cord_trio.gateway.running import MAX_RUNNING
 from tests.gateway.fakes import (
+    CAPABILITIES,
     LATEST,
     SERVER_INFO,
     SUBSCRIPTION,
@@ -301,10 +302,10 @@ async def test_m22_a_listen_is_acknowledged_first_told_and_ended(autojump_clock:
         )
         await trio.sleep(1)
         acknowledged = "notifications/subscriptions/acknowledged"
-        assert [(message["method"], message["params"]) for message in client.got] == [
-            (acknowledged, {"_meta": {SUBSCRIPTION: "L"}, "notifications": {"toolsListChanged": True}}),
-            (acknowledged, {"_meta": {SUBSCRIPTION: 5}, "notifications": {}}),
-        ]
+        assert {item["params"]["_meta"][SUBSCRIPTION]: (item["method"], item["params"]) for item in client.got} == {
+            "L": (acknowledged, {"_meta": {SUBSCRIPTION: "L"}, "notifications": {"toolsListChanged": True}}),
+            5: (acknowledged, {"_meta": {SUBSCRIPTION: 5}, "notifications": {}}),
+        }
         client.got.clear()
         fabric.registry.publish([tool("new")])
         await trio.sleep(1)
@@ -399,3 +400,43 @@ async def test_a_list_waits_for_sources_that_are_still_starting(autojump_clock: 
         client.send(modern(2, "tools/list"))
         await trio.sleep(6)
         assert len(client.got) == 2
+
+
+async def test_what_belongs_to_the_clients_hop_is_not_relayed() -> None:
+    fabric = FakeFabric(echo=echo)
+    async with open_pipe(fabric) as client:
+        meta = {
+            CAPABILITIES: {"roots": {}},
+            "io.modelcontextprotocol/clientInfo": {"name": "c", "version": "1"},
+            "io.modelcontextprotocol/logLevel": "debug",
+            "progressToken": 1,
+            "traceparent": "00-ab-cd-01",
+            "com.example/x": 1.0,
+        }
+        params = {"name": "echo", "arguments": {"a": 1.0}, "extra": [1], "task": {"ttl": 5}}
+        await client.ask(initialize(), modern(1, "tools/call", params, meta), legacy(2, "tools/call", params))
+        one, other = fabric.calls
+        assert {key: bytes(value) for key, value in one.meta.items()} == {
+            "traceparent": b'"00-ab-cd-01"',
+            "com.example/x": b"1.0",
+        }
+        assert {key: bytes(value) for key, value in one.params.items()} == {
+            "arguments": b'{"a": 1.0}',
+            "extra": b"[1]",
+        }
+        assert (one.method, one.name, one.principal, one.capabilities) == (
+            "tools/call",
+            "echo",
+            "local",
+            b'{"roots": {}}',
+        )
+        assert (other.params, other.meta, other.capabilities) == (one.params, {}, b"{}")
+
+
+@pytest.mark.parametrize("half", [b'"\\ud800"', b'"\\udc00x"'])
+async def test_half_of_a_surrogate_pair_gets_an_answer(half: bytes) -> None:
+    async with open_pipe(FakeFabric(echo=echo)) as client:
+        for params in (b"{%b:1}" % half, b'{"name":%b}' % half, b'{"name":"echo","arguments":{"a":%b}}' % half):
+            message = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":%b}' % params
+            assert len(await client.ask(message)) == 1
+        assert len(await client.ask(legacy(2, "ping"))) == 1

@@ -219,7 +219,7 @@ class Front:
             bytes(capabilities) if capabilities is not None and is_object(capabilities) else b"{}",
             bytes(info) if info is not None and is_object(info) else b"{}",
         )
-        return Open(encode_result(id, result), client)
+        return Open(id, encode_result(id, result), client)
 
     def _legacy(self, id: Id, method: str, params: dict[str, Raw], meta: dict[str, Raw], caller: Caller) -> Step:
         client = caller.client

@@ -117,10 +117,10 @@ class HttpEndpoint:
         An answer that has been due for a whole interval becomes a stream by that.
         """
         while True:
-            before = tuple(self._outlets)
+            before = set(self._outlets)
             await trio.sleep(BEAT)
-            for outlet in before:
-                if outlet in self._outlets:
+            for outlet in tuple(self._outlets):
+                if outlet.opened or outlet in before:
                     outlet.beat()
 
     # --- POST ---------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ class HttpEndpoint:
         session, caller = self._caller(request)
         outlet = Outlet(response, self._service.counters, common, json=json, events=events)
         step = self._service.front.read(request.body, caller)
-        if self._service.draining and isinstance(step, Run | List | Listen):
+        if self._service.draining and isinstance(step, Open | Run | List | Listen):
             outlet.answer(self._service.turned_away(step.id))
             return
         self._outlets[outlet] = None
@@ -190,7 +190,7 @@ class HttpEndpoint:
                 step.client, trio.current_time(), principal=PRINCIPAL, seen=service.changes.generation
             )
         except Overloaded as exc:
-            outlet.answer(Reply(encode_error(None, INTERNAL_ERROR, str(exc)), UNAVAILABLE))
+            outlet.answer(Reply(encode_error(step.id, INTERNAL_ERROR, str(exc)), UNAVAILABLE))
             return
         outlet.answer(Reply(step.message), (SESSION_HEADER, session.id))
 

@@ -47,10 +47,11 @@ class Outlet:
     Attributes:
         events: whether the client takes an event stream.
         done: whether the answer was given.
+        opened: whether it has become an event stream.
 
     """
 
-    __slots__ = ("_common", "_counters", "_json", "_open", "_response", "done", "events")
+    __slots__ = ("_common", "_counters", "_json", "_response", "done", "events", "opened")
 
     def __init__(
         self, response: Response, counters: Counters, common: Fields = (), *, json: bool = True, events: bool = True
@@ -59,14 +60,14 @@ class Outlet:
         self._counters = counters
         self._common = common
         self._json = json
-        self._open = False
+        self.opened = False
         self.events = events
         self.done = False
 
     def open(self) -> None:
         """Begin the event stream, if it has not begun."""
-        if not self._open:
-            self._open = True
+        if not self.opened:
+            self.opened = True
             self._response.start(OK, (*EVENT_FIELDS, *self._common))
 
     def tell(self, message: bytes) -> None:
@@ -88,10 +89,10 @@ class Outlet:
         if self.done:
             return
         message = reply.message
-        if not (self._open or self._json) and message is not None and reply.status == OK:
+        if not (self.opened or self._json) and message is not None and reply.status == OK:
             self.open()
         self.done = True
-        if self._open:
+        if self.opened:
             if message is not None:
                 self._response.write(encode_sse(message))
             self._response.end()

@@ -117,7 +117,7 @@ class Pipe:
         match step:
             case Reply(message):
                 done(message or b"")
-            case Open(message, client):
+            case Open(_, message, client):
                 self._client = client
                 done(message)
                 if not self._following:

@@ -69,6 +69,7 @@ class Reply:
 class Open:
     """A legacy client initializes: remember `client`, then answer."""
 
+    id: Id
     message: bytes
     client: Client
 

@@ -414,7 +414,8 @@ async def test_what_belongs_to_the_clients_hop_is_not_relayed() -> None:
             "com.example/x": 1.0,
         }
         params = {"name": "echo", "arguments": {"a": 1.0}, "extra": [1], "task": {"ttl": 5}}
-        await client.ask(initialize(), modern(1, "tools/call", params, meta), legacy(2, "tools/call", params))
+        for message in (initialize(), modern(1, "tools/call", params, meta), legacy(2, "tools/call", params)):
+            await client.ask(message)
         one, other = fabric.calls
         assert {key: bytes(value) for key, value in one.meta.items()} == {
             "traceparent": b'"00-ab-cd-01"',

@@ -232,8 +232,9 @@ async def test_an_ask_that_is_cancelled_while_it_waits_never_starts() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(converse, agents, "serial", "first")
         await wait_all_tasks_blocked()
-        with trio.CancelScope() as scope:
-            nursery.start_soon(_cancel_when_blocked, scope)
+        scope = trio.CancelScope()
+        nursery.start_soon(_cancel_when_blocked, scope)
+        with scope:
             await converse(agents, "serial", "second")
         assert scope.cancelled_caught
         gate.set()

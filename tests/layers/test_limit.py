@@ -110,8 +110,9 @@ async def test_a_wait_ends_at_the_deadline_of_its_call(autojump_clock: MockClock
 async def test_a_wait_that_is_cancelled_leaves_no_trace() -> None:
     async with slots(1) as (gate, _, nursery):
         gate.taken = 1
-        with trio.CancelScope() as scope:
-            nursery.start_soon(_cancel_when_blocked, scope)
+        scope = trio.CancelScope()
+        nursery.start_soon(_cancel_when_blocked, scope)
+        with scope:
             await limited(gate, answer)(Call("ping", deadline=trio.current_time() + 60))
         assert scope.cancelled_caught
         assert gate.waiting == 0

@@ -105,8 +105,9 @@ async def test_a_wait_that_is_cancelled_lets_the_next_one_go_in_its_place(autoju
         source = Source()
         await layer(source)(Call("ping"))
         async with trio.open_nursery() as calls:
-            with trio.CancelScope() as scope:
-                calls.start_soon(_cancel_when_blocked, scope)
+            scope = trio.CancelScope()
+            calls.start_soon(_cancel_when_blocked, scope)
+            with scope:
                 await layer(source)(Call("ping"))
             assert scope.cancelled_caught
             await layer(source)(Call("ping"))

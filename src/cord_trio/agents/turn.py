@@ -137,6 +137,7 @@ class Turn:
             self.holders[waiter] = None
             cell.settle(None)
 
+    @trio.lowlevel.enable_ki_protection
     def _leave(self, branch: Branch) -> None:
         branch.waits = None
         del self._queue[branch]

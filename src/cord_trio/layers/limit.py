@@ -76,10 +76,12 @@ class Slots:
         else:
             self.taken -= 1
 
+    @trio.lowlevel.enable_ki_protection
     def _leave(self, cell: Cell[None]) -> None:
         self._queue.pop(cell, None)
         self._timer.discard(cell)
 
+    @trio.lowlevel.enable_ki_protection
     def _expire(self, cell: Cell[None]) -> None:
         if self._queue.pop(cell, cell) is None:
             self._counters.add("limit.deadline")

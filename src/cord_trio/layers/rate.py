@@ -121,6 +121,7 @@ class Meter:
         if self._queue:
             self._timer.add(next(iter(self._queue)), self.full - self._slack, self._release)
 
+    @trio.lowlevel.enable_ki_protection
     def _release(self) -> None:
         now = self._clock()
         while self._queue and self.full - self._slack <= now:
@@ -134,6 +135,7 @@ class Meter:
         del self._queue[cell]
         self._timer.discard(cell)
 
+    @trio.lowlevel.enable_ki_protection
     def _leave(self, cell: Cell[None]) -> None:
         self._drop(cell)
         self._arm()

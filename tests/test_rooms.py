@@ -19,7 +19,7 @@ ROWS: list[list[str]] = [
     # A room may import rooms of the rows above, and those before it in its own row.
     ["version", "errors"],
     ["protocol", "nats", "cell", "call", "counters"],
-    ["observe", "config", "auth", "transports", "session", "handshake", "client", "registry", "layers"],
+    ["observe", "config", "auth", "transports", "answering", "session", "handshake", "client", "registry", "layers"],
     ["link", "agents"],
     ["fabric"],
     ["gateway", "mesh", "testing", "web"],

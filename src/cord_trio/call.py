@@ -43,6 +43,8 @@ class Call(msgspec.Struct, frozen=True):
         events: where its progress and log notifications go; None if nobody listens.
         capabilities: what the caller can answer when asked (MCP `ClientCapabilities`), as JSON bytes.
         attempt: 1 for the first try, then counted up by retries.
+        patience: seconds by which progress of the server moves the deadline on; 0 for a deadline that stays.
+        latest: Trio time that progress moves it to at most.
 
     """
 
@@ -55,6 +57,8 @@ class Call(msgspec.Struct, frozen=True):
     events: EventSink | None = None
     capabilities: bytes = b"{}"
     attempt: int = 1
+    patience: float = 0.0
+    latest: float = math.inf
 
 
 class Complete(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from cord_trio.call import Call, Complete, Error, InputRequired, Outcome, Task
 from cord_trio.errors import BadReply, CallFailed, Malformed
 from cord_trio.protocol import jsonrpc, mcp
+from cord_trio.session import LISTEN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,10 +25,16 @@ if TYPE_CHECKING:
     from cord_trio.session import Session
 
 MAX_PAGES: Final = 1000
-"""Pages of one list that are fetched; a server with more is listed up to here."""
+"""Pages of one list that are fetched, unless told otherwise."""
 
 MAX_TOOLS: Final = 10_000
-"""Tools of one server that are listed; the others are left out and reported."""
+"""Tools of one server that are listed, unless told otherwise."""
+
+MAX_NOTES: Final = 100
+"""Notes kept on one list: enough to see what is wrong with it."""
+
+MAX_HEADS: Final = 10_000
+"""Beginnings of requests that are kept, one for each name that is called."""
 
 BRACE: Final = ord("{")
 
@@ -45,12 +52,24 @@ class Client:
     Attributes:
         session: below it.
         greeting: what the server said of itself.
+        max_pages: pages of one list that are fetched; a server with more is listed up to here.
+        max_tools: tools that are listed; the others are left out and reported.
 
     """
 
-    def __init__(self, session: Session, greeting: Greeting, client_info: Mapping[str, Json]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        greeting: Greeting,
+        client_info: Mapping[str, Json],
+        *,
+        max_pages: int = MAX_PAGES,
+        max_tools: int = MAX_TOOLS,
+    ) -> None:
         self.session = session
         self.greeting = greeting
+        self.max_pages = max_pages
+        self.max_tools = max_tools
         meta = mcp.envelope_meta(greeting.revision, client_info, {}) if greeting.modern else {}
         self._envelope = jsonrpc.object_of(meta)[1:-1]
         """Members of `_meta` that every request carries, without the braces."""
@@ -88,8 +107,9 @@ class Client:
             headers = mcp.param_headers(self._mirrored[name], call.params.get("arguments", jsonrpc.NOTHING))
         try:
             result = await session.exchange(
-                id, message, method=method, name=name, headers=headers, deadline=call.deadline, events=call.events
-            )
+                id, message, method=method, name=name, headers=headers,
+                deadline=call.deadline, events=call.events, patience=call.patience, latest=call.latest,
+            )  # fmt: skip
         except CallFailed as exc:
             return Error(exc.code, exc.message, exc.data)
         if memoryview(result)[0] != BRACE:
@@ -97,7 +117,10 @@ class Client:
         return self._outcome(result) if self.greeting.modern else Complete(result)
 
     def _outcome(self, result: Raw) -> Outcome:
-        kind = mcp.result_type(result)
+        try:
+            kind = mcp.result_type(result)
+        except Malformed as exc:
+            raise BadReply(f"{self.session.name}: {exc}") from exc
         if kind == "complete":
             return Complete(result)
         if kind == "input_required":
@@ -110,14 +133,12 @@ class Client:
         """What stands between the id and the parameters of a request, kept for each name that is used."""
         named = b"" if name is None else b"%b%b," % (NAMED_BY[method], jsonrpc.encode(name))
         head = b',"method":%b,"params":{%b' % (jsonrpc.encode(method), named)
-        if len(self._heads) >= MAX_TOOLS:
+        if len(self._heads) >= MAX_HEADS:
             self._heads.clear()
         self._heads[method, name] = head
         return head
 
-    async def request(
-        self, method: str, members: Mapping[str, Raw | bytes] = {}, *, deadline: float = math.inf
-    ) -> Raw:
+    async def request(self, method: str, members: Mapping[str, Raw | bytes] = {}, *, deadline: float = math.inf) -> Raw:
         """The result of a request that no `Call` stands for, such as a list's page."""
         params = dict(members)
         if self._envelope:
@@ -127,7 +148,8 @@ class Client:
     async def list_tools(self, *, deadline: float = math.inf) -> tuple[tuple[Tool, ...], tuple[str, ...]]:
         """All tools of the server, in its order, and notes on what was left out.
 
-        A server that does not declare tools is not asked. A cursor that repeats ends the list.
+        A server that does not declare tools is not asked. A cursor that repeats, or that the server no longer
+        knows, ends the list. Of tools with one name the first counts.
 
         Raises:
             CallError: the list could not be fetched.
@@ -135,11 +157,11 @@ class Client:
         """
         if "tools" not in self.greeting.capabilities:
             return (), ()
-        tools: list[Tool] = []
+        tools: dict[str, Tool] = {}
         notes: list[str] = []
         cursors: set[str] = set()
         cursor: str | None = None
-        for _ in range(MAX_PAGES):
+        for _ in range(self.max_pages):
             try:
                 raw = await self.request(
                     "tools/list", {} if cursor is None else {"cursor": jsonrpc.encode(cursor)}, deadline=deadline
@@ -148,25 +170,32 @@ class Client:
             except CallFailed as exc:
                 if exc.code == jsonrpc.METHOD_NOT_FOUND:
                     break
+                if exc.code == jsonrpc.INVALID_PARAMS and cursor is not None:
+                    notes.append(f"the server refuses its own cursor {cursor!r}; the list ends there")
+                    break
                 raise
             except Malformed as exc:
                 raise BadReply(f"{self.session.name}: tools/list: {exc}") from exc
-            tools += page.tools
             notes += (*page.skipped, *page.notes)
+            for tool in page.tools:
+                if tools.setdefault(tool.name, tool) is not tool:
+                    notes.append(f"tool {tool.name!r} is listed twice; the first counts")
+            del notes[MAX_NOTES:]
             cursor = page.next_cursor
-            if cursor is None or len(tools) > MAX_TOOLS:
+            if cursor is None or len(tools) > self.max_tools:
                 break
             if cursor in cursors:
                 notes.append(f"the cursor {cursor!r} repeats; the list ends there")
                 break
             cursors.add(cursor)
         else:
-            notes.append(f"more than {MAX_PAGES} pages; the list ends there")
-        if len(tools) > MAX_TOOLS:
-            notes.append(f"{len(tools)} tools; those after {MAX_TOOLS} are left out")
-            del tools[MAX_TOOLS:]
-        self._mirrored = {tool.name: tool for tool in tools if tool.headers}
-        return tuple(tools), tuple(notes)
+            notes.append(f"more than {self.max_pages} pages; the list ends there")
+        listed = tuple(tools.values())
+        if len(listed) > self.max_tools:
+            notes.append(f"{len(listed)} tools; those after {self.max_tools} are left out")
+            listed = listed[: self.max_tools]
+        self._mirrored = {tool.name: tool for tool in listed if tool.headers}
+        return listed, tuple(notes)
 
     @property
     def announces_tools(self) -> bool:
@@ -180,4 +209,4 @@ class Client:
         Notifications go to the session's `told`.
         """
         wanted = {"notifications": b'{"toolsListChanged":true}'}
-        await self.request("subscriptions/listen", wanted)
+        await self.request(LISTEN, wanted)

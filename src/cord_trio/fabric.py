@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from cord_trio.protocol.mcp import ToolResult
     from cord_trio.protocol.tools import Annotations
 
+LAST_CALLS: Final = 3.0
+"""Seconds for calls made from outside the fabric's block to end, once its links have."""
+
 STARTS_PER_CORE: Final = 2
 """Interpreters that start at once, for each processor."""
 
@@ -170,9 +173,7 @@ class Fabric:
         """Take no new work, and wait up to `grace` seconds for what runs; returns whether it ended by itself."""
         self.draining.set()
         with trio.move_on_after(grace):
-            while self._running:
-                self._quiet = trio.Event()
-                await self._quiet.wait()
+            await self._wait_quiet()
         if self._running:
             self.counters.add("fabric.drain_unfinished", self._running)
         return not self._running
@@ -180,8 +181,16 @@ class Fabric:
     def tree(self) -> Node:
         """Everything that lives in the fabric, at this moment."""
         state = "draining" if self.draining.is_set() else "running"
-        facts = {"tools": len(self.registry.snapshot.tools), "calls": self._running, "version": self.registry.snapshot.version}
+        facts = {
+            "tools": len(self.registry.snapshot.tools),
+            "calls": self._running,
+            "version": self.registry.snapshot.version,
+        }
         children = [link.node() for link in self.links.values()]
+        children += [
+            Node("source", name, "broken", {"reason": "; ".join(map(str, problems))})
+            for name, problems in self.config.broken.items()
+        ]
         children += [
             Node("agent", repr(agent), "idle" if not agent.turn.holders else "busy",
                  {"turn": f"{len(agent.turn.holders)}/{agent.turn.size}", "waiting": len(agent.turn.waiting)})
@@ -200,6 +209,13 @@ class Fabric:
             self.counters.add("fabric.overloaded")
             raise Overloaded("bounds.calls", limit)
         self._running += 1
+
+    async def _wait_quiet(self) -> None:
+        """Return once nothing runs."""
+        while self._running:
+            if self._quiet.is_set():
+                self._quiet = trio.Event()
+            await self._quiet.wait()
 
     def _leave(self) -> None:
         self._running -= 1
@@ -229,7 +245,7 @@ class Fabric:
             return None if route is None else route.tool.annotations
 
         around = [
-            layers.deadline(source.deadline),
+            layers.deadline(source.deadline, longest=self.config.bounds.call_longest),
             layers.retry(
                 source.retries + 1, budget=layers.RetryBudget(), rng=rng, timer=timer, counters=counters,
                 trusted=source.trust, annotations=annotations,
@@ -242,7 +258,9 @@ class Fabric:
 
 
 @asynccontextmanager
-async def open_fabric(config: Config | Mapping[str, Source] | Sequence[Source] | None = None) -> AsyncGenerator[Fabric, None]:
+async def open_fabric(
+    config: Config | Mapping[str, Source] | Sequence[Source] | None = None,
+) -> AsyncGenerator[Fabric, None]:
     """A fabric for as long as the block runs. Its sources connect in the background, each by itself.
 
     Leaving the block drains; an error in it cancels at once, and leaves as it was raised. Then nothing
@@ -268,7 +286,7 @@ async def open_fabric(config: Config | Mapping[str, Source] | Sequence[Source] |
             core.cancel_scope.cancel(f"a part of the core failed: {exc!r}")
 
     async with open_guardian(counters=counters) as guardian, trio.open_nursery() as core:
-        registry = Registry(config.enabled, counters=counters)
+        registry = Registry(config.enabled, max_tools=config.bounds.tools, counters=counters)
         timer = Timer()
         cores = os.cpu_count() or 1
         around = Surroundings(
@@ -278,6 +296,7 @@ async def open_fabric(config: Config | Mapping[str, Source] | Sequence[Source] |
             counters=counters,
             rng=random.Random(),
             client_info={"name": "cord_trio", "version": __version__},
+            bounds=config.bounds,
             starts=trio.CapacityLimiter(config.bounds.starts or STARTS_PER_CORE * cores),
         )
         await core.start(service, registry.run)
@@ -298,9 +317,11 @@ async def open_fabric(config: Config | Mapping[str, Source] | Sequence[Source] |
                 conversations.cancel_scope.cancel("the fabric's block has ended")
                 agents.cancel_scope.cancel("the fabric's block has ended")
             links.cancel_scope.cancel("the fabric's block has ended")
+        # Calls of tasks that are not the fabric's fail now, but may need the timer for it.
+        with trio.move_on_after(LAST_CALLS):
+            await fabric._wait_quiet()
         core.cancel_scope.cancel("the fabric's block has ended")
     if block_error is not None:
         raise block_error
     if core_error is not None:
         raise core_error
-

@@ -7,12 +7,21 @@ an error of any code, silence, or exiting; after the last two only a fresh conne
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import attrs
 import trio
 
-from cord_trio.errors import BadReply, CallFailed, ConnectFailed, ConnectionLost, DeadlineExceeded, HttpFailed, Malformed
+from cord_trio.errors import (
+    BadReply,
+    CallFailed,
+    ConnectFailed,
+    ConnectionLost,
+    DeadlineExceeded,
+    HttpFailed,
+    Malformed,
+)
 from cord_trio.protocol import eras, jsonrpc, mcp
 
 if TYPE_CHECKING:
@@ -21,12 +30,16 @@ if TYPE_CHECKING:
     from msgspec import Raw
 
     from cord_trio.protocol.jsonrpc import Json
-    from cord_trio.session import Pending, Session
+    from cord_trio.session import Session
 
 EraChoice: TypeAlias = Literal["auto", "modern", "legacy"]
 
 NOT_LEGACY: Final = frozenset({401, 403, 407, 429, 500, 502, 503, 504})
 """HTTP statuses that say nothing about the era: authorization, overload and failures."""
+
+
+LAST_WORDS: Final = 1.5
+"""Seconds that a connection which fails has to say why: a child's exit is known a moment after its pipes break."""
 
 
 class FreshNeeded(Exception):
@@ -94,16 +107,9 @@ async def _discover(
     revision = eras.LATEST_MODERN
     meta = mcp.envelope_meta(revision, client_info, capabilities)
     params = jsonrpc.object_of({"_meta": jsonrpc.object_of(meta)})
-    asked = False
-
-    def on_asked() -> None:
-        # A modern server never asks: this one is legacy, and may never answer the probe.
-        nonlocal asked
-        asked = True
-        if not must:
-            _give_up(next(iter(session.peer.open.values()), None))
-
-    session.on_asked = on_asked
+    if not must:
+        # A modern server never asks: one that does is legacy, and may never answer the probe.
+        session.on_asked = partial(_give_up, session)
     try:
         # Never withdrawn: a legacy server may choke on a notification before `initialize`.
         raw = await session.request(
@@ -114,8 +120,9 @@ async def _discover(
             _require_legacy(session, found.revisions, must=must)
             return None
     except CallFailed as exc:
-        if exc.code == eras.UNSUPPORTED_VERSION:
-            _require_legacy(session, mcp.supported_versions(exc.data), must=must)
+        supported = mcp.supported_versions(exc.data)
+        if exc.code == eras.UNSUPPORTED_VERSION and (supported or must):
+            _require_legacy(session, supported, must=must)
             return None
         if exc.code in (eras.HEADER_MISMATCH, eras.MISSING_CAPABILITY) or must:
             raise ConnectFailed(session.name, "handshake", f"server/discover failed: {exc}") from exc
@@ -129,23 +136,22 @@ async def _discover(
             raise ConnectFailed(session.name, "handshake", f"server/discover: {exc}") from exc
         return None
     except DeadlineExceeded as exc:
-        if must:
+        if must or exc.executed == "no":
             raise _silent(session, "server/discover", patience) from exc
-        if asked:
-            return None
         raise FreshNeeded("no answer to server/discover") from exc
     except ConnectionLost as exc:
         if must or exc.executed == "no":
-            raise _unreached(session, exc) from exc
+            raise await unreached(session, exc) from exc
         raise FreshNeeded(exc.reason) from exc
     finally:
         session.on_asked = None
     return Greeting(revision, True, found.capabilities, found.server_info, found.instructions)
 
 
-def _give_up(probe: Pending | None) -> None:
+def _give_up(session: Session) -> None:
+    probe = next(iter(session.peer.open.values()), None)
     if probe is not None and probe.method == "server/discover":
-        probe.session.withdraw(probe, "a legacy server")
+        session.withdraw(probe, "a legacy server")
         probe.fail(BadReply("the server asked something before it answered server/discover"))
 
 
@@ -173,7 +179,7 @@ async def _initialize(
     except DeadlineExceeded as exc:
         raise _silent(session, "initialize", patience) from exc
     except ConnectionLost as exc:
-        raise _unreached(session, exc) from exc
+        raise await unreached(session, exc) from exc
     except HttpFailed as exc:
         raise refused(session.name, exc) from exc
     except (CallFailed, Malformed, BadReply) as exc:
@@ -200,8 +206,14 @@ def refused(name: str, exc: HttpFailed) -> ConnectFailed:
     return ConnectFailed(name, "http", str(exc))
 
 
-def _unreached(session: Session, exc: ConnectionLost) -> ConnectFailed:
-    return ConnectFailed(session.name, "connect" if exc.executed == "no" else "handshake", exc.reason)
+async def unreached(session: Session, exc: ConnectionLost, step: str = "") -> ConnectFailed:
+    """A lost connection as a failure to connect, with the reason of whoever knows it best."""
+    reason = exc.reason
+    if session.ending:
+        # Who meets the broken pipe first knows less than who hears of the exit.
+        with trio.move_on_after(LAST_WORDS):
+            reason = await session.wait_lost()
+    return ConnectFailed(session.name, step or ("connect" if exc.executed == "no" else "handshake"), reason)
 
 
 def _silent(session: Session, method: str, patience: float) -> ConnectFailed:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import shutil
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -19,16 +17,15 @@ import trio
 
 from cord_trio.cell import Cell
 from cord_trio.client import Client
-from cord_trio.config import Http, InProcess, Stdio, WebSocket
-from cord_trio.errors import CallError, CallFailed, ConnectFailed, DeadlineExceeded, SourceDown
-from cord_trio.handshake import FreshNeeded, negotiate
+from cord_trio.config import Http
+from cord_trio.errors import CallError, CallFailed, ConnectFailed, ConnectionLost, DeadlineExceeded, SourceDown
+from cord_trio.handshake import FreshNeeded, negotiate, unreached
 from cord_trio.observe import Node
 from cord_trio.protocol import jsonrpc
 from cord_trio.registry import Update
 from cord_trio.session import open_session
-from cord_trio.transports.http import open_http
-from cord_trio.transports.memory import memory_transport_pair
-from cord_trio.transports.stdio import open_stdio
+from cord_trio.transports.opening import is_interpreter, open_source
+from cord_trio.transports.process import Graces
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Mapping
@@ -38,22 +35,15 @@ if TYPE_CHECKING:
 
     from cord_trio.call import Call, Outcome
     from cord_trio.cell import Timer
-    from cord_trio.config import Source
+    from cord_trio.config import Bounds, Source
     from cord_trio.counters import Counters
     from cord_trio.handshake import EraChoice, Greeting
     from cord_trio.protocol.jsonrpc import Id, Json
     from cord_trio.protocol.mcp import Tool
     from cord_trio.registry import Registry, State
-    from cord_trio.transports import Transport
     from cord_trio.transports.guardian import Guardian
 
 log = logging.getLogger("cord_trio.link")
-
-BACKOFF_BASE: Final = 0.2
-"""Seconds the first pause after a failure may last; each further one twice as long."""
-
-BACKOFF_CAP: Final = 30.0
-"""Seconds a pause lasts at most."""
 
 STEADY: Final = 10.0
 """Seconds a connection must have been ready for the next failure to count as the first."""
@@ -64,8 +54,11 @@ DEBOUNCE: Final = 0.1
 LEGACY_VERDICT: Final = 24 * 3600.0
 """Seconds for which a server found to be legacy is not asked again for the modern era."""
 
-INTERPRETERS: Final = frozenset({"python", "python3", "uv", "uvx", "pipx", "node", "npx", "npm", "bun", "bunx", "deno"})
-"""Commands whose start keeps a core busy with imports."""
+START_HOLD: Final = 3.0
+"""Seconds for which an interpreter that starts keeps others from starting; then it hangs rather than imports."""
+
+LISTEN_PATIENCE: Final = 1.0
+"""Seconds for which the first list waits until the server has acknowledged that it will tell of changes."""
 
 SHARED: Final = "shared"
 """Key of the session that everybody may use: it declares nothing that could be asked of one person."""
@@ -81,6 +74,7 @@ class Surroundings:
     counters: Counters
     rng: Random
     client_info: Mapping[str, Json]
+    bounds: Bounds
     starts: trio.CapacityLimiter
     """Held by interpreters while they start: more at once than cores only make all of them late."""
 
@@ -118,9 +112,13 @@ class Link:
         self._around = around
         self._waiting: dict[Cell[Client], None] = {}
         self._changed = trio.Event()
+        self._heard = trio.Event()
+        self._listing = False
         self._tried = trio.Event()
+        self._ready_at: float | None = None
+        self._over = False
         self._past_log_lines = 0
-        self._legacy_until = float("-inf")
+        self._legacy_until = -math.inf
 
     @property
     def name(self) -> str:
@@ -157,12 +155,14 @@ class Link:
         }
         sessions = []
         for key, client in self.sessions.items():
-            open_calls = client.session.peer.open.values()
-            nearest = min((pending.deadline for pending in open_calls), default=math.inf)
-            sessions.append(
-                Node("session", key, client.greeting.revision,
-                     {"in_flight": len(open_calls), "deadline_in": None if nearest == math.inf else round(nearest - now, 3), "log_lines": client.session.log_lines})
-            )  # fmt: skip
+            pending = client.session.peer.open.values()
+            nearest = min((call.deadline for call in pending), default=math.inf)
+            about = {
+                "in_flight": len(pending),
+                "deadline_in": None if nearest == math.inf else round(nearest - now, 3),
+                "log_lines": client.session.log_lines,
+            }
+            sessions.append(Node("session", key, client.greeting.revision, about))
         return Node("source", self.name, self.state, facts, tuple(sessions))
 
     def call(self, call: Call, name: str | None) -> Awaitable[Outcome]:
@@ -181,43 +181,65 @@ class Link:
         return await client.call(call, name)
 
     async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the source connected until cancelled. Never raises for what the source did."""
+        """Keep the source connected until cancelled or the registry ends. Never raises for what the source did."""
         task_status.started()
         failures = 0
-        while True:
-            ready_at: float | None = None
-            try:
+        try:
+            while True:
+                self._ready_at = None
                 await self._publish("starting")
-                async with AsyncExitStack() as stack:
-                    client = await self._connect(stack)
-                    await self._list(client)
-                    self._admit(client)
-                    ready_at = trio.current_time()
-                    reason = await self._serve(client)
-            except ConnectFailed as exc:
-                self.failure = exc
-                reason = f"{exc.step}: {exc.reason}" + (f"; {exc.remedy}" if exc.remedy else "")
-            except CallError as exc:
-                self.failure = ConnectFailed(self.name, "list", str(exc))
-                reason = str(exc)
-            except Exception as exc:
-                log.exception("link failed source=%s", self.name)
-                reason = f"internal error: {exc!r}"
-            finally:
-                self._dismiss()
-            if ready_at is not None and trio.current_time() - ready_at >= STEADY:
-                failures = 0
-            pause = self._around.rng.uniform(0.0, min(BACKOFF_CAP, BACKOFF_BASE * 2**failures))
-            failures += 1
-            self._around.counters.add("link.down")
-            log.info("source down source=%s reason=%s pause=%.3f", self.name, reason, pause)
-            self.reason, self.next_try = reason, trio.current_time() + pause
-            await self._publish("down")
-            if ready_at is None:
-                self._refuse()  # calls wait for one attempt; after a loss none has been made yet
-            self._tried.set()
-            await trio.sleep_until(self.next_try)
-            self.next_try = None
+                reason = await self._attempt()
+                ready_at = self._ready_at
+                if ready_at is not None and trio.current_time() - ready_at >= STEADY:
+                    failures = 0
+                pause = self._pause(failures)
+                failures += 1
+                self._around.counters.add("link.down")
+                log.info("source down source=%s reason=%s pause=%.3f", self.name, reason, pause)
+                self.reason, self.next_try = reason, trio.current_time() + pause
+                await self._publish("down")
+                if ready_at is None:
+                    self._refuse()  # calls wait for one attempt; after a loss none has been made yet
+                self._tried.set()
+                await trio.sleep_until(self.next_try)
+                self.next_try = None
+        except trio.BrokenResourceError:
+            log.debug("the registry has ended source=%s", self.name)
+        finally:
+            self._end()
+
+    async def _attempt(self) -> str:
+        """Connect, and serve until the connection is lost; returns why there is none any more."""
+        try:
+            async with AsyncExitStack() as stack:
+                client = await self._connect(stack)
+                return await self._serve(client)
+        except ConnectFailed as exc:
+            self.failure = exc
+            return f"{exc.step}: {exc.reason}" + (f"; {exc.remedy}" if exc.remedy else "")
+        except CallError as exc:
+            self.failure = ConnectFailed(self.name, "list", str(exc))
+            return str(exc)
+        except Exception as exc:
+            log.exception("link failed source=%s", self.name)
+            self.failure = ConnectFailed(self.name, "internal", repr(_only(exc)))
+            return f"internal error: {_only(exc)!r}"
+        finally:
+            self._dismiss()
+
+    def _pause(self, failures: int) -> float:
+        """Seconds to wait after so many failures: random, so that sources which fail together do not return so."""
+        bounds = self._around.bounds
+        longest = min(bounds.backoff_longest, bounds.backoff_first * 2.0 ** min(failures, 64))
+        return self._around.rng.uniform(0.0, longest)
+
+    def _end(self) -> None:
+        """Nobody keeps the source any more; whoever waits for it is told."""
+        self._over = True
+        self._dismiss()
+        self.state, self.reason, self.next_try = "down", "the fabric has ended", None
+        self._refuse()
+        self._tried.set()
 
     # Connecting
 
@@ -229,58 +251,62 @@ class Link:
 
         """
         async with AsyncExitStack() as starting:
-            if _is_interpreter(self.source):
-                await starting.enter_async_context(self._around.starts)
+            if is_interpreter(self.source):
+                await starting.enter_async_context(self._turn_to_start())
             era: EraChoice = self.source.era
-            if era == "auto" and trio.current_time() < self._legacy_until:
-                era = "legacy"
+            remembered = era == "auto" and trio.current_time() < self._legacy_until
             try:
-                client = await stack.enter_async_context(self._converse(era))
+                client = await stack.enter_async_context(self._converse("legacy" if remembered else era))
             except FreshNeeded as exc:
                 log.debug("legacy on a fresh connection source=%s why=%s", self.name, exc)
                 client = await stack.enter_async_context(self._converse("legacy"))
-        if not client.greeting.modern:
+            except ConnectFailed:
+                self._legacy_until = -math.inf  # it may have become modern
+                raise
+        if not client.greeting.modern and not remembered:
             self._legacy_until = trio.current_time() + LEGACY_VERDICT
         return client
 
     @asynccontextmanager
+    async def _turn_to_start(self) -> AsyncGenerator[None, None]:
+        """One of the places for interpreters that start; given back early by one that hangs."""
+        starts, timer = self._around.starts, self._around.timer
+        await starts.acquire_on_behalf_of(self)
+        hold = Cell[None]()
+
+        def give_back() -> None:
+            if hold.settle(None):
+                starts.release_on_behalf_of(self)
+
+        timer.add(hold, trio.current_time() + START_HOLD, give_back)
+        try:
+            yield
+        finally:
+            timer.discard(hold)
+            give_back()
+
+    @asynccontextmanager
     async def _converse(self, era: EraChoice) -> AsyncGenerator[Client, None]:
-        around = self._around
+        around, source = self._around, self.source
+        graces = Graces(close=around.bounds.stop_close, term=around.bounds.stop_terminate)
         async with (
-            self._open_transport() as transport,
+            open_source(source, guardian=around.guardian, counters=around.counters, graces=graces) as transport,
             open_session(
                 transport, name=self.name, timer=around.timer, counters=around.counters, told=self._told
             ) as session,
         ):
             greeting = await negotiate(
-                session, era=era, patience=self.source.connect, client_info=around.client_info, capabilities={}
+                session, era=era, patience=source.connect, client_info=around.client_info, capabilities={}
             )
             transport.speak(greeting.revision, modern=greeting.modern)
             if not greeting.modern:
-                session.notify("notifications/initialized")
+                try:
+                    session.notify("notifications/initialized")
+                except ConnectionLost as exc:
+                    raise await unreached(session, exc, "handshake") from exc
             self.pid = getattr(transport, "pid", None)
-            yield Client(session, greeting, around.client_info)
-
-    @asynccontextmanager
-    async def _open_transport(self) -> AsyncGenerator[Transport, None]:
-        counters = self._around.counters
-        match self.source:
-            case Stdio() as source:
-                async with open_stdio(
-                    source, guardian=self._around.guardian, counters=counters, name=self.name
-                ) as transport:
-                    yield transport
-            case Http() as source:
-                async with open_http(source, name=self.name, counters=counters) as http:
-                    yield http
-            case InProcess() as source:
-                ours, theirs = memory_transport_pair()
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(source.serve, theirs)
-                    yield ours
-                    nursery.cancel_scope.cancel("the source's session has ended")
-            case WebSocket():
-                raise ConnectFailed(self.name, "connect", "WebSocket sources are not supported yet", "use stdio or http")
+            bounds = around.bounds
+            yield Client(session, greeting, around.client_info, max_pages=bounds.list_pages, max_tools=bounds.tools)
 
     # Serving
 
@@ -289,6 +315,7 @@ class Link:
         self.state, self.reason, self.failure = "ready", "", None
         self.sessions[SHARED] = client
         self.starts += 1
+        self._ready_at = trio.current_time()
         self._tried.set()
         for cell in self._waiting:
             cell.settle(client)
@@ -307,7 +334,7 @@ class Link:
         self._waiting.clear()
 
     async def _ready(self, deadline: float) -> Client:
-        if self.state == "down" and (self.next_try or 0.0) > deadline:
+        if self._over or (self.state == "down" and (self.next_try or 0.0) > deadline):
             raise SourceDown(self.name, self.reason, self.next_try)
         cell: Cell[Client] = Cell()
         self._waiting[cell] = None
@@ -322,19 +349,41 @@ class Link:
         cell.fail(DeadlineExceeded(f"{self.name} was still {self.state}", "no"))
 
     async def _serve(self, client: Client) -> str:
-        """Keep the list fresh until the connection is lost; returns why it was."""
+        """List, take calls, and keep the list fresh until the connection is lost; returns why it was."""
+        self._changed, self._heard, self._listing = trio.Event(), trio.Event(), False
+        failure: Exception | None = None
+        reason = ""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._refresh, client)
-            if client.greeting.modern and client.announces_tools:
-                nursery.start_soon(self._listen, client)
-            reason = await client.session.wait_lost()
+            try:
+                if client.greeting.modern and client.announces_tools:
+                    nursery.start_soon(self._listen, client)
+                    # What changes before the server listens to us would be missed by a list made earlier.
+                    with trio.move_on_after(LISTEN_PATIENCE):
+                        await self._heard.wait()
+                self._listing = True
+                await self._list(client)
+                self._admit(client)
+                nursery.start_soon(self._refresh, client)
+                reason = await client.session.wait_lost()
+            except ConnectionLost as exc:
+                failure = await unreached(client.session, exc, "list")
+            # Cancelled must travel through the nursery: it may be the nursery's own.
+            except Exception as exc:
+                failure = exc
+            self._dismiss()  # at once: a child that is slow to end must not attract calls
             nursery.cancel_scope.cancel("the connection is lost")
+        if failure is not None:
+            raise failure
         return reason
 
     def _told(self, method: str, _params: Raw, _within: Id | None) -> None:
         if method == "notifications/tools/list_changed":
             self._around.counters.add("link.list_changed")
             self._changed.set()
+        elif method == "notifications/subscriptions/acknowledged":
+            if self._listing:
+                self._changed.set()  # nobody told us what changed until now
+            self._heard.set()
 
     async def _refresh(self, client: Client) -> None:
         """List anew after changes: one list at a time, and one more for all changes meanwhile."""
@@ -359,7 +408,7 @@ class Link:
         await self._publish("ready", tools, client.greeting)
 
     async def _listen(self, client: Client) -> None:
-        """Hold a `subscriptions/listen` open; after each loss list anew, since changes may have been missed."""
+        """Hold a `subscriptions/listen` open. When it is acknowledged anew, `_told` has the tools listed again."""
         failures = 0
         while True:
             began = trio.current_time()
@@ -370,9 +419,10 @@ class Link:
                     return  # it announced what it does not do
             except CallError as exc:
                 log.debug("listen lost source=%s error=%s", self.name, exc)
+            finally:
+                self._heard.set()  # the first list need not wait for it any longer
             failures = 0 if trio.current_time() - began >= STEADY else failures + 1
-            await trio.sleep(self._around.rng.uniform(0.0, min(BACKOFF_CAP, BACKOFF_BASE * 2**failures)))
-            self._changed.set()
+            await trio.sleep(self._pause(failures))
 
     async def _publish(
         self, state: State, tools: tuple[Tool, ...] | None = None, greeting: Greeting | None = None
@@ -387,15 +437,8 @@ class Link:
         )  # fmt: skip
 
 
-def _is_interpreter(source: Source) -> bool:
-    """Whether starting `source` means importing a language's world."""
-    if not isinstance(source, Stdio):
-        return False
-    if os.path.basename(source.command).rstrip("0123456789.") in INTERPRETERS:
-        return True
-    path = shutil.which(source.command)
-    try:
-        with open(path or source.command, "rb") as file:
-            return file.read(2) == b"#!"
-    except OSError:
-        return False
+def _only(exc: BaseException) -> BaseException:
+    """What is in a group that holds one thing."""
+    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+        exc = exc.exceptions[0]
+    return exc

@@ -12,32 +12,29 @@ from collections import deque
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-import attrs
 import msgspec
 import trio
 from msgspec import Raw
 
+from cord_trio.answering import Answering
 from cord_trio.cell import Cell, Timer
 from cord_trio.counters import Counters
-from cord_trio.errors import BadReply, CallError, CallFailed, ConnectionLost, CordError, DeadlineExceeded, Malformed
+from cord_trio.errors import BadReply, CallError, CallFailed, ConnectionLost, DeadlineExceeded, Malformed
 from cord_trio.protocol import jsonrpc
 from cord_trio.protocol.peer import Peer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
+    from cord_trio.answering import Answer
     from cord_trio.call import EventSink
     from cord_trio.errors import Executed
     from cord_trio.protocol.jsonrpc import Envelope, Id
     from cord_trio.transports import Transport
 
-    Answer: TypeAlias = Callable[["Asked"], Awaitable[bytes]]
     Told: TypeAlias = Callable[[str, Raw, Id | None], None]
 
 log = logging.getLogger("cord_trio.session")
-
-MAX_ASKED: Final = 64
-"""Requests of the peer that are answered at one time; more are refused."""
 
 NOISE_LINES: Final = 20
 """Lines kept of what the peer sent that was no message."""
@@ -51,39 +48,43 @@ LOG_HEADS: Final = (
 )
 """How a log notification begins, as the common servers write it: enough to count it unread."""
 
+LISTEN: Final = "subscriptions/listen"
+"""The one request that the peer may end by a cancellation."""
+
+NULL: Final = Raw(b"null")
+"""An `error` that some peers send beside their result."""
+
 decode: Final = jsonrpc.decode
 
 
-@attrs.frozen
-class Asked:
-    """A request of the peer."""
-
-    id: Id
-    method: str
-    params: Raw
-    within: Id | None
-    """Our request whose response stream carried it, if the transport can tell."""
-
-
 class _Progress(msgspec.Struct, gc=False):
-    progressToken: int | str | None = None  # noqa: N815  # the protocol's spelling
+    progressToken: int | str | None = None  # the protocol's spelling
 
 
 class _Cancelled(msgspec.Struct, gc=False):
-    requestId: int | str | None = None  # noqa: N815  # the protocol's spelling
+    requestId: int | str | None = None  # the protocol's spelling
 
 
 _decode_progress = msgspec.json.Decoder(_Progress).decode
+_decode_batch = msgspec.json.Decoder(list[Raw]).decode
 _decode_cancelled = msgspec.json.Decoder(_Cancelled).decode
 
 
 class Pending(Cell[Raw]):
     """A request of ours that awaits its reply."""
 
-    __slots__ = ("cancellable", "deadline", "events", "id", "method", "session")
+    __slots__ = ("cancellable", "deadline", "events", "id", "latest", "method", "patience", "session")
 
     def __init__(
-        self, session: Session, id: int, method: str, deadline: float, events: EventSink | None, cancellable: bool
+        self,
+        session: Session,
+        id: int,
+        method: str,
+        deadline: float,
+        events: EventSink | None,
+        cancellable: bool,
+        patience: float,
+        latest: float,
     ) -> None:
         super().__init__()
         self.session = session
@@ -92,6 +93,8 @@ class Pending(Cell[Raw]):
         self.deadline = deadline
         self.events = events
         self.cancellable = cancellable
+        self.patience = patience
+        self.latest = latest
 
     def abandoned(self) -> None:
         """The waiting task was cancelled."""
@@ -111,6 +114,7 @@ class Session:
         name: of the peer, for errors and logs.
         noise: the last lines the peer sent that were no messages.
         log_lines: log notifications seen.
+        ending: whether the transport has refused a message, so that `lost` will come and say why.
         batches: whether the revision in use allows arrays of messages (MCP 2025-03-26 alone).
         on_asked: called when the peer asks anything; the handshake's sign of a legacy peer.
         log_sink: takes log notifications that belong to no call; None: they are counted unread.
@@ -132,14 +136,16 @@ class Session:
         self.name = name
         self.noise: deque[str] = deque(maxlen=NOISE_LINES)
         self.log_lines = 0
+        self.ending = False
         self.batches = False
         self.on_asked: Callable[[], None] | None = None
         self.log_sink: Callable[[Raw], None] | None = None
         self.peer: Peer[Pending, trio.CancelScope] = Peer()
-        self._nursery = nursery
+        self._answering = Answering(
+            answer, peer=self.peer, transport=transport, nursery=nursery, name=name, counters=counters
+        )
         self._timer = timer
         self._counters = counters
-        self._answer = answer
         self._told = told
         self._loss: str | None = None
         self._ended = trio.Event()
@@ -173,11 +179,14 @@ class Session:
         deadline: float = math.inf,
         events: EventSink | None = None,
         cancellable: bool = True,
+        patience: float = 0.0,
+        latest: float = math.inf,
     ) -> Raw:
         """Send request `id`, minted by `peer.mint`, and return the peer's result, unparsed.
 
         Cancelling it withdraws the request: unsent, it is never sent; sent, the peer is told exactly once,
-        in the transport's way; answered, nobody is told. `cancellable=False` never tells.
+        in the transport's way; answered, nobody is told. `cancellable=False` never tells. Progress moves the
+        deadline on by `patience` seconds, up to `latest`.
 
         Raises:
             CallFailed: the peer answered with an error.
@@ -194,12 +203,13 @@ class Session:
                 await transport.wait_uncongested()
             if waiting.cancelled_caught:
                 raise DeadlineExceeded(f"{self.name}: {method}: its connection takes no more bytes", "no")
-        pending = Pending(self, id, method, deadline, events, cancellable)
+        pending = Pending(self, id, method, deadline, events, cancellable, patience, latest)
         self.peer.open[id] = pending
         try:
             transport.send(message, id=id, method=method, name=name, headers=headers)
-        except CallError:
+        except BaseException as exc:
             self.peer.abandon(id)
+            self.ending = self.ending or isinstance(exc, ConnectionLost)
             raise
         if deadline == math.inf:
             return await pending.wait(pending.abandoned)
@@ -258,7 +268,7 @@ class Session:
                     pending = self._match(message, within)
                     if pending is None:
                         continue
-                if message.error:
+                if message.error and message.error != NULL:
                     error = jsonrpc.decode_error(message.error)
                     pending.fail(CallFailed(error.code, error.message, bytes(error.data)))
                 elif message.result:
@@ -292,8 +302,7 @@ class Session:
         written = self.transport.written
         for id, pending in self.peer.close_all():
             pending.fail(ConnectionLost(error.reason, "unknown" if written(id) else "no"))
-        for scope in self.peer.asked.values():
-            scope.cancel("the connection is lost")
+        self._answering.lost()
         self._ended.set()
 
     @property
@@ -323,15 +332,17 @@ class Session:
         return None
 
     def _malformed(self, line: bytes, error: Malformed, within: Id | None) -> None:
+        """Take what is no message: a batch, a reply that is spoilt, or noise."""
         if self.batches and line.startswith(b"["):
             try:
-                members = msgspec.json.decode(line, type=list[Raw])
-            except msgspec.DecodeError:
+                members = [bytes(member) for member in _decode_batch(line)]
+            except (msgspec.DecodeError, RecursionError):
                 members = []
-            if members:
-                self.feed([bytes(member) for member in members], within)
+            # A batch in a batch is none: it would be read again, level by level.
+            if members and not any(member.startswith(b"[") for member in members):
+                self.feed(members, within)
                 return
-        is_reply = b'"method"' not in line
+        is_reply = error.id is not None and "method" not in jsonrpc.parse(line)
         pending = self.peer.close(error.id) if is_reply and error.id is not None else None
         if pending is not None:
             pending.fail(BadReply(f"{self.name}: {error}"))
@@ -350,12 +361,13 @@ class Session:
             if method == "notifications/progress":
                 token = _decode_progress(params).progressToken
                 pending = self.peer.open.get(token)  # type: ignore[arg-type]  # anything hashable may be looked up
-                if pending is not None and pending.events is not None:
-                    pending.events(method, params)
+                if pending is not None:
+                    if pending.patience:
+                        self._extend(pending)
+                    if pending.events is not None:
+                        pending.events(method, params)
             elif method == "notifications/cancelled":
-                scope = self.peer.asking(_decode_cancelled(params).requestId or 0)
-                if scope is not None:
-                    scope.cancel("the peer withdrew its request")
+                self._withdrawn(_decode_cancelled(params).requestId)
             elif method == "notifications/message":
                 pending = self.peer.open.get(within)  # type: ignore[arg-type]  # as above
                 if pending is not None and pending.events is not None:
@@ -370,47 +382,34 @@ class Session:
             self._counters.add("session.sink_failed")
             log.exception("sink failed peer=%s method=%s", self.name, method)
 
+    def _extend(self, pending: Pending) -> None:
+        """Move the deadline of a call on whose server tells progress."""
+        deadline = min(trio.current_time() + pending.patience, pending.latest)
+        if deadline > pending.deadline:
+            pending.deadline = deadline
+            self._timer.add(pending, deadline, pending.expired)
+
+    def _withdrawn(self, id: Id | None) -> None:
+        """The peer no longer wants its request `id`, or ends our subscription of that id."""
+        if id is None or self._answering.withdrawn(id):
+            return
+        pending = self.peer.open.get(id)  # type: ignore[arg-type]  # anything hashable may be looked up
+        if pending is not None and pending.method == LISTEN:
+            # MCP 2026-07-28, cancellation: a server may end a subscription so.
+            self.fail(pending.id, CallError(f"{self.name} ended the subscription", "yes"))
+
     def _asked(self, message: Envelope, within: Id | None) -> None:
-        id, method = message.id, message.method
-        assert isinstance(id, int | str) and method is not None
         if self.on_asked is not None:
             self.on_asked()
-        if method == "ping":
-            self._reply(jsonrpc.encode_result(id, b"{}"))
-            return
-        if self._answer is None:
-            self._reply(jsonrpc.encode_error(id, jsonrpc.METHOD_NOT_FOUND, f"method not found: {method}"))
-            return
-        if len(self.peer.asked) >= MAX_ASKED:
-            self._counters.add("session.asked_refused")
-            self._reply(jsonrpc.encode_error(id, jsonrpc.INTERNAL_ERROR, f"more than {MAX_ASKED} requests at once"))
-            return
-        scope = trio.CancelScope()
-        if not self.peer.ask(id, scope):
-            self._reply(jsonrpc.encode_error(id, jsonrpc.INVALID_REQUEST, "this id is being answered already"))
-            return
-        self._nursery.start_soon(self._answering, self._answer, Asked(id, method, message.params, within), scope)
+        self._answering.take(message, within)
 
-    async def _answering(self, answer: Answer, asked: Asked, scope: trio.CancelScope) -> None:
-        reply = b""
-        with scope:
-            try:
-                reply = jsonrpc.encode_result(asked.id, await answer(asked))
-            except CallFailed as exc:
-                reply = jsonrpc.encode_error(asked.id, exc.code, exc.message, exc.data)
-            except Exception as exc:
-                level = logging.DEBUG if isinstance(exc, CordError) else logging.ERROR
-                log.log(level, "answering failed peer=%s method=%s", self.name, asked.method, exc_info=exc)
-                reply = jsonrpc.encode_error(asked.id, jsonrpc.INTERNAL_ERROR, str(exc) or type(exc).__name__)
-        self.peer.answered(asked.id)
-        if reply:  # none if the peer withdrew its request
-            self._reply(reply)
-
-    def _reply(self, message: bytes) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Hear the peer until the connection ends. A fault of the transport is a loss like any other."""
         try:
-            self.transport.send(message)
-        except CallError:
-            self._counters.add("session.reply_unsent")
+            await self.transport.run(self, task_status=task_status)
+        except Exception as exc:
+            log.exception("transport failed peer=%s", self.name)
+            self.lost(ConnectionLost(f"internal error: {exc!r}"))
 
 
 @asynccontextmanager
@@ -442,8 +441,8 @@ async def open_session(
             session = Session(
                 transport, nursery, name=name, timer=timer, counters=counters or Counters(), answer=answer, told=told
             )
-            await nursery.start(transport.run, session)
             try:
+                await nursery.start(session.run)
                 yield session
             # Cancelled must travel through the nursery: it may be the nursery's own.
             except Exception as exc:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 from msgspec.structs import replace
@@ -13,17 +13,26 @@ if TYPE_CHECKING:
     from cord_trio.call import Call, Handler, Layer, Outcome
 
 
-def deadline(seconds: float, *, clock: Callable[[], float] = trio.current_time) -> Layer:
+LONGEST: Final = 600.0
+"""Seconds that a call may take whose server keeps telling progress."""
+
+
+def deadline(seconds: float, *, longest: float = LONGEST, clock: Callable[[], float] = trio.current_time) -> Layer:
     """Calls end within `seconds`, or by their own deadline where that is earlier.
 
     It only says so in the call: those who wait for something of it keep to it, each in its own way, with
-    the fabric's one timer, so that no call needs a cancel scope.
+    the fabric's one timer, so that no call needs a cancel scope. Progress moves our own deadline on, by
+    `seconds` each time, but neither past `longest` nor past the deadline that the call came with.
     """
 
     def layer(handler: Handler) -> Handler:
         def tightened(call: Call) -> Awaitable[Outcome]:
-            latest = clock() + seconds
-            return handler(replace(call, deadline=latest) if latest < call.deadline else call)
+            now = clock()
+            inherited = call.deadline
+            if now + seconds >= inherited:
+                return handler(call)
+            latest = min(inherited, now + longest)
+            return handler(replace(call, deadline=now + seconds, patience=seconds, latest=latest))
 
         return tightened
 

@@ -1,0 +1,115 @@
+"""From a source as configured to an open transport, whatever its kind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from cord_trio.config import Http, InProcess, Stdio, WebSocket
+from cord_trio.errors import ConnectFailed
+from cord_trio.transports.http import open_http
+from cord_trio.transports.memory import memory_transport_pair
+from cord_trio.transports.process import GRACES, Graces
+from cord_trio.transports.stdio import open_stdio
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from cord_trio.config import Source
+    from cord_trio.counters import Counters
+    from cord_trio.transports import Transport
+    from cord_trio.transports.guardian import Guardian
+
+log = logging.getLogger("cord_trio.transports")
+
+INTERPRETERS: Final = frozenset({"python", "python3", "uv", "uvx", "pipx", "node", "npx", "npm", "bun", "bunx", "deno"})
+"""Commands whose start keeps a core busy with imports."""
+
+
+@asynccontextmanager
+async def open_source(
+    source: Source, *, guardian: Guardian, counters: Counters, graces: Graces = GRACES
+) -> AsyncGenerator[Transport, None]:
+    """The way to `source` for as long as the block runs. The block's own errors leave as raised.
+
+    Raises:
+        ConnectFailed: it could not be opened, or the function that serves in this process failed.
+
+    """
+    match source:
+        case Stdio():
+            async with open_stdio(
+                source, guardian=guardian, counters=counters, name=source.name,
+                max_message=source.max_message, graces=graces,
+            ) as child:  # fmt: skip
+                yield child
+        case Http():
+            async with open_http(source, name=source.name, counters=counters) as http:
+                yield http
+        case InProcess():
+            async with _open_function(source) as memory:
+                yield memory
+        case WebSocket():
+            raise ConnectFailed(source.name, "connect", "WebSocket sources are not supported yet", "use stdio or http")
+
+
+@asynccontextmanager
+async def _open_function(source: InProcess) -> AsyncGenerator[Transport, None]:
+    """The client's end of a connection that the source's function serves, in a task of its own."""
+    block_error: Exception | None = None
+    fault: Exception | None = None
+    ours, theirs = memory_transport_pair()
+
+    async def serve() -> None:
+        nonlocal fault
+        reason = "the function that serves it returned"
+        try:
+            await source.serve(theirs)
+        except Exception as exc:
+            if over:  # it was told to end, and what it makes of that is no news
+                log.debug("serving function failed at its end source=%s error=%r", source.name, exc)
+                return
+            fault, reason = exc, _failed(exc)
+        theirs.lose(reason)
+
+    over = False
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve, name=f"serve {source.name}")
+        try:
+            yield ours
+        # Cancelled must travel through the nursery: it may be the nursery's own.
+        except Exception as exc:
+            block_error = exc
+        over = True
+        ours.close()
+        nursery.cancel_scope.cancel("the source's session has ended")
+    if fault is not None:
+        raise ConnectFailed(source.name, "serve", _failed(fault)) from fault
+    if block_error is not None:
+        raise block_error
+
+
+def _failed(fault: Exception) -> str:
+    cause: BaseException = fault
+    while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
+        cause = cause.exceptions[0]
+    return f"the function that serves it failed: {cause!r}"
+
+
+def is_interpreter(source: Source) -> bool:
+    """Whether starting `source` means importing a language's world."""
+    if not isinstance(source, Stdio):
+        return False
+    if os.path.basename(source.command).rstrip("0123456789.") in INTERPRETERS:
+        return True
+    path = shutil.which(source.command)
+    try:
+        with open(path or source.command, "rb") as file:
+            return file.read(2) == b"#!"
+    except OSError:
+        return False

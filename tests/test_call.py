@@ -29,7 +29,7 @@ def test_a_call_is_of_the_local_user_and_unhurried_unless_it_says_otherwise() ->
 
 def test_a_call_never_changes() -> None:
     with pytest.raises(AttributeError):
-        Call("ping").attempt = 2
+        Call("ping").attempt = 2  # type: ignore[misc]  # what the test is about
 
 
 async def test_the_first_layer_is_outermost() -> None:

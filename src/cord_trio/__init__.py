@@ -5,40 +5,100 @@ shows all of it as one MCP server. Everything lives in one nursery tree, and wha
 whole public API.
 """
 
-from cord_trio.agents import Context as Context, Handoff as Handoff, last as last
-from cord_trio.call import Call as Call, Handler as Handler, Layer as Layer, Outcome as Outcome, stack as stack
+from cord_trio.agents import Context as Context
+from cord_trio.agents import Handoff as Handoff
+from cord_trio.agents import last as last
+from cord_trio.call import Call as Call
+from cord_trio.call import Handler as Handler
+from cord_trio.call import Layer as Layer
+from cord_trio.call import Outcome as Outcome
+from cord_trio.call import stack as stack
 from cord_trio.config import (
     Config as Config,
+)
+from cord_trio.config import (
     Http as Http,
+)
+from cord_trio.config import (
     InProcess as InProcess,
+)
+from cord_trio.config import (
     Stdio as Stdio,
+)
+from cord_trio.config import (
     WebSocket as WebSocket,
+)
+from cord_trio.config import (
     load_config as load_config,
 )
 from cord_trio.errors import (
     AgentError as AgentError,
+)
+from cord_trio.errors import (
     AgentNotFound as AgentNotFound,
+)
+from cord_trio.errors import (
     BadReply as BadReply,
+)
+from cord_trio.errors import (
     CallCycle as CallCycle,
+)
+from cord_trio.errors import (
     CallError as CallError,
+)
+from cord_trio.errors import (
     CallFailed as CallFailed,
+)
+from cord_trio.errors import (
     ConfigError as ConfigError,
+)
+from cord_trio.errors import (
     ConnectFailed as ConnectFailed,
+)
+from cord_trio.errors import (
     ConnectionLost as ConnectionLost,
+)
+from cord_trio.errors import (
     CordError as CordError,
+)
+from cord_trio.errors import (
     DeadlineExceeded as DeadlineExceeded,
+)
+from cord_trio.errors import (
     Draining as Draining,
+)
+from cord_trio.errors import (
     HandoffRefused as HandoffRefused,
+)
+from cord_trio.errors import (
     HttpFailed as HttpFailed,
+)
+from cord_trio.errors import (
     InputNeeded as InputNeeded,
+)
+from cord_trio.errors import (
     Malformed as Malformed,
+)
+from cord_trio.errors import (
     Overloaded as Overloaded,
+)
+from cord_trio.errors import (
     Refused as Refused,
+)
+from cord_trio.errors import (
     SourceDown as SourceDown,
+)
+from cord_trio.errors import (
     ToolNotFound as ToolNotFound,
 )
-from cord_trio.fabric import Fabric as Fabric, open_fabric as open_fabric
-from cord_trio.layers import deadline as deadline, limit as limit, rate as rate, retry as retry
-from cord_trio.protocol.mcp import Content as Content, Tool as Tool, ToolResult as ToolResult
+from cord_trio.fabric import Fabric as Fabric
+from cord_trio.fabric import open_fabric as open_fabric
+from cord_trio.layers import deadline as deadline
+from cord_trio.layers import limit as limit
+from cord_trio.layers import rate as rate
+from cord_trio.layers import retry as retry
+from cord_trio.protocol.mcp import Content as Content
+from cord_trio.protocol.mcp import Tool as Tool
+from cord_trio.protocol.mcp import ToolResult as ToolResult
 from cord_trio.registry import Snapshot as Snapshot
 from cord_trio.version import __version__ as __version__

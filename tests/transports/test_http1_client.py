@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import h11
 import pytest
 import trio
+import trio.lowlevel
 import trustme
 
 from cord_trio.counters import Counters
 from cord_trio.errors import BadReply, CallError, ConnectionLost, Overloaded
-from cord_trio.transports import http1_client
+from cord_trio.transports import http1_client, http1_wire
 from cord_trio.transports.http1 import Headers
 from cord_trio.transports.http1_client import Exchange, Pool, PoolLimits, open_pool
 
@@ -303,6 +304,57 @@ async def test_a_connection_that_the_server_closed_while_idle_is_not_used() -> N
             assert sink.error is None
             await closed.wait()
             closed = trio.Event()
+
+
+async def test_a_close_in_this_very_moment_is_noticed_before_writing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with open_pool(f"http://127.0.0.1:{listener.getsockname()[1]}") as pool:
+            sinks = [Collect(), Collect()]
+            pool.request("POST", "/", (), b"", sinks[0])
+            await trio.sleep(0.02)
+            first, _ = listener.accept()
+            first.sendall(answer())
+            await sinks[0].over.wait()
+            first.close()
+            exchange = pool.request("POST", "/", (), b"", sinks[1])
+            assert not exchange.written
+            await trio.sleep(0.02)
+            second, _ = listener.accept()
+            second.sendall(answer(b"second"))
+            await sinks[1].over.wait()
+            second.close()
+            assert sinks[1].content == b"second"
+
+
+async def test_a_connection_that_is_made_too_late_to_be_withdrawn_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    left, right = socket.socketpair()
+
+    async def late(origin: object, context: object, nursery: trio.Nursery) -> http1_wire.Wire:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(0.01)
+        left.setblocking(False)
+        return http1_wire.SocketWire(left, nursery)
+
+    monkeypatch.setattr(http1_client, "connect", late)
+    with right:
+        async with open_pool("http://x") as pool:
+            exchange = pool.request("POST", "/", (), b"", Collect())
+            await trio.lowlevel.checkpoint()
+            exchange.close()
+            await trio.sleep(0.03)
+            assert (left.fileno(), repr(pool)) == (-1, "<Pool x: 0 open, 0 idle, 0 connecting, 0 waiting>")
+
+
+async def test_a_connection_that_lost_the_race_is_kept_for_the_next_request() -> None:
+    async with serving(replying(*[answer()] * 5)) as url, open_pool(url) as pool:
+        await fetch(pool)
+        sinks = [Collect() for _ in range(2)]
+        for sink in sinks:
+            pool.request("POST", "/", (), b"", sink)
+        for sink in sinks:
+            await sink.over.wait()
+        await trio.sleep(0.02)
+        assert (pool.busy, pool.counters["http_client.connected"]) == (0, 2)
 
 
 async def test_a_408_while_idle_is_not_taken_for_an_answer() -> None:

@@ -377,6 +377,33 @@ async def test_u04_u10_a_handler_that_fails_after_its_client_left_hurts_nobody(s
         assert statuses(await door.say(LAST)) == [200]
 
 
+async def test_u10_a_handler_that_fails_while_the_server_is_cancelled_does_not_fail_the_server(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("DEBUG")
+    entered = trio.Event()
+
+    async def fail() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError("clean-up failed")
+
+    async def handler(request: Request, response: Response) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail)
+            nursery.start_soon(trio.sleep_forever)
+            entered.set()
+
+    async with open_door(handler) as door:
+        stream = await door.dial()
+        await stream.send_all(GET)
+        await entered.wait()
+        await trio.sleep(0.01)
+    await stream.aclose()
+    assert "a handler failed after" in caplog.text
+
+
 async def test_a_failing_handler_is_a_500_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     async def handler(request: Request, response: Response) -> None:
         if request.path == "/a":

@@ -110,6 +110,7 @@ class Exchange:
         """What an error may say of a request that got no answer."""
         return "unknown" if self.written else "no"
 
+    @trio.lowlevel.enable_ki_protection
     def close(self) -> None:
         """Drop it now: nothing more is told, and its place in the pool is free.
 
@@ -127,8 +128,10 @@ class Exchange:
 class Pool:
     """Connections to one origin. Made by `open_pool`.
 
-    Invariants: a connection is idle only while no request waits; no more are being made than requests
-    wait for one; open ones and those being made never exceed the bound.
+    Invariants: a connection is idle only while no request waits; open ones and those being made never
+    exceed the bound. A connection being made belongs to no request: it serves the longest waiting one. It
+    is given up if a request is withdrawn that it would have served, but not if another connection was
+    faster, since the next overlap of requests would only start it again.
     """
 
     def __init__(
@@ -163,9 +166,10 @@ class Pool:
 
     @property
     def busy(self) -> int:
-        """Connections that are open or being opened, without the idle ones."""
-        return len(self._open) + len(self._connecting) - len(self._idle)
+        """Connections that requests use, or that are being made for them."""
+        return len(self._open) - len(self._idle) + min(len(self._connecting), len(self._waiting))
 
+    @trio.lowlevel.enable_ki_protection
     def request(
         self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes, sink: ResponseSink
     ) -> Exchange:
@@ -223,13 +227,11 @@ class Pool:
         return len(self._open) + len(self._connecting) >= self.limits.connections
 
     def _balance(self) -> None:
-        """Make as many connections as requests wait for, within the bound; give up those that none needs."""
+        """Make as many connections as requests wait for, within the bound."""
         while len(self._connecting) < len(self._waiting) and not self._full:
             scope = trio.CancelScope()
             self._connecting.append(scope)
             self._nursery.start_soon(self._connect, scope)
-        while len(self._connecting) > len(self._waiting):
-            self._connecting.pop().cancel("the request was withdrawn")
 
     def forget(self, exchange: Exchange) -> None:
         """Take a request off the queue."""
@@ -237,6 +239,8 @@ class Pool:
             self._waiting.remove(exchange)
         except ValueError:
             return  # it was not there any more
+        if len(self._connecting) > len(self._waiting):
+            self._connecting.pop().cancel("the request was withdrawn")
         self._balance()
 
     @trio.lowlevel.enable_ki_protection

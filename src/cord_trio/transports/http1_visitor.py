@@ -296,7 +296,7 @@ class Connection:
 
     def _failed(self, request: Request, response: Response, exc: Exception) -> None:
         if self.closed:
-            logger.debug("a handler failed after its client left path=%s", request.path, exc_info=exc)
+            logger.debug("a handler failed after its connection ended path=%s", request.path, exc_info=exc)
             return
         self.server.counters.add("http_server.handler_failed")
         logger.error("a handler failed method=%s path=%s", request.method, request.path, exc_info=exc)

@@ -55,6 +55,7 @@ class Wire(ABC):
 
     """
 
+    __slots__ = ()
     sent: int
     waiting: int
     deadline: float

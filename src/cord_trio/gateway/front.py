@@ -69,6 +69,7 @@ LEVELS: Final = frozenset({"debug", "info", "notice", "warning", "error", "criti
 CAPABILITIES: Final = b'{"tools":{"listChanged":true}}'
 """What we serve, and no more."""
 
+_ROUTING: Final = tuple(name.lower().encode() for name in (VERSION_HEADER, METHOD_HEADER, NAME_HEADER))
 _SUPPORTED = jsonrpc.encode(list(MODERN))
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _WHITESPACE: Final = b" \t\r\n"
@@ -322,9 +323,10 @@ def _bad_version(headers: Lines) -> str | None:
 
 
 def _doubled(id: Id, headers: Lines) -> Reply | None:
-    for name in (VERSION_HEADER, METHOD_HEADER, NAME_HEADER):
-        if len(headers.all(name)) > 1:
-            return _refuse(id, HEADER_MISMATCH, f"header {name} occurs more than once")
+    names = [name.lower() for name, _ in headers.raw]
+    for name in _ROUTING:
+        if names.count(name) > 1:
+            return _refuse(id, HEADER_MISMATCH, f"header {name.decode()} occurs more than once")
     return None
 
 

@@ -19,6 +19,9 @@ Fields: TypeAlias = tuple[tuple[str, str], ...]
 
 JSON: Final = "application/json"
 EVENTS: Final = "text/event-stream"
+_BOTH: Final = frozenset({"*/*", f"{JSON}, {EVENTS}", f"{EVENTS}, {JSON}", f"{JSON},{EVENTS}"})
+"""What nearly every client sends."""
+
 JSON_FIELDS: Final[Fields] = (("Content-Type", JSON),)
 EVENT_FIELDS: Final[Fields] = (
     ("Content-Type", EVENTS),
@@ -29,7 +32,7 @@ EVENT_FIELDS: Final[Fields] = (
 
 def accepted(accept: str | None) -> tuple[bool, bool]:
     """Whether a client takes JSON, and whether it takes an event stream. It takes both unless it says otherwise."""
-    if not accept:
+    if not accept or accept in _BOTH:
         return True, True
     json = events = False
     for part in accept.lower().split(","):

@@ -100,6 +100,10 @@ class Fabric(Protocol):
 class Lines(Protocol):
     """The header lines of an HTTP request; names in any case."""
 
+    @property
+    def raw(self) -> Sequence[tuple[bytes, bytes]]:
+        """Names and values as they came."""
+
     def get(self, name: str, /) -> str | None:
         """The first value of `name`."""
 

@@ -10,7 +10,6 @@ import trio
 from msgspec import Raw
 from trio.testing import wait_all_tasks_blocked
 
-from cord_trio.gateway.running import MAX_RUNNING
 from tests.gateway.fakes import (
     CAPABILITIES,
     LATEST,
@@ -209,13 +208,11 @@ async def test_an_id_in_flight_is_not_taken_twice() -> None:
         assert len(fabric.calls) == 2
 
 
-async def test_calls_past_the_bound_are_refused_by_its_name() -> None:
+async def test_calls_past_the_bound_are_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cord_trio.gateway.running.MAX_RUNNING", 3)
     fabric = FakeFabric(hang=hang)
     async with open_pipe(fabric) as client:
-        for id in range(MAX_RUNNING):
-            client.send(modern(id, "tools/call", {"name": "hang"}))
-            if id % 64 == 0:
-                await wait_all_tasks_blocked()
+        await client.ask(*(modern(id, "tools/call", {"name": "hang"}) for id in range(3)))
         (refusal,) = await client.ask(modern("more", "tools/call", {"name": "hang"}))
         assert refusal["result"]["isError"] is True
         assert "gateway.running" in refusal["result"]["content"][0]["text"]

@@ -1,0 +1,396 @@
+"""What comes back on an MCP endpoint: the answer to one POST, and the standing stream of a legacy server.
+
+Each is a `http1_client.ResponseSink`: told synchronously, it tells the endpoint in turn. Whatever a server
+does, the request behind a POST ends: by its reply, or by an error as soon as no reply can come any more.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol
+from urllib.parse import urljoin, urlsplit
+
+from cord_trio.errors import BadReply, CallError, ConnectionLost, HttpFailed, Refused
+from cord_trio.protocol.framing import FrameTooLarge, SseSplitter
+from cord_trio.transports.http1_wire import parse_origin
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import trio
+
+    from cord_trio.protocol.framing import SseEvent
+    from cord_trio.protocol.jsonrpc import Id
+    from cord_trio.transports.http1 import Headers
+    from cord_trio.transports.http1_client import Exchange, ResponseSink
+
+MAX_REDIRECTS: Final = 5
+"""Redirects that one request follows, all within its origin."""
+
+ERROR_TEXT: Final = 64 * 1024
+"""Bytes read of the body of a failure."""
+
+ERROR_SHOWN: Final = 300
+"""Characters of that body shown in an error."""
+
+MAX_RESUMES: Final = 5
+"""Attempts to take up a broken stream again, one after the other without any event."""
+
+RETRY_BOUNDS: Final = (0.1, 30.0)
+"""Seconds before a stream is asked for again, at least and at most, whatever `retry` says."""
+
+JSON: Final = "application/json"
+EVENTS: Final = "text/event-stream"
+STALE_SESSION: Final = "the server no longer knows the session (404)"
+
+
+class Endpoint(Protocol):
+    """What a sink asks of its transport, and tells it. Nothing here blocks or raises, except `request`."""
+
+    url: str
+    target: str
+    session_id: str | None
+    redirects: bool
+    max_message: int
+
+    @property
+    def modern(self) -> bool | None:
+        """The era; None before the handshake has told."""
+
+    def request(
+        self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes, sink: ResponseSink
+    ) -> Exchange: ...
+
+    def feed(self, messages: Sequence[bytes], post: Post | None, /) -> None:
+        """Messages came: on the response of `post`, or on the standing stream."""
+
+    def waits(self, post: Post, /) -> bool:
+        """Whether the request of `post` still awaits its reply."""
+
+    def over(self, post: Post, error: CallError | None, /) -> None:
+        """Nothing more comes for `post`; `error` is for whoever still waits."""
+
+    def resume(self, post: Post, seconds: float, /) -> None:
+        """Call `post.resume` in so many seconds, unless the request is withdrawn before."""
+
+    def lose(self, reason: str, /) -> None:
+        """The legacy session is gone, and with it everything that waits."""
+
+
+class Post:
+    """One message on its way, and what comes back.
+
+    Attributes:
+        id: of a request; None for notifications and replies.
+        method: "" for replies.
+
+    """
+
+    __slots__ = ("_attempts", "_body", "_challenge", "_endpoint", "_event_id", "_events", "_exchange", "_failure",
+                 "_headers", "_message", "_redirects", "_resumed", "_retry", "_retry_after", "_size", "_status",
+                 "_target", "id", "method")  # fmt: skip
+
+    def __init__(
+        self, endpoint: Endpoint, id: Id | None, method: str, message: bytes, headers: Sequence[tuple[str, str]]
+    ) -> None:
+        self.id = id
+        self.method = method
+        self._endpoint = endpoint
+        self._message = message
+        self._headers = headers
+        self._target = endpoint.target
+        self._exchange: Exchange | None = None
+        self._redirects = 0
+        self._resumed = False
+        self._attempts = 0
+        self._event_id: str | None = None
+        self._retry: int | None = None
+        self._reset(0)
+
+    def _reset(self, status: int) -> None:
+        self._status = status
+        self._failure: CallError | None = None
+        self._events: SseSplitter | None = None
+        self._body: list[bytes] | None = None
+        self._size = 0
+        self._retry_after: float | None = None
+        self._challenge = ""
+
+    @property
+    def written(self) -> bool:
+        """Whether any byte of the message may have reached the server."""
+        return self._resumed or (self._exchange is not None and self._exchange.written)
+
+    def start(self) -> None:
+        """Send it. Raises `CallError` if that cannot be."""
+        self._exchange = self._endpoint.request("POST", self._target, self._headers, self._message, self)
+
+    def resume(self, headers: Sequence[tuple[str, str]]) -> None:
+        """Ask for the rest of the stream (MCP 2025-11-25, transports, resumability)."""
+        wanted = [*headers, ("Last-Event-ID", self._event_id or "")]
+        try:
+            self._exchange = self._endpoint.request("GET", self._target, wanted, b"", self)
+        except CallError:
+            self._endpoint.over(self, ConnectionLost("the stream ended without a response"))
+
+    def close(self) -> None:
+        """Hear no more of it."""
+        if self._exchange is not None:
+            self._exchange.close()
+
+    # What the pool tells
+
+    def head(self, status: int, headers: Headers) -> None:
+        self._reset(status)
+        kind = media_type(headers)
+        if self._resumed:
+            if status == 200 and kind == EVENTS:
+                self._events = SseSplitter(self._endpoint.max_message)
+            else:
+                self._failure = ConnectionLost(
+                    f"the stream ended without a response, and resuming it met HTTP {status}"
+                )
+            return
+        if 300 <= status < 400:
+            self._redirect(status, headers.get("location") or "")
+            return
+        self._message = b""  # a stream may live for days
+        if status >= 400:
+            self._challenge = headers.get("www-authenticate") or ""
+            self._retry_after = _seconds(headers.get("retry-after"))
+            self._body = []
+        elif self.id is None:
+            pass  # any success will do for a notification, whatever its body (MCP 2025-11-25, transports)
+        elif status != 200:
+            self._failure = BadReply(f"HTTP status {status} in reply to a request")
+        elif kind == EVENTS:
+            self._events = SseSplitter(self._endpoint.max_message)
+        elif kind in (JSON, ""):
+            self._body = []
+        else:
+            self._failure = BadReply(f"the reply is {kind!r}, neither JSON nor an event stream")
+        if self.method == "initialize" and status == 200:
+            self._endpoint.session_id = headers.get("mcp-session-id")
+
+    def body(self, data: bytes) -> None:
+        if self._events is not None:
+            try:
+                events = self._events.feed(data)
+            except FrameTooLarge as exc:
+                self._endpoint.feed(exc.before, self)
+                self.close()
+                self._endpoint.over(self, BadReply(str(exc)))
+                return
+            self._endpoint.feed([event.data for event in events if self._noted(event)], self)
+        elif self._body is not None:
+            self._size += len(data)
+            if self._status < 400 or self._size <= ERROR_TEXT:
+                self._body.append(data)
+
+    def end(self) -> None:
+        endpoint = self._endpoint
+        if self._resumed and _may_pass(self._status):
+            self._stream_ended(None)
+        elif self._failure is not None:
+            endpoint.over(self, self._failure)
+        elif self._status >= 400:
+            self._failed(b"".join(self._body or ()))
+        elif 300 <= self._status < 400:
+            self._follow()
+        elif self._events is not None:
+            self._stream_ended(None)
+        elif self._body is not None:
+            if self._body:
+                endpoint.feed([b"".join(self._body)], self)
+            endpoint.over(self, BadReply("the body held no response") if endpoint.waits(self) else None)
+        else:
+            endpoint.over(self, None)
+
+    def failed(self, error: CallError) -> None:
+        if isinstance(error, ConnectionLost) and (self._resumed or self._events is not None):
+            self._stream_ended(error)
+        else:
+            self._endpoint.over(self, error)
+
+    # What it means
+
+    def _noted(self, event: SseEvent) -> bool:
+        """Whether an event carries a message; what it says of the stream is kept."""
+        self._attempts = 0
+        if event.id is not None:
+            # An id that no header can carry cannot be resumed from.
+            self._event_id = event.id if event.id.isascii() and event.id.isprintable() else None
+        if event.retry is not None:
+            self._retry = event.retry
+        return bool(event.data)  # none: a priming event, or a keep-alive
+
+    def _stream_ended(self, error: ConnectionLost | None) -> None:
+        """Take a legacy stream up again where its server lets us; else whoever waits waits in vain."""
+        endpoint = self._endpoint
+        if not endpoint.waits(self):
+            endpoint.over(self, None)
+        elif self._event_id and endpoint.modern is False and self._attempts < MAX_RESUMES:
+            self._resumed = True
+            self._attempts += 1
+            endpoint.resume(self, retry_pause(self._retry, 2.0 ** (self._attempts - 1)))
+        else:
+            endpoint.over(self, error or ConnectionLost("the stream ended without a response"))
+
+    def _failed(self, body: bytes) -> None:
+        endpoint, status = self._endpoint, self._status
+        text = body.decode(errors="replace").strip()[:ERROR_SHOWN]
+        if status == 404 and endpoint.modern is False and endpoint.session_id is not None:
+            # The session is gone (MCP 2025-11-25, transports/session management); nothing of this ran.
+            endpoint.over(self, ConnectionLost(STALE_SESSION, "no"))
+            endpoint.lose(STALE_SESSION)
+        elif status == 429 or (status == 503 and self._retry_after is not None):
+            # A 503 without that header is what proxies say when the server broke off, perhaps while running it.
+            endpoint.over(self, Refused(text, status=status, retry_after=self._retry_after))
+        else:
+            if status not in (401, 403, 407) and body.lstrip().startswith(b"{"):
+                endpoint.feed([body], self)
+            endpoint.over(self, HttpFailed(status, text, challenge=self._challenge))
+
+    def _redirect(self, status: int, location: str) -> None:
+        found = follow(self._endpoint.url, self._target, status, location)
+        if isinstance(found, HttpFailed):
+            self._failure = found
+        elif not self._endpoint.redirects or self._redirects >= MAX_REDIRECTS:
+            self._failure = HttpFailed(status, f"redirects to {found!r}, and it is not followed any further")
+        else:
+            self._target = found
+
+    def _follow(self) -> None:
+        self._redirects += 1
+        if self._status == 308:
+            self._endpoint.target = self._target
+        try:
+            self.start()
+        except CallError as exc:
+            self._endpoint.over(self, exc)
+
+
+class Standing:
+    """The stream for what belongs to no request, once.
+
+    Attributes:
+        refused: the server offers none; asking again would only be noise.
+        opened: the server offers one.
+        useful: something came on it.
+        target: where it is, or is said to be.
+        retry: milliseconds after which it wants to be asked again.
+        event_id: of the last event that had one.
+
+    """
+
+    def __init__(self, endpoint: Endpoint, target: str, ended: trio.Event, *, again: bool) -> None:
+        self.refused = False
+        self.opened = False
+        self.useful = False
+        self.retry: int | None = None
+        self.event_id: str | None = None
+        self.target = target
+        self._endpoint = endpoint
+        self._ended = ended
+        self._again = again
+        self._events: SseSplitter | None = None
+
+    def head(self, status: int, headers: Headers) -> None:
+        if status in (307, 308):
+            found = follow(self._endpoint.url, self.target, status, headers.get("location") or "")
+            self.refused = isinstance(found, HttpFailed) or not self._endpoint.redirects or found == self.target
+            if isinstance(found, str):
+                self.target = found
+        elif status == 200 and media_type(headers) == EVENTS:
+            self.opened = True
+            self._events = SseSplitter(self._endpoint.max_message)
+            return
+        elif status == 404 and self._again and self._endpoint.session_id is not None:
+            self._endpoint.lose(STALE_SESSION)  # it was there before, so it is the session that is not
+        else:
+            # 405 says that there is none, and so does 404 where none has been; 429 and 5xx may pass.
+            self.refused = not _may_pass(status)
+        self._ended.set()
+
+    def body(self, data: bytes) -> None:
+        if self._events is None:
+            return
+        try:
+            events = self._events.feed(data)
+        except FrameTooLarge as exc:
+            self._endpoint.feed(exc.before, None)
+            self._ended.set()
+            return
+        for event in events:
+            self.useful = True
+            self.retry = self.retry if event.retry is None else event.retry
+            if event.id is not None:
+                self.event_id = event.id if event.id.isascii() and event.id.isprintable() else None
+        self._endpoint.feed([event.data for event in events if event.data], None)
+
+    def end(self) -> None:
+        self._ended.set()
+
+    def failed(self, _error: CallError) -> None:
+        self._ended.set()
+
+
+class Ignored:
+    """Takes a response that only has to be over."""
+
+    def __init__(self, done: trio.Event) -> None:
+        self._done = done
+
+    def head(self, _status: int, _headers: Headers) -> None:
+        self._done.set()
+
+    def body(self, data: bytes) -> None:
+        pass
+
+    def end(self) -> None:
+        self._done.set()
+
+    def failed(self, _error: CallError) -> None:
+        self._done.set()
+
+
+def follow(url: str, target: str, status: int, location: str) -> str | HttpFailed:
+    """The target that a redirect within the origin of `url` leads to, or why it is not followed."""
+    here = urljoin(url, target)
+    try:
+        there = urljoin(here, location)
+        same = parse_origin(there) == parse_origin(here)
+    except ValueError:
+        return HttpFailed(status, f"redirects to {location[:ERROR_SHOWN]!r}, which is no URL of HTTP")
+    shown = there[:ERROR_SHOWN]
+    if status not in (307, 308) or not location:
+        return HttpFailed(status, f"redirects to {shown!r}, which would lose the message; put it into `url`")
+    if not same:
+        return HttpFailed(status, f"redirects to another origin, {shown!r}; put it into `url` if you trust it")
+    return target_of(there)
+
+
+def target_of(url: str) -> str:
+    """Path and query of a URL, as a request line has them."""
+    parts = urlsplit(url)
+    return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+
+
+def media_type(headers: Headers) -> str:
+    """The media type alone, in lower case; "" if none was given."""
+    return (headers.get("content-type") or "").partition(";")[0].strip().lower()
+
+
+def retry_pause(milliseconds: int | None, otherwise: float) -> float:
+    """Seconds to wait before a stream is asked for again, within bounds."""
+    least, most = RETRY_BOUNDS
+    return min(max(otherwise if milliseconds is None else milliseconds / 1000, least), most)
+
+
+def _may_pass(status: int) -> bool:
+    """Whether a server that answers so may answer better later."""
+    return status == 429 or (status >= 500 and status != 501)
+
+
+def _seconds(text: str | None) -> float | None:
+    """`Retry-After` in seconds; a date counts as none."""
+    return float(text) if text is not None and text.isascii() and text.isdigit() else None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from cord_trio.call import Call, Complete, Error, InputRequired, Outcome, Task
 from cord_trio.errors import BadReply, CallFailed, Malformed
 from cord_trio.protocol import jsonrpc, mcp
+from cord_trio.protocol.eras import HEADER_MISMATCH
 from cord_trio.session import LISTEN
 
 if TYPE_CHECKING:
@@ -77,8 +78,11 @@ class Client:
         self._mirrored: dict[str, Tool] = {}
         """Tools some of whose arguments are sent as headers too (MCP 2026-07-28, x-mcp-header)."""
 
-    async def call(self, call: Call, name: str | None = None) -> Outcome:
+    async def call(self, call: Call, name: str | None = None, *, relisted: bool = False) -> Outcome:
         """How the server ended `call`, which it knows as `name`.
+
+        A server that misses a header gets a call once more, after its tools were listed anew: what is sent as
+        headers may have changed (MCP 2026-07-28, x-mcp-header). It has refused the first before running it.
 
         Raises:
             CallError: it ended without an answer of the server.
@@ -111,7 +115,10 @@ class Client:
                 deadline=call.deadline, events=call.events, patience=call.patience, latest=call.latest,
             )  # fmt: skip
         except CallFailed as exc:
-            return Error(exc.code, exc.message, exc.data)
+            if exc.code != HEADER_MISMATCH or method != "tools/call" or relisted or not self.greeting.modern:
+                return Error(exc.code, exc.message, exc.data)
+            await self.list_tools(deadline=call.deadline)
+            return await self.call(call, name, relisted=True)
         if memoryview(result)[0] != BRACE:
             raise BadReply(f"{session.name}: the result of {method} is not an object")
         return self._outcome(result) if self.greeting.modern else Complete(result)

@@ -174,7 +174,9 @@ class Link:
 
         """
         client = self.sessions.get(SHARED)
-        return self._call_later(call, name) if client is None else client.call(call, name)
+        if client is None or client.session.loss is not None:  # closing a lost one may take seconds
+            return self._call_later(call, name)
+        return client.call(call, name)
 
     async def _call_later(self, call: Call, name: str | None) -> Outcome:
         client = await self._ready(call.deadline)

@@ -64,6 +64,11 @@ def test_f06_invalid_utf8_is_a_parse_error() -> None:
     assert refused(b'{"jsonrpc":"2.0","id":1,"method":"m","params":{"a":"\xff"}}') == (PARSE_ERROR, None)
 
 
+def test_f12_a_foreign_framing_is_named() -> None:
+    with pytest.raises(Malformed, match="Content-Length"):
+        decode(b"content-length: 58")
+
+
 def test_f04_unicode_line_separators_pass_unchanged() -> None:
     params = '{"t":"a\u2028b\u0085"}'.encode()
     assert bytes(decode(encode_request(1, "m", params)).params) == params

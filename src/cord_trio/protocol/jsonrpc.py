@@ -83,7 +83,9 @@ def decode(line: bytes) -> Envelope:
     except msgspec.ValidationError as exc:
         raise Malformed(INVALID_REQUEST, f"not a JSON-RPC message: {exc}", _readable_id(line)) from exc
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise Malformed(PARSE_ERROR, f"not JSON: {exc}") from exc
+        foreign = line[:15].lower() == b"content-length:"
+        what = "a Content-Length header; a message is one line of JSON here" if foreign else str(exc)
+        raise Malformed(PARSE_ERROR, f"not JSON: {what}") from exc
     if len(line) > 2 * MAX_DEPTH and too_deep(line):
         raise Malformed(PARSE_ERROR, f"JSON is nested deeper than {MAX_DEPTH} levels")
     if b"\n" in line or b"\r" in line:

@@ -95,8 +95,13 @@ class Pipe:
 
     async def wait_answered(self) -> None:
         """Return once nothing is in flight and every answer is on its way."""
-        await self.running.wait_empty()
-        await self._transport.wait_uncongested()
+        await trio.lowlevel.checkpoint()
+        # Looked at anew after each wait: more may have come meanwhile. After the last look there is no wait.
+        while len(self.running) or self._unsent or self._transport.congested:
+            await self.running.wait_empty()
+            await self._transport.wait_uncongested()
+            if self._unsent:
+                await trio.sleep(RETRY)
 
     async def _send_later(self, message: bytes) -> None:
         while True:

@@ -176,6 +176,15 @@ async def test_an_error_is_an_outcome(autojump_clock: MockClock) -> None:
         assert await client.call(Call("tools/call"), "x") == Error(-32602, "no such tool")
 
 
+@pytest.mark.parametrize("modern", [True, False])
+async def test_headers_that_no_longer_fit_are_made_anew_once(modern: bool, autojump_clock: MockClock) -> None:
+    answers = {"tools/list": {"tools": [tool("x")]}, "tools/call": (-32020, "header mismatch")}
+    async with connected(lambda message: answers[message["method"]], modern=modern) as (client, server):
+        assert await client.call(Call("tools/call"), "x") == Error(-32020, "header mismatch")
+        methods = [message["method"] for message in server.got]
+        assert methods == (["tools/call", "tools/list", "tools/call"] if modern else ["tools/call"])
+
+
 async def test_a_call_keeps_to_its_deadline(autojump_clock: MockClock) -> None:
     async with connected(lambda _: None) as (client, _):
         with pytest.raises(DeadlineExceeded):

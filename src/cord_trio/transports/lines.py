@@ -148,7 +148,8 @@ class LineTransport(Transport):
         if reason is None:
             reason = self._read_rest(receiver)
         # The obituary may take a moment, in which nothing is accepted any more.
-        self._over = self._over or reason
+        if self._over is None or reason == PEER_CLOSED:
+            self._over = reason  # the end says more than a write that failed before it
         if not self.finishes:
             # Who is told that a message was never written must be able to rely on it.
             self._writing = False

@@ -168,7 +168,10 @@ async def test_no_bytes_bring_the_server_down(junk: list[bytes], places: list[in
         stream = await trio.open_tcp_stream("127.0.0.1", port)
         await send_pieces(stream, cut(b"".join(junk), places))
         await trio.sleep(0.001)
-        await stream.send_eof()
+        try:
+            await stream.send_eof()
+        except trio.BrokenResourceError:
+            pass  # it was refused, and the time to listen on was over
         answer = await everything(stream)
         await stream.aclose()
         known = re.findall(rb"HTTP/1\.1 (100|200|400|413|417|431|501) ", answer)

@@ -125,7 +125,7 @@ async def test_httpx_understands_every_kind_of_answer() -> None:
             assert (head.headers["content-length"], head.content) == ("8", b"")
             assert (await client.head("/stream")).content == b""
 
-        async def pieces() -> AsyncGenerator[bytes]:
+        async def pieces() -> AsyncGenerator[bytes]:  # noqa: ASYNC900  # what httpx asks for
             for _ in range(10):
                 yield b"p" * 1000
 
@@ -323,7 +323,7 @@ async def test_a_client_that_leaves_cancels_its_handler(ending: str, more: bytes
             await stream.send_eof()
         else:
             await stream.aclose()
-        with trio.fail_after(1):
+        with trio.fail_after(5):
             await cancelled.wait()
         assert gone == [True]
         if ending == "half-close":
@@ -453,7 +453,7 @@ async def test_misuse_of_an_answer_is_told() -> None:
         assert len(wrong) == 2
 
 
-SHORT = HttpLimits(head_time=0.1, body_time=0.1, idle=0.15)
+SHORT = HttpLimits(head_time=0.15, body_time=0.2, idle=0.2)
 
 
 @pytest.mark.parametrize(
@@ -483,7 +483,7 @@ async def test_slow_clients_are_shed(first: bytes, drip: bytes, status: list[int
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass
 
-        with trio.fail_after(1.5):
+        with trio.fail_after(5):
             async with trio.open_nursery() as nursery:
                 await stream.send_all(first)
                 nursery.start_soon(dripping)
@@ -497,7 +497,7 @@ async def test_a_slow_but_steady_body_arrives() -> None:
         stream = await door.dial()
         await stream.send_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\n")
         for _ in range(10):
-            await trio.sleep(0.03)
+            await trio.sleep(0.04)
             await stream.send_all(b"x" * 200)
         assert bytes(await stream.receive_some()).endswith(b"x" * 2000)
         await stream.aclose()
@@ -557,7 +557,7 @@ async def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.Monkey
     async with open_door(handler, limits=SHORT) as door:
         stream = await door.dial()
         await stream.send_all(GET)
-        with trio.fail_after(2):
+        with trio.fail_after(5):
             await cancelled.wait()
         assert door.counters["http_server.stalled"] == 1
         await stream.aclose()
@@ -638,7 +638,7 @@ async def test_draining_finishes_what_runs_closes_what_idles_and_takes_nothing_n
         answer = await everything(busy)
         assert b"Connection: close" in answer
         await busy.aclose()
-        with trio.fail_after(1):
+        with trio.fail_after(5):
             await door.over.wait()
         await idle.aclose()
 
@@ -646,7 +646,7 @@ async def test_draining_finishes_what_runs_closes_what_idles_and_takes_nothing_n
 async def test_draining_with_nobody_there_ends_at_once() -> None:
     async with open_door() as door:
         door.draining.set()
-        with trio.fail_after(1):
+        with trio.fail_after(5):
             await door.over.wait()
 
 

@@ -191,14 +191,15 @@ class SocketWire(Wire):
             await self._drained.wait()
 
     async def read(self) -> bytes:
-        while True:
-            try:
+        try:
+            while True:
                 await trio.lowlevel.wait_readable(self._fd)
-                return self.sock.recv(READ_SIZE)
-            except (BlockingIOError, InterruptedError):
-                continue
-            except (OSError, ValueError, trio.ClosedResourceError):
-                return b""
+                try:
+                    return self.sock.recv(READ_SIZE)
+                except (BlockingIOError, InterruptedError):
+                    continue
+        except (OSError, ValueError, trio.ClosedResourceError):
+            return b""
 
     def quiet(self) -> bool:
         try:

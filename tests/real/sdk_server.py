@@ -1,0 +1,107 @@
+"""A server made with the official Python SDK, for both transports: `sdk_server.py stdio|http RECORD`.
+
+It appends what it lives through to RECORD, one word a line; over HTTP its first line on stdout is its URL.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+import anyio
+from mcp.server import MCPServer
+from mcp.server.mcpserver import Context  # noqa: TC002  # the SDK reads the annotation
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.shared.exceptions import MCPError
+
+server = MCPServer("sdk", version="1", log_level="WARNING")
+
+
+def record(what: str) -> None:
+    with open(sys.argv[2], "a") as file:
+        file.write(what + "\n")
+
+
+@server.tool(structured_output=False)
+def echo(text: str) -> str:
+    """Gives its text back."""
+    return text
+
+
+@server.tool()
+def add(a: int, b: int) -> int:
+    """The sum of two numbers."""
+    return a + b
+
+
+@server.tool(structured_output=False)
+def big(size: int) -> str:
+    """A text of this many bytes."""
+    return "x" * size
+
+
+@server.tool(structured_output=False)
+def fail(text: str) -> str:
+    """Fails as tools do."""
+    raise ToolError(text)
+
+
+@server.tool(structured_output=False)
+def error(code: int) -> str:
+    """Fails as the protocol does."""
+    raise MCPError(code, "as you wished", {"wish": code})
+
+
+@server.tool(structured_output=False)
+async def hang(label: str) -> str:
+    """Never ends by itself."""
+    record(f"started-{label}")
+    try:
+        await anyio.sleep_forever()
+    except anyio.get_cancelled_exc_class():
+        record(f"cancelled-{label}")
+        raise
+    return "never"
+
+
+@server.tool(structured_output=False)
+async def wait(seconds: float) -> str:
+    """Answers after some seconds."""
+    record(f"waiting-{seconds:g}")
+    await anyio.sleep(seconds)
+    return "waited"
+
+
+@server.tool(structured_output=False)
+async def steps(many: int, context: Context) -> str:
+    """Tells of steps."""
+    for step in range(1, many + 1):
+        await context.report_progress(step, many, f"step {step}")
+    return f"{many} steps"
+
+
+@server.tool(structured_output=False)
+async def grow(name: str, context: Context) -> str:
+    """Adds a tool, and says so."""
+    server.add_tool(echo, name=name, structured_output=False)
+    await context.notify_tools_changed()
+    if (context.protocol_version or "") < "2026":
+        await context.session.send_tool_list_changed()
+    return name
+
+
+def main() -> None:
+    if sys.argv[1] == "stdio":
+        server.run("stdio")
+        return
+    import uvicorn
+
+    listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+    sys.stdout.write(f"http://127.0.0.1:{listener.getsockname()[1]}/mcp\n")
+    sys.stdout.flush()
+    app = server.streamable_http_app(host="127.0.0.1")
+    uvicorn.Server(uvicorn.Config(app, log_level="error")).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    main()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cord_trio.config import Stdio
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cord_trio.fabric import Fabric
     from cord_trio.protocol.jsonrpc import Json
 
@@ -66,3 +71,30 @@ def noise(fabric: Fabric, name: str = "it") -> list[str]:
     """What a source sent that was no message, as kept for diagnosis."""
     (client,) = fabric.links[name].sessions.values()
     return list(client.session.noise)
+
+
+@contextmanager
+def refusing(answer: bytes) -> Iterator[int]:
+    """A port where every request gets this answer, from a process of its own."""
+    code = (
+        "import socket, sys\n"
+        "door = socket.create_server(('127.0.0.1', 0))\n"
+        "print(door.getsockname()[1], flush=True)\n"
+        "while True:\n"
+        "    one, _ = door.accept()\n"
+        "    one.recv(65536)\n"
+        f"    one.sendall({answer!r})\n"
+        "    one.close()\n"
+    )
+    with subprocess.Popen([sys.executable, "-I", "-S", "-c", code], stdout=subprocess.PIPE) as server:
+        try:
+            assert server.stdout is not None
+            yield int(server.stdout.readline())
+        finally:
+            server.kill()
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        port: int = door.getsockname()[1]
+    return port

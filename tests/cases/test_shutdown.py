@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -21,12 +19,11 @@ from cord_trio.config import Bounds, Config, Http
 from cord_trio.errors import SourceDown
 from cord_trio.fabric import open_fabric
 from cord_trio.testing import ToolServer
-from tests.cases.servers import program
+from tests.cases.servers import closed_port, program, refusing
 from tests.cases.test_process import running, shell
 from tests.gateway.fakes import initialize
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from cord_trio.config import Source
@@ -72,35 +69,8 @@ async def test_d04_leaving_a_fabric_of_idle_servers_waits_for_no_grace() -> None
     assert trio.current_time() - leaving < bounds.stop_close / 2
 
 
-@contextlib.contextmanager
-def refusing(answer: bytes) -> Iterator[int]:
-    """A port where every request gets this answer, from a process of its own."""
-    code = (
-        "import socket, sys\n"
-        "door = socket.create_server(('127.0.0.1', 0))\n"
-        "print(door.getsockname()[1], flush=True)\n"
-        "while True:\n"
-        "    one, _ = door.accept()\n"
-        "    one.recv(65536)\n"
-        f"    one.sendall({answer!r})\n"
-        "    one.close()\n"
-    )
-    with subprocess.Popen([sys.executable, "-I", "-S", "-c", code], stdout=subprocess.PIPE) as server:
-        try:
-            assert server.stdout is not None
-            yield int(server.stdout.readline())
-        finally:
-            server.kill()
-
-
 DENIED = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 BROKEN = "print('{\"bad json', flush=True)\nimport sys\nfor _ in sys.stdin: print('{\"bad json', flush=True)"
-
-
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        port: int = door.getsockname()[1]
-    return port
 
 
 async def test_d05_each_failure_is_one_error_with_its_source_and_cause() -> None:

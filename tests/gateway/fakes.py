@@ -372,14 +372,15 @@ async def open_pipe(fabric: FakeFabric) -> AsyncGenerator[PipeClient, None]:
         service = Service(fabric, IDENTITY, page=fabric.config.gateway.page_size)
         client = PipeClient(theirs)
 
-        async def serve() -> None:
+        async def serve(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+            task_status.started()
             await serve_pipe(service, ours)
             ours.close()
 
         with ours, theirs:
             nursery.start_soon(service.watch)
-            nursery.start_soon(serve)
-            nursery.start_soon(theirs.run, client)
+            await nursery.start(serve)
+            await nursery.start(theirs.run, client)
             yield client
             finished = True
             nursery.cancel_scope.cancel("the test is over")

@@ -66,6 +66,7 @@ class Stuck(Transport):
         return True
 
     async def run(self, receiver: Receiver, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()
         await trio.sleep_forever()
 
     @property
@@ -197,6 +198,7 @@ async def test_a_batch_on_a_pipe_may_be_cancelled_in_part() -> None:
 
 async def test_a_fault_of_ours_is_an_internal_error_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def broken(call: object) -> None:
+        await trio.lowlevel.checkpoint()
         raise RuntimeError("a secret of ours")
 
     async with open_pipe(FakeFabric(broken=broken)) as client:  # type: ignore[arg-type]  # that is its fault

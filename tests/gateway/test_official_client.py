@@ -43,6 +43,7 @@ async def test_the_official_client_lists_calls_follows_and_cancels(mode: str) ->
     seen: list[Any] = []
 
     async def progress(done: float, total: float | None, message: str | None) -> None:
+        await trio.lowlevel.checkpoint()
         seen.append((done, total))
 
     async with serving(fabric) as (url, _), mcp_client.Client(url, mode=mode) as client:

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Final
 
 import pytest
+import trio
 from msgspec import Raw
 
 from cord_trio.call import Complete, Error, InputRequired, Outcome, Task
@@ -41,6 +42,7 @@ async def answer_of(
     """Status and answer to a call that ends so."""
 
     async def handle(call: Call) -> Outcome:
+        await trio.lowlevel.checkpoint()
         if isinstance(end, Exception):
             raise end
         return end

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-import httpx
+import httpx  # noqa: ASYNC127  # the ecosystem's client, as our users run it
 import trio
 
 from cord_trio.gateway import IDENTITY, serve_gateway
@@ -43,13 +43,9 @@ async def serving(fabric: FakeFabric, **limits: int) -> AsyncGenerator[tuple[str
     ended = trio.Event()
     async with trio.open_nursery() as nursery:
 
-        async def serve(task_status: trio.TaskStatus[None]) -> None:
-            await serve_gateway(
-                fabric,
-                http=listeners,
-                limits=HttpLimits(**limits),
-                task_status=task_status,
-            )
+        async def serve(*, task_status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC128  # the gateway calls it
+            limit = HttpLimits(**limits)
+            await serve_gateway(fabric, http=listeners, limits=limit, task_status=task_status)
             ended.set()
 
         await nursery.start(serve)
@@ -90,8 +86,8 @@ async def test_a_large_result_passes() -> None:
 
 async def test_a_client_that_disconnects_cancels_its_modern_call_and_no_legacy_call() -> None:
     fabric = FakeFabric(modern=hang, legacy=hang, stays=hang)
-    async with serving(fabric) as (url, _), trio.open_nursery() as nursery:
-        async with httpx.AsyncClient() as stays:
+    async with serving(fabric) as (url, _), httpx.AsyncClient() as stays:
+        async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(stays.send, post(stays, url, modern(1, "tools/call", {"name": "stays"}))))
             await until(fabric, 1)
             with trio.CancelScope() as leaving:

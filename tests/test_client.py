@@ -171,6 +171,13 @@ async def test_a_result_that_is_none_is_a_bad_reply(result: Json, autojump_clock
             await client.call(Call("tools/call"), "x")
 
 
+@pytest.mark.parametrize("result", [[], "text", 0, True])
+async def test_a_legacy_result_that_is_no_object_is_a_bad_reply(result: Json, autojump_clock: MockClock) -> None:
+    async with connected(lambda _: result, modern=False) as (client, _):
+        with pytest.raises(BadReply, match="far: the result of tools/call is not an object"):
+            await client.call(Call("tools/call"), "x")
+
+
 async def test_an_error_is_an_outcome(autojump_clock: MockClock) -> None:
     async with connected(lambda _: (-32602, "no such tool")) as (client, _):
         assert await client.call(Call("tools/call"), "x") == Error(-32602, "no such tool")

@@ -219,6 +219,7 @@ async def test_m02_silence_means_legacy_on_a_fresh_connection(autojump_clock: Mo
             await greet(session)
         assert trio.current_time() - start == PATIENCE
         # The probe is never cancelled on the wire: a legacy server may choke on it.
+        await wait_all_tasks_blocked()
         assert server.methods == ["server/discover"]
 
 
@@ -235,6 +236,7 @@ async def test_p14_silence_ends_at_the_configured_time(era: EraChoice, autojump_
         with pytest.raises(ConnectFailed, match=r"no answer to .* within 10 s; raise `connect`"):
             await greet(session, era)
         assert trio.current_time() - start == PATIENCE
+        await wait_all_tasks_blocked()
         assert server.methods == ["server/discover" if era == "modern" else "initialize"]
 
 

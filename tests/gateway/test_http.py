@@ -155,6 +155,10 @@ async def test_headers_that_a_tool_declares_must_say_what_its_arguments_say() ->
             ({"region": "eu"}, [("Mcp-Param-Region", "us")], False),
             ({}, [("Mcp-Param-Region", "us")], False),
             ({"region": "eu"}, [("Mcp-Param-Region", "eu"), ("Mcp-Param-Region", "eu")], False),
+            ({"region": "42"}, [("Mcp-Param-Region", "42.0")], False),
+            ({"n": 42}, [("Mcp-Param-N", "43")], False),
+            ({"n": 42}, [("Mcp-Param-N", "x")], False),
+            ({"n": 2**60}, [("Mcp-Param-N", str(2**60))], False),
             ({"region": "é"}, [("Mcp-Param-Region", "=?base64?w6k=?=")], True),
         ]:
             answer = await gate.modern(modern(1, "tools/call", {"name": "echo", "arguments": arguments}), *fields)

@@ -9,6 +9,7 @@ import msgspec
 
 from cord_trio.errors import Malformed
 from cord_trio.protocol.headers import decode_header_value, read_param_headers
+from cord_trio.protocol.jsonrpc import parse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from cord_trio.gateway.ports import Lines
     from cord_trio.protocol.headers import ParamHeader
+    from cord_trio.protocol.jsonrpc import Json
 
 MAX_TOKEN: Final = 1024
 """Bytes of a progress token; a longer one asks for nothing."""
@@ -60,6 +62,7 @@ def check_params(declared: Sequence[ParamHeader], arguments: Raw | bytes, lines:
     A header without a value in the body is refused too: who routes on it would have been misled
     (MCP 2026-07-28, transports).
     """
+    numbers = _numbers(declared, arguments)
     try:
         expected = dict(read_param_headers(tuple(declared), arguments))
         for header in declared:
@@ -70,17 +73,28 @@ def check_params(declared: Sequence[ParamHeader], arguments: Raw | bytes, lines:
             if not values:
                 if wanted is not None:
                     return f"header {header.name} is missing"
-            elif wanted is None or not _same(decode_header_value(values[0]), decode_header_value(wanted)):
+            elif wanted is None or not _same(values[0], wanted, number=header.name in numbers):
                 return f"header {header.name} is not what the arguments say"
     except Malformed as exc:
         return str(exc)
     return None
 
 
-def _same(said: str, wanted: str) -> bool:
+def _same(said: str, wanted: str, *, number: bool) -> bool:
     """Equal text, or equal integers (`42.0` is `42`)."""
-    if said == wanted:
-        return True
-    return bool(_NUMBER.fullmatch(said) and _NUMBER.fullmatch(wanted)) and int(said.split(".")[0]) == int(
-        wanted.split(".")[0]
-    )
+    text = decode_header_value(said)
+    if number and _NUMBER.fullmatch(text):
+        return int(text.split(".")[0]) == int(wanted)
+    return text == decode_header_value(wanted)
+
+
+def _numbers(declared: Sequence[ParamHeader], arguments: Raw | bytes) -> frozenset[str]:
+    """The names of those headers whose arguments are numbers."""
+    found = set()
+    for header in declared:
+        value: Json = parse(arguments) if bytes(arguments) else None
+        for name in header.path:
+            value = value.get(name) if isinstance(value, dict) else None
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            found.add(header.name)
+    return frozenset(found)

@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import socket
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
+import trio
 
 from cord_trio.cli import main
 from cord_trio.fabric import open_fabric
+from cord_trio.gateway import serve_gateway
+from cord_trio.testing import open_http_tool_server
 from tests.cases.servers import TEMPLATE, scripted
+from tests.gateway.fakes import headers_of, modern
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +46,25 @@ async def test_s11_a_server_gets_no_secret_that_it_was_not_given(monkeypatch: py
     assert "hunter2" not in environment.values()
     assert environment["GIVEN"] == "yes"
     assert {"PATH", "HOME"} <= environment.keys()
+
+
+async def test_s04_what_a_client_authorizes_itself_with_stays_with_the_gateway() -> None:
+    async with open_http_tool_server() as server:
+        sources = [server.source(name="own", headers={"Authorization": "Bearer ours"}), server.source(name="bare")]
+        async with open_fabric(sources) as fabric, trio.open_nursery() as nursery:
+            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            await nursery.start(partial(serve_gateway, fabric, http=listeners))
+            url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/mcp"
+            headers = {"Content-Type": "application/json", "Accept": "application/json", "Cookie": "canary"}
+            async with httpx.AsyncClient(headers={"Authorization": "Bearer canary", **headers}) as client:
+                for source in ("own", "bare"):
+                    call = modern(1, "tools/call", {"name": f"{source}__echo", "arguments": {"text": "x"}})
+                    answer = await client.post(url, content=call, headers=dict(headers_of(call)))
+                    assert answer.json()["result"]["content"] == [{"type": "text", "text": "x"}]
+            records = server.records()
+            nursery.cancel_scope.cancel("all is seen")
+    assert "Bearer ours" in json.dumps(records)
+    assert "canary" not in json.dumps(records)
 
 
 HOSTILE = "\\x1b[2J\\x1b]8;;http://x\\x07\\x9b31m\\r\\u200b\\u202e\\U000e0041"

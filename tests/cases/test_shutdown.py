@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -21,9 +23,10 @@ from cord_trio.fabric import open_fabric
 from cord_trio.testing import ToolServer
 from tests.cases.servers import closed_port, program, refusing
 from tests.cases.test_process import running, shell
-from tests.gateway.fakes import initialize
+from tests.gateway.fakes import initialize, legacy
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from cord_trio.config import Source
@@ -31,33 +34,56 @@ if TYPE_CHECKING:
 HIDING = ("TaskGroup", "ExceptionGroup", "sub-exception", "Traceback")
 
 
-def test_d01_ctrl_c_ends_a_gateway_with_an_open_stream_and_a_child(tmp_path: Path) -> None:
-    marker = f"d01-{os.getpid()}"
+@contextmanager
+def serving(folder: Path, marker: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A gateway as people start it, with a child that has `marker` in its arguments, and an open stream to it."""
     command, *args = ToolServer(name=marker).command()
-    (tmp_path / ".mcp.json").write_text(json.dumps({"mcpServers": {"it": {"command": command, "args": args}}}))
+    (folder / ".mcp.json").write_text(json.dumps({"mcpServers": {"it": {"command": command, "args": args}}}))
     serve = [sys.executable, "-m", "cord_trio", "serve", "--http", "127.0.0.1:0", "--grace", "1"]
-    with subprocess.Popen(serve, cwd=tmp_path, stderr=subprocess.PIPE) as gateway:
+    with subprocess.Popen(serve, cwd=folder, stderr=subprocess.PIPE) as gateway:
         try:
             assert gateway.stderr is not None
             url = urlsplit(gateway.stderr.readline().split()[-1].decode())
             assert url.hostname is not None
-            opening, stream = (http.client.HTTPConnection(url.hostname, url.port, timeout=20) for _ in range(2))
-            headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
-            opening.request("POST", "/mcp", initialize(), headers)
-            answer = opening.getresponse()
-            answer.read()
-            session = {"Mcp-Session-Id": answer.headers["mcp-session-id"], "Accept": "text/event-stream"}
-            stream.request("GET", "/mcp", headers=session)
-            assert stream.getresponse().status == 200
-            gateway.send_signal(signal.SIGINT)
-            _, said = gateway.communicate(timeout=8)
-            opening.close()
-            stream.close()
+            with (
+                closing(http.client.HTTPConnection(url.hostname, url.port, timeout=20)) as opening,
+                closing(http.client.HTTPConnection(url.hostname, url.port, timeout=20)) as stream,
+            ):
+                headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+                opening.request("POST", "/mcp", initialize(), headers)
+                answer = opening.getresponse()
+                answer.read()
+                session = {"Mcp-Session-Id": answer.headers["mcp-session-id"]}
+                opening.request("POST", "/mcp", legacy(1, "tools/list"), headers | session)
+                assert b"it__echo" in opening.getresponse().read()
+                stream.request("GET", "/mcp", headers={"Accept": "text/event-stream", **session})
+                assert stream.getresponse().status == 200
+                yield gateway
         finally:
             gateway.kill()
+
+
+def test_d01_ctrl_c_ends_a_gateway_with_an_open_stream_and_a_child(tmp_path: Path) -> None:
+    marker = f"d01-{os.getpid()}"
+    with serving(tmp_path, marker) as gateway:
+        assert running(marker)
+        gateway.send_signal(signal.SIGINT)
+        _, said = gateway.communicate(timeout=8)
     assert gateway.returncode in (0, 130)
     assert not any(word in said.decode() for word in HIDING)
     assert running(marker) == []
+
+
+def test_p10_a_killed_gateway_leaves_no_child(tmp_path: Path) -> None:
+    marker = f"p10-{os.getpid()}"
+    with serving(tmp_path, marker) as gateway:
+        assert running(marker)
+        gateway.kill()
+        gateway.wait()
+        end = time.monotonic() + 2
+        while running(marker):
+            assert time.monotonic() < end
+            time.sleep(0.02)
 
 
 async def test_d04_leaving_a_fabric_of_idle_servers_waits_for_no_grace() -> None:
@@ -90,7 +116,7 @@ async def test_d05_each_failure_is_one_error_with_its_source_and_cause() -> None
         assert not any(word in failures[name] for word in HIDING)
 
 
-def test_d05_the_command_line_tells_each_cause_in_a_line(
+def test_p03_d05_the_command_line_tells_each_cause_in_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -98,15 +124,18 @@ def test_d05_the_command_line_tells_each_cause_in_a_line(
         (tmp_path / "cord.toml").write_text(
             f'[sources.shut]\nurl = "http://127.0.0.1:{closed_port()}/mcp"\n'
             f'[sources.denied]\nurl = "http://127.0.0.1:{denied}/mcp"\n'
+            f'[sources.missing]\ncommand = "no-such-bin"\n'
             f"[sources.broken]\nconnect = 0.3\ncommand = {json.dumps(sys.executable)}\n"
             f"args = {json.dumps(['-I', '-S', '-c', BROKEN])}\n"
         )
         assert main(["tools"]) == 1
     out, said = capfd.readouterr()
     assert out == ""
-    lines = {name: line for line in said.splitlines() for name in ("shut", "denied", "broken") if f" {name}:" in line}
+    names = ("shut", "denied", "missing", "broken")
+    lines = {name: line for line in said.splitlines() for name in names if f" {name}:" in line}
     assert "refused" in lines["shut"]
     assert "401" in lines["denied"]
+    assert "PATH" in lines["missing"]
     assert "bad json" in lines["broken"]
     assert not any(word in said for word in HIDING)
 

@@ -77,13 +77,17 @@ async def test_f05_a_server_that_ends_lines_with_crlf_is_understood() -> None:
             assert noise(fabric) == []
 
 
-def test_f05_f06_f12_f20_our_stdio_takes_any_line_and_writes_plain_ones() -> None:
-    """One child for four cases: CRLF in, bytes that are no UTF-8, a foreign framing, an ASCII locale."""
+def test_f05_f06_f12_f13_f20_our_stdio_takes_any_line_and_writes_plain_ones() -> None:
+    """One child for all: CRLF, bytes that are no UTF-8, a foreign framing, bad messages, an ASCII locale."""
     name = "řžš→世界😀"
     lines = [
         initialize() + b"\r\n",
         b"\xff\xfe\n",
         b"Content-Length: 58\r\n\r\n",
+        b"{this is not json\n",
+        b'{"jsonrpc":"2.0","id":3,"method":"tools/call","params":null}\n',
+        b'[{"jsonrpc":"2.0","id":4,"method":"ping"},{"jsonrpc":"2.0","id":5,"method":"ping"}]\n',
+        legacy(6, "tools/list") + b"\n",
         legacy("1", "tools/call", {"name": "WORD"}).replace(b"WORD", name.encode()) + b"\r\n",
         legacy(2, "ping") + b"\r\n",
     ]
@@ -98,7 +102,7 @@ def test_f05_f06_f12_f20_our_stdio_takes_any_line_and_writes_plain_ones() -> Non
             assert gate.stdout is not None
             gate.stdin.write(b"".join(lines))
             gate.stdin.flush()
-            out = [gate.stdout.readline() for _ in range(5)]
+            out = [gate.stdout.readline() for _ in range(9)]
             gate.stdin.close()
             assert gate.stdout.read() == b""
             assert gate.wait(20) == 0
@@ -107,11 +111,13 @@ def test_f05_f06_f12_f20_our_stdio_takes_any_line_and_writes_plain_ones() -> Non
     assert not any(b"\r" in line for line in out)
     answers = [jsonrpc.parse(line) for line in out]
     broken = [answer["error"] for answer in answers if answer.get("id") is None]
-    assert [error["code"] for error in broken] == [-32700, -32700]
+    assert [error["code"] for error in broken] == [-32700, -32700, -32700, -32600]
     assert "Content-Length" in broken[1]["message"]
     by_id = {answer["id"]: answer for answer in answers if answer.get("id") is not None}
     assert name in str(by_id["1"])
     assert by_id[2]["result"] == {}
+    assert by_id[3]["error"]["code"] == -32602
+    assert by_id[6]["result"] == {"tools": []}
 
 
 async def test_f06_a_hundred_lines_of_random_bytes_between_a_hundred_calls() -> None:

@@ -216,7 +216,7 @@ async def test_calls_past_the_bound_are_refused_by_its_name(monkeypatch: pytest.
         (refusal,) = await client.ask(modern("more", "tools/call", {"name": "hang"}))
         assert refusal["result"]["isError"] is True
         assert "gateway.running" in refusal["result"]["content"][0]["text"]
-        assert refusal["result"]["_meta"]["cord_trio/executed"] == "no"
+        assert refusal["result"]["_meta"]["cord-trio/executed"] == "no"
         assert fabric.counters["gateway.running_refused"] == 1
 
 

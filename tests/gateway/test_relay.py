@@ -78,7 +78,7 @@ async def test_a_call_without_a_result_is_told_to_the_model(error: CallError, ex
     assert status == 200
     assert result["isError"] is True
     assert result["content"] == [{"type": "text", "text": str(error)}]
-    meta = {"cord_trio/executed": executed}
+    meta = {"cord-trio/executed": executed}
     if revision == MODERN:
         assert result["resultType"] == "complete"
         meta[SERVER_INFO] = US  # type: ignore[assignment]  # it is JSON
@@ -217,4 +217,4 @@ async def test_c17_a_tools_own_failure_is_its_result() -> None:
     _, value = await answer_of(text("no", isError=True))
     assert value["result"]["isError"] is True
     assert value["result"]["content"] == [{"type": "text", "text": "no"}]
-    assert "cord_trio/executed" not in value["result"]["_meta"]
+    assert "cord-trio/executed" not in value["result"]["_meta"]

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cord_trio.gateway")
 
-EXECUTED: Final = "cord_trio/executed"
+EXECUTED: Final = "cord-trio/executed"
 """The `_meta` member of a failed call's result: "no", "unknown" or "yes"."""
 
 HOP_LOCAL_CODES: Final = frozenset(

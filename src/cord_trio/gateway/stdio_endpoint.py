@@ -14,6 +14,7 @@ from cord_trio.gateway.running import MAX_RUNNING, Running
 from cord_trio.gateway.service import LIST_CHANGED, Service, listen_messages
 from cord_trio.gateway.steps import Batch, Caller, Cancel, Client, List, Listen, Open, Reply, Run
 from cord_trio.protocol.jsonrpc import INTERNAL_ERROR, INVALID_REQUEST, encode_error
+from cord_trio.transports.stdio_server import ServerStdio
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -212,6 +213,8 @@ async def serve_pipe(service: Service, transport: Transport) -> None:
     async with trio.open_nursery() as nursery:
         pipe = Pipe(service, transport, nursery)
         receiver: Receiver = pipe
+        if isinstance(transport, ServerStdio):
+            transport.finish = pipe.wait_answered
         nursery.start_soon(transport.run, receiver)
         await service.fabric.draining.wait()
         await pipe.wait_answered()

@@ -24,16 +24,20 @@ import trio
 from cord_trio.counters import Counters
 from cord_trio.protocol.framing import MAX_MESSAGE
 from cord_trio.protocol.jsonrpc import encode_error
-from cord_trio.transports.lines import LAST_WORDS, LineTransport, read_from, write_to
+from cord_trio.transports.lines import LAST_WORDS, PEER_CLOSED, LineTransport, read_from, write_to
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from cord_trio.protocol.framing import FrameTooLarge
+    from cord_trio.transports import Receiver
 
 STDIN: Final = 0
 STDOUT: Final = 1
 STDERR: Final = 2
+
+FINISH: Final = 5.0
+"""Seconds for what was asked before stdin ended, as by `printf … | serve --stdio`."""
 
 SURE: Final = 512
 """Bytes that a descriptor which says it is writable takes without blocking (POSIX: PIPE_BUF is no less)."""
@@ -59,10 +63,22 @@ class ServerStdio(LineTransport):
     """The conversation's way to whoever started us. It lives in `serve_stdio`'s block.
 
     A line past the bound is answered with an error and skipped: one bad message ends nothing. A client that
-    closes our stdin still gets the answers that were ready.
+    closes our stdin still gets the answers to what it asked, as far as `FINISH` seconds allow.
+
+    Attributes:
+        finish: returns once everything that was asked is answered; None if nobody can say.
+
     """
 
     finishes: ClassVar[bool] = True
+    finish: Callable[[], Awaitable[None]] | None = None
+
+    async def _read_all(self, receiver: Receiver) -> str:
+        reason = await super()._read_all(receiver)
+        if reason == PEER_CLOSED and self.finish is not None:
+            with trio.move_on_after(FINISH):
+                await self.finish()
+        return reason
 
     def _too_long(self, error: FrameTooLarge) -> None:
         self.send(encode_error(None, error.code, str(error)))

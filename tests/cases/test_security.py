@@ -8,7 +8,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
-import httpx
+import httpx  # noqa: ASYNC127  # the ecosystem's client, as our users run it
 import pytest
 import trio
 

@@ -191,6 +191,22 @@ async def test_a_call_that_did_not_run_is_tried_again(autojump_clock: MockClock)
         assert tries == 2
 
 
+@pytest.mark.parametrize("trust", [True, False])
+async def test_a_call_that_may_have_run_is_tried_again_only_where_that_is_known_to_be_safe(
+    trust: bool, autojump_clock: MockClock
+) -> None:
+    server = ToolServer()
+    endings: list[object] = []
+    async with open_fabric([source(server, trust=trust)]) as fabric:
+        await fabric.wait_started()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(caught, lambda: fabric.call("x__sleep", {"seconds": 3}), endings)
+            await wait_all_tasks_blocked()
+            server.break_connections()
+        assert [type(ending).__name__ for ending in endings] == ["ToolResult" if trust else "ConnectionLost"]
+        assert server.received["call sleep"] == (2 if trust else 1)
+
+
 async def test_too_many_calls_are_refused_with_the_bounds_name(autojump_clock: MockClock) -> None:
     async with open_fabric(Config(sources=[source(ToolServer())], bounds=Bounds(calls=2))) as fabric:
         await fabric.wait_started()
@@ -368,6 +384,7 @@ async def test_accepted_work_goes_on_while_it_drains(autojump_clock: MockClock) 
     endings: list[object] = []
     async with open_fabric([source(ToolServer())]) as fabric:
         fabric.agent("slow", slow)
+        start = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(caught, lambda: fabric.ask("slow"), endings)
             await wait_all_tasks_blocked()
@@ -376,6 +393,7 @@ async def test_accepted_work_goes_on_while_it_drains(autojump_clock: MockClock) 
             nursery.start_soon(caught, lambda: fabric.drain(10), drained)
         assert endings == ["nested"]
         assert drained == [True, True]
+        assert trio.current_time() - start == 2
 
 
 async def test_a_drain_ends_at_its_grace(autojump_clock: MockClock) -> None:

@@ -259,7 +259,7 @@ class Fabric:
 
 @asynccontextmanager
 async def open_fabric(
-    config: Config | Mapping[str, Source] | Sequence[Source] | None = None,
+    config: Config | Mapping[str, Source] | Sequence[Source] | None = None, *, rng: Random | None = None
 ) -> AsyncGenerator[Fabric, None]:
     """A fabric for as long as the block runs. Its sources connect in the background, each by itself.
 
@@ -268,6 +268,7 @@ async def open_fabric(
 
     Args:
         config: whole, or only the sources; None for no sources.
+        rng: draws the pauses; seeded where a run is to repeat.
 
     """
     if not isinstance(config, Config):
@@ -294,7 +295,7 @@ async def open_fabric(
             guardian=guardian,
             timer=timer,
             counters=counters,
-            rng=random.Random(),
+            rng=random.Random() if rng is None else rng,
             client_info={"name": "cord_trio", "version": __version__},
             bounds=config.bounds,
             starts=trio.CapacityLimiter(config.bounds.starts or STARTS_PER_CORE * cores),

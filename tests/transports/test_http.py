@@ -20,7 +20,7 @@ from cord_trio.fabric import open_fabric
 from cord_trio.protocol import jsonrpc
 from cord_trio.session import open_session
 from cord_trio.transports import http as http_transport
-from cord_trio.transports import http_sinks
+from cord_trio.transports import http_rules, http_sinks
 from cord_trio.transports.http import open_http
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class Canned:
 
     Attributes:
         seen: the requests, in the order they came.
+        delay: seconds before each answer.
         left: of those that were held, what the client then did: the ids of those it left.
 
     """
@@ -84,6 +85,7 @@ class Canned:
         self.seen: list[Seen] = []
         self.left: list[Json] = []
         self.url = ""
+        self.delay = 0.0
         self._moved = trio.Event()
 
     def whats(self) -> list[str]:
@@ -119,6 +121,7 @@ class Canned:
                 found = self.answers.get(request.what) or self.answers.get("*") or [status(405)]
                 given: Any = found.pop(0) if len(found) > 1 else found[0]
                 reply: bytes = given(request) if callable(given) else given
+                await trio.sleep(self.delay)
                 await stream.send_all(bytes(reply))
                 if isinstance(reply, Hold):
                     assert not await stream.receive_some()
@@ -471,7 +474,7 @@ async def test_h12_a_refused_connection_reaches_the_caller_at_once() -> None:
 async def test_the_body_of_a_failure_is_shown_in_part() -> None:
     failure = await failed_call(status(500, b"e" * 100_000))
     assert isinstance(failure, HttpFailed)
-    assert len(failure.text) == http_sinks.ERROR_SHOWN
+    assert len(failure.text) == http_rules.ERROR_SHOWN
 
 
 # Redirects
@@ -518,7 +521,7 @@ async def test_a_redirect_in_circles_ends() -> None:
         async with talking(server.url) as (session, _):
             failure = await failure_of(call(session))
         assert isinstance(failure, HttpFailed)
-        assert server.count("tools/call") == http_sinks.MAX_REDIRECTS + 1
+        assert server.count("tools/call") == http_rules.MAX_REDIRECTS + 1
 
 
 async def test_redirects_can_be_switched_off() -> None:
@@ -639,6 +642,44 @@ async def test_a_legacy_cancel_is_told_exactly_once() -> None:
     assert told["params"]["requestId"] == 1
 
 
+async def cancel_at_once(server: Canned, session: Session) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call, session)
+        await server.wait_until(lambda: server.count("tools/call") == 1)
+        nursery.cancel_scope.cancel("enough")
+
+
+async def test_a_legacy_cancel_does_not_overtake_a_call_that_may_not_have_been_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_transport, "SETTLE", 0.1)
+    async with canned(tools__call=Hold(b""), notifications__cancelled=status(202)) as server:
+        async with talking(server.url, LEGACY) as (session, transport):
+            began = trio.current_time()
+            await cancel_at_once(server, session)
+            assert not transport._posts
+            await server.wait_until(lambda: server.count("notifications/cancelled") == 1)
+            assert trio.current_time() - began >= 0.1
+            await server.wait_until(lambda: server.left == [1])
+
+
+@pytest.mark.parametrize("ending", [Cut, Hold])
+async def test_a_legacy_cancel_waits_no_longer_than_for_the_first_of_the_answer(
+    ending: type[Cut | Hold], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_transport, "SETTLE", 60.0)
+
+    def late(request: Seen) -> bytes:
+        server.delay = 0.05
+        return ending(chunked(events(request), end=False) if ending is Hold else b"")
+
+    async with canned(tools__call=late, notifications__cancelled=status(202)) as server:
+        async with talking(server.url, LEGACY) as (session, _):
+            await cancel_at_once(server, session)
+            await server.wait_until(lambda: server.count("notifications/cancelled") == 1)
+            assert session.peer.late == 0
+
+
 @pytest.mark.parametrize("revision", [MODERN, LEGACY])
 async def test_a_call_cancelled_before_it_was_written_is_never_sent(revision: str) -> None:
     async with canned(tools__call=as_json) as server:
@@ -687,7 +728,7 @@ async def test_a_stream_left_open_after_its_reply_is_closed_in_time(monkeypatch:
 @pytest.fixture
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_transport, "STREAM_BACKOFF", (0.01, 0.02))
-    monkeypatch.setattr(http_sinks, "RETRY_BOUNDS", (0.0, 0.02))
+    monkeypatch.setattr(http_rules, "RETRY_BOUNDS", (0.0, 0.02))
 
 
 @pytest.mark.usefixtures("_soon")
@@ -738,7 +779,7 @@ async def test_a_standing_stream_redirected_in_circles_is_given_up() -> None:
     async with canned(GET=answers) as server:
         async with talking(server.url, LEGACY):
             await trio.sleep(0.1)
-        assert server.count("GET") <= http_sinks.MAX_REDIRECTS + 2
+        assert server.count("GET") <= http_rules.MAX_REDIRECTS + 2
 
 
 @pytest.mark.usefixtures("_soon")
@@ -781,7 +822,7 @@ async def test_h11_taking_up_again_has_a_bound() -> None:
 async def test_a_call_cancelled_while_its_stream_is_down_is_told_and_not_taken_up_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http_sinks, "RETRY_BOUNDS", (0.05, 0.05))
+    monkeypatch.setattr(http_rules, "RETRY_BOUNDS", (0.05, 0.05))
     async with canned(
         tools__call=stream(b"id: e1\ndata:\n\n"), GET=status(405), notifications__cancelled=status(202)
     ) as server:

@@ -19,7 +19,8 @@ from cord_trio.protocol import eras
 from cord_trio.protocol.headers import encode_header_value
 from cord_trio.transports import Transport
 from cord_trio.transports.http1_client import PoolLimits, open_pool
-from cord_trio.transports.http_sinks import EVENTS, JSON, MAX_REDIRECTS, Ignored, Post, Standing, retry_pause, target_of
+from cord_trio.transports.http_rules import MAX_REDIRECTS, retry_pause, target_of
+from cord_trio.transports.http_sinks import EVENTS, JSON, Ignored, Post, Standing
 
 if TYPE_CHECKING:
     import ssl
@@ -35,6 +36,9 @@ log = logging.getLogger("cord_trio.transports.http")
 
 LINGER: Final = 5.0
 """Seconds that a response stream may stay open after its reply, before its connection is closed."""
+
+SETTLE: Final = 0.2
+"""Seconds after which a legacy request is taken to have been read, though no answer has begun."""
 
 STREAM_BACKOFF: Final = (1.0, 30.0)
 """Seconds to wait before the standing stream is opened again: at first, and at most."""
@@ -71,6 +75,7 @@ class HttpTransport(Transport):
         self._revision = eras.LATEST_MODERN
         self._posts: dict[Id, Post] = {}
         self._answered: dict[Post, float] = {}
+        self._unread: Post | None = None
         self._greeted = trio.Event()
         self._loss: str | None = None
         self._lost = trio.Event()
@@ -91,6 +96,10 @@ class HttpTransport(Transport):
     ) -> None:
         if self._loss is not None:
             raise ConnectionLost(self._loss, "no")
+        unread, self._unread = self._unread, None
+        if unread is not None and method == "notifications/cancelled" and self._nursery is not None:
+            self._nursery.start_soon(self._cancel_later, unread, message)
+            return
         own = [("Content-Type", JSON), *self._headers()]
         if self.modern or (self.modern is None and method == "server/discover"):
             own.append(("MCP-Protocol-Version", self._revision))
@@ -113,11 +122,16 @@ class HttpTransport(Transport):
         if post is None:
             return True
         self._forget(post)
-        unsent = not post.written
-        post.close()
         # Closing the stream is how a modern request is cancelled (MCP 2026-07-28, cancellation); in the
         # legacy era it is not, so there the server must be told.
-        return unsent or self.modern is not False
+        done = not post.written or self.modern is not False
+        if done or post.answering or post.since + SETTLE <= trio.current_time():
+            post.close()
+        else:
+            # On its other connection the word that comes next could overtake the request, and be for nothing.
+            post.mute()
+            self._unread = post
+        return done
 
     def written(self, id: Id) -> bool:
         post = self._posts.get(id)
@@ -209,6 +223,17 @@ class HttpTransport(Transport):
         await trio.sleep(seconds)
         if post.id is not None and self._posts.get(post.id) is post:
             post.resume(self._headers())
+
+    async def _cancel_later(self, post: Post, message: bytes) -> None:
+        """Tell the server of a withdrawn request once it has surely read it."""
+        with trio.move_on_at(post.since + SETTLE):
+            await post.wait_answering()
+        post.close()
+        try:
+            self.send(message, method="notifications/cancelled")
+        except CallError as exc:
+            self._counters.add("http.message_failed")
+            log.debug("cancel unsent source=%s error=%s", self._name, exc)
 
     async def _close_lingering(self) -> None:
         """Close response streams whose reply has come and which their server keeps open."""

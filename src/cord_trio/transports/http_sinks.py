@@ -7,36 +7,34 @@ does, the request behind a POST ends: by its reply, or by an error as soon as no
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
-from urllib.parse import urljoin, urlsplit
+
+import trio
 
 from cord_trio.errors import BadReply, CallError, ConnectionLost, HttpFailed, Refused
 from cord_trio.protocol.framing import FrameTooLarge, SseSplitter
-from cord_trio.transports.http1_wire import parse_origin
+from cord_trio.transports.http_rules import (
+    ERROR_SHOWN,
+    MAX_REDIRECTS,
+    follow,
+    may_pass,
+    media_type,
+    parse_seconds,
+    retry_pause,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import trio
 
     from cord_trio.protocol.framing import SseEvent
     from cord_trio.protocol.jsonrpc import Id
     from cord_trio.transports.http1 import Headers
     from cord_trio.transports.http1_client import Exchange, ResponseSink
 
-MAX_REDIRECTS: Final = 5
-"""Redirects that one request follows, all within its origin."""
-
 ERROR_TEXT: Final = 64 * 1024
 """Bytes read of the body of a failure."""
 
-ERROR_SHOWN: Final = 300
-"""Characters of that body shown in an error."""
-
 MAX_RESUMES: Final = 5
 """Attempts to take up a broken stream again, one after the other without any event."""
-
-RETRY_BOUNDS: Final = (0.1, 30.0)
-"""Seconds before a stream is asked for again, at least and at most, whatever `retry` says."""
 
 JSON: Final = "application/json"
 EVENTS: Final = "text/event-stream"
@@ -82,19 +80,24 @@ class Post:
     Attributes:
         id: of a request; None for notifications and replies.
         method: "" for replies.
+        since: Trio time at which it was handed over.
+        answering: whether an answer has begun, so that the server has read it.
 
     """
 
     __slots__ = ("_attempts", "_body", "_challenge", "_endpoint", "_event_id", "_events", "_exchange", "_failure",
-                 "_headers", "_message", "_redirects", "_resumed", "_retry", "_retry_after", "_size", "_status",
-                 "_target", "id", "method")  # fmt: skip
+                 "_headers", "_message", "_muted", "_redirects", "_resumed", "_retry", "_retry_after", "_size",
+                 "_status", "_target", "answering", "id", "method", "since")  # fmt: skip
 
     def __init__(
         self, endpoint: Endpoint, id: Id | None, method: str, message: bytes, headers: Sequence[tuple[str, str]]
     ) -> None:
         self.id = id
         self.method = method
+        self.since = trio.current_time()
+        self.answering = False
         self._endpoint = endpoint
+        self._muted: trio.Event | None = None
         self._message = message
         self._headers = headers
         self._target = endpoint.target
@@ -137,9 +140,23 @@ class Post:
         if self._exchange is not None:
             self._exchange.close()
 
+    def mute(self) -> None:
+        """Tell nobody of what comes back; only watch whether it does."""
+        self._muted = trio.Event()
+
+    async def wait_answering(self) -> None:
+        """Return once an answer to the muted message has begun, or none can come."""
+        assert self._muted is not None
+        await self._muted.wait()
+
     # What the pool tells
 
     def head(self, status: int, headers: Headers) -> None:
+        self.answering = True
+        if self._muted is not None:
+            self._muted.set()
+            self.close()
+            return
         self._reset(status)
         kind = media_type(headers)
         if self._resumed:
@@ -156,7 +173,7 @@ class Post:
         self._message = b""  # a stream may live for days
         if status >= 400:
             self._challenge = headers.get("www-authenticate") or ""
-            self._retry_after = _seconds(headers.get("retry-after"))
+            self._retry_after = parse_seconds(headers.get("retry-after"))
             self._body = []
         elif self.id is None:
             pass  # any success will do for a notification, whatever its body (MCP 2025-11-25, transports)
@@ -188,7 +205,7 @@ class Post:
 
     def end(self) -> None:
         endpoint = self._endpoint
-        if self._resumed and _may_pass(self._status):
+        if self._resumed and may_pass(self._status):
             self._stream_ended(None)
         elif self._failure is not None:
             endpoint.over(self, self._failure)
@@ -206,7 +223,9 @@ class Post:
             endpoint.over(self, None)
 
     def failed(self, error: CallError) -> None:
-        if isinstance(error, ConnectionLost) and (self._resumed or self._events is not None):
+        if self._muted is not None:
+            self._muted.set()
+        elif isinstance(error, ConnectionLost) and (self._resumed or self._events is not None):
             self._stream_ended(error)
         else:
             self._endpoint.over(self, error)
@@ -308,7 +327,7 @@ class Standing:
             self._endpoint.lose(STALE_SESSION)  # it was there before, so it is the session that is not
         else:
             # 405 says that there is none, and so does 404 where none has been; 429 and 5xx may pass.
-            self.refused = not _may_pass(status)
+            self.refused = not may_pass(status)
         self._ended.set()
 
     def body(self, data: bytes) -> None:
@@ -351,46 +370,3 @@ class Ignored:
 
     def failed(self, _error: CallError) -> None:
         self._done.set()
-
-
-def follow(url: str, target: str, status: int, location: str) -> str | HttpFailed:
-    """The target that a redirect within the origin of `url` leads to, or why it is not followed."""
-    here = urljoin(url, target)
-    try:
-        there = urljoin(here, location)
-        same = parse_origin(there) == parse_origin(here)
-    except ValueError:
-        return HttpFailed(status, f"redirects to {location[:ERROR_SHOWN]!r}, which is no URL of HTTP")
-    shown = there[:ERROR_SHOWN]
-    if status not in (307, 308) or not location:
-        return HttpFailed(status, f"redirects to {shown!r}, which would lose the message; put it into `url`")
-    if not same:
-        return HttpFailed(status, f"redirects to another origin, {shown!r}; put it into `url` if you trust it")
-    return target_of(there)
-
-
-def target_of(url: str) -> str:
-    """Path and query of a URL, as a request line has them."""
-    parts = urlsplit(url)
-    return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-
-
-def media_type(headers: Headers) -> str:
-    """The media type alone, in lower case; "" if none was given."""
-    return (headers.get("content-type") or "").partition(";")[0].strip().lower()
-
-
-def retry_pause(milliseconds: int | None, otherwise: float) -> float:
-    """Seconds to wait before a stream is asked for again, within bounds."""
-    least, most = RETRY_BOUNDS
-    return min(max(otherwise if milliseconds is None else milliseconds / 1000, least), most)
-
-
-def _may_pass(status: int) -> bool:
-    """Whether a server that answers so may answer better later."""
-    return status == 429 or (status >= 500 and status != 501)
-
-
-def _seconds(text: str | None) -> float | None:
-    """`Retry-After` in seconds; a date counts as none."""
-    return float(text) if text is not None and text.isascii() and text.isdigit() else None

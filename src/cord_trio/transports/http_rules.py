@@ -1,0 +1,64 @@
+"""What redirects, statuses and waiting times mean to a client of an MCP endpoint. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urljoin, urlsplit
+
+from cord_trio.errors import HttpFailed
+from cord_trio.transports.http1_wire import parse_origin
+
+if TYPE_CHECKING:
+    from cord_trio.transports.http1 import Headers
+
+MAX_REDIRECTS: Final = 5
+"""Redirects that one request follows, all within its origin."""
+
+ERROR_SHOWN: Final = 300
+"""Characters of what a server says that are shown in an error."""
+
+RETRY_BOUNDS: Final = (0.1, 30.0)
+"""Seconds before a stream is asked for again, at least and at most, whatever `retry` says."""
+
+
+def follow(url: str, target: str, status: int, location: str) -> str | HttpFailed:
+    """The target that a redirect within the origin of `url` leads to, or why it is not followed."""
+    here = urljoin(url, target)
+    try:
+        there = urljoin(here, location)
+        same = parse_origin(there) == parse_origin(here)
+    except ValueError:
+        return HttpFailed(status, f"redirects to {location[:ERROR_SHOWN]!r}, which is no URL of HTTP")
+    shown = there.partition("?")[0][:ERROR_SHOWN]  # a query may hold secrets
+    if status not in (307, 308) or not location:
+        return HttpFailed(status, f"redirects to {shown!r}, which would lose the message; put it into `url`")
+    if not same:
+        return HttpFailed(status, f"redirects to another origin, {shown!r}; put it into `url` if you trust it")
+    return target_of(there)
+
+
+def target_of(url: str) -> str:
+    """Path and query of a URL, as a request line has them."""
+    parts = urlsplit(url)
+    return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+
+
+def media_type(headers: Headers) -> str:
+    """The media type alone, in lower case; "" if none was given."""
+    return (headers.get("content-type") or "").partition(";")[0].strip().lower()
+
+
+def retry_pause(milliseconds: int | None, otherwise: float) -> float:
+    """Seconds to wait before a stream is asked for again, within bounds."""
+    least, most = RETRY_BOUNDS
+    return min(max(otherwise if milliseconds is None else milliseconds / 1000, least), most)
+
+
+def may_pass(status: int) -> bool:
+    """Whether a server that answers so may answer better later."""
+    return status == 429 or (status >= 500 and status != 501)
+
+
+def parse_seconds(text: str | None) -> float | None:
+    """`Retry-After` in seconds; a date counts as none."""
+    return float(text) if text is not None and text.isascii() and text.isdigit() else None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -89,3 +91,18 @@ def test_x05_a_link_is_printed_and_drives_no_terminal(folder: Path, capfd: pytes
     assert out.splitlines()[0] == "see"
     assert "file:///notes/a.md" in out
     assert not {"\x1b", "\x9b", "\x07"} & set(out)
+
+
+@pytest.mark.xfail(strict=True, reason="arguments and output of the command line follow the locale")
+@pytest.mark.parametrize("argument", ["řžš→世界😀", "\\u0159\\ud83d\\ude00"])
+def test_f20_the_command_line_is_utf_8_whatever_the_locale(folder: Path, argument: str) -> None:
+    (folder / ".mcp.json").write_text(json.dumps({"mcpServers": {"it": entry()}}))
+    done = subprocess.run(
+        [sys.executable, "-m", "cord_trio", "call", "it__echo", f'{{"text":"{argument}"}}', "--json"],
+        env={**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["content"][0]["text"] == json.loads(f'"{argument}"')

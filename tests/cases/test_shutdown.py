@@ -74,6 +74,31 @@ def test_d01_ctrl_c_ends_a_gateway_with_an_open_stream_and_a_child(tmp_path: Pat
     assert running(marker) == []
 
 
+def test_d01_ctrl_c_ends_a_gateway_whose_client_stays_on_its_stdin(tmp_path: Path) -> None:
+    marker = f"d01s-{os.getpid()}"
+    command, *args = ToolServer(name=marker).command()
+    (tmp_path / ".mcp.json").write_text(json.dumps({"mcpServers": {"it": {"command": command, "args": args}}}))
+    serve = [sys.executable, "-m", "cord_trio", "serve", "--stdio", "--grace", "1"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(serve, cwd=tmp_path, stdin=pipe, stdout=pipe, stderr=pipe) as gateway:
+        try:
+            assert gateway.stdin is not None
+            assert gateway.stdout is not None
+            assert gateway.stderr is not None
+            gateway.stdin.write(initialize() + b"\n" + legacy(1, "tools/list") + b"\n")
+            gateway.stdin.flush()
+            while b"it__echo" not in gateway.stdout.readline():
+                pass
+            assert running(marker)
+            gateway.send_signal(signal.SIGINT)
+            assert gateway.wait(8) in (0, 130)
+            said = gateway.stderr.read().decode()
+        finally:
+            gateway.kill()
+    assert not any(word in said for word in HIDING)
+    assert running(marker) == []
+
+
 def test_p10_a_killed_gateway_leaves_no_child(tmp_path: Path) -> None:
     marker = f"p10-{os.getpid()}"
     with serving(tmp_path, marker) as gateway:

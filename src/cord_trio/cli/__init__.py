@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import logging
 import os
 import signal
 import sys
+import traceback
 from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 import trio
 
-from cord_trio.errors import ConfigError, CordError
+from cord_trio.errors import CallError, ConfigError, CordError
 from cord_trio.version import __version__
 
 if TYPE_CHECKING:
@@ -63,11 +65,16 @@ class Verb(Protocol):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # JSON is UTF-8 whatever the locale; half a surrogate pair from a server must end nothing.
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments and not os.path.exists("cord.toml") and not os.path.exists(".mcp.json"):
+    if not arguments and not os.path.lexists("cord.toml") and not os.path.lexists(".mcp.json"):
         print(WELCOME)
         return DONE
-    arguments = arguments or ["serve"]
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
+        arguments = ["serve", *arguments]
     args = _parser(arguments[0]).parse_args(arguments)
     logging.basicConfig(
         level=logging.DEBUG if args.debug else logging.WARNING,
@@ -76,7 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     verb = importlib.import_module(f"cord_trio.cli.{args.verb}")
     try:
-        return trio.run(partial(_until_signalled, verb, args))
+        code = trio.run(partial(_until_signalled, verb, args))
+        sys.stdout.flush()  # here, where it may fail
+        return code
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -85,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except Exception as exc:
         if args.debug:
-            raise
+            traceback.print_exception(exc)
         return _report(exc)
 
 
@@ -102,7 +111,9 @@ def _report(exc: Exception) -> int:
         for problem in exc.problems:
             print(f"error: {problem}", file=sys.stderr)
         return USAGE
-    if isinstance(exc, CordError | OSError):
+    if isinstance(exc, CallError) and exc.executed == "unknown":
+        print(f"error: {exc}; the call may have run", file=sys.stderr)
+    elif isinstance(exc, CordError | OSError):
         print(f"error: {exc}", file=sys.stderr)
     else:
         print(f"error: {type(exc).__name__}: {exc}; --debug shows where", file=sys.stderr)

@@ -101,7 +101,7 @@ def _only_needed(config: Config, tool: str) -> Config:
     owners = {
         name: source
         for name, source in config.sources.items()
-        if not source.prefix or tool.startswith(f"{source.prefix}__") or source.tools.rename
+        if not source.export_prefix or tool.startswith(f"{source.export_prefix}__")
     }  # fmt: skip
     return attrs.evolve(config, sources=owners or config.sources)
 

@@ -97,7 +97,9 @@ async def _finding(link: Link, fabric: Fabric) -> Finding:
     view = fabric.registry.snapshot.sources[link.name]
     if link.state == "ready" and view.greeting is not None:
         server = view.greeting.server_info.get("name", "a server")
-        what = f"{server} speaks {view.greeting.revision}, {count(len(view.tools), 'tool')}"
+        exported = sum(route.source == link.name for route in fabric.registry.snapshot.tools.values())
+        hidden = "" if exported == len(view.tools) else f", {exported:,} of them exported"
+        what = f"{server} speaks {view.greeting.revision}, {count(len(view.tools), 'tool')}{hidden}"
         return Finding(link.name, True, what, notes=link.notes)
     failure = link.failure
     if failure is None:

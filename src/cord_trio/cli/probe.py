@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 STEP_LIMIT: Final = 5.0
 """Seconds for each step."""
 
+GUESS_LIMIT: Final = 1.0
+"""Seconds to find out whether a port that speaks no plain HTTP speaks TLS."""
+
 METADATA_LIMIT: Final = 64 * 1024
 """Bytes of what a server says about who authorizes."""
 
@@ -73,7 +76,7 @@ async def _explained(name: str, step: Step | None, source: Http, host: str, port
     """The step that failed, or that was silent, with a guess where one can be made."""
     if name == "http" and (step is None or step.name == "http") and source.url.startswith("http://"):
         encrypted = False
-        with trio.move_on_after(STEP_LIMIT):
+        with trio.move_on_after(GUESS_LIMIT):
             encrypted = await _speaks_tls(host, port)
         if encrypted:
             return Step("http", False, f"port {port} of {host} speaks TLS", "write https:// in `url`")
@@ -173,13 +176,16 @@ async def _answer(source: Http) -> Step:
             return await _judge(source, client, response)
     except (httpx.HTTPError, httpx.InvalidURL) as exc:
         words = str(exc).rstrip(".") or type(exc).__name__
+        if "location header" in words:  # httpx reads it, though it does not follow it
+            return Step("redirect", False, f"it redirects nowhere: {words}", "ask who runs the server")
         return Step("http", False, f"no HTTP answer: {words}", "is it an HTTP server that listens on this port?")
 
 
 async def _judge(source: Http, client: httpx.AsyncClient, response: httpx.Response) -> Step:
     status = response.status_code
     if status in (301, 302, 303, 307, 308):
-        return _redirected(source, status, response.headers.get("location", ""))
+        target = public_url(urljoin(source.url, response.headers.get("location", "")))
+        return Step("redirect", False, f"it redirects to {target} ({status})", "put that into `url` if you trust it")
     if status == 407:
         return Step("proxy", False, "a proxy asks for credentials (407)", "ask who runs the proxy")
     if status == 401:
@@ -204,15 +210,6 @@ async def _judge(source: Http, client: httpx.AsyncClient, response: httpx.Respon
         what = f"it answers {kind or 'without a content type'}, which is no MCP"
         return Step("content", False, what, "check the path of `url`, often /mcp")
     return Step("http", True, f"an HTTP server answers ({status})")
-
-
-def _redirected(source: Http, status: int, location: str) -> Step:
-    try:
-        target = public_url(urljoin(source.url, location))
-    except ValueError:
-        target = "no URL"
-    what = f"it redirects to {target} ({status})"
-    return Step("redirect", False, what, "put that into `url` if you trust it")
 
 
 async def _authorizer(source: Http, client: httpx.AsyncClient, challenge: str) -> str:

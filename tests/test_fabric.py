@@ -230,6 +230,7 @@ async def test_an_agent_calls_tools_and_hands_over(autojump_clock: MockClock) ->
         return ctx.handoff("second", (await ctx.call("x__echo", {"text": str(payload)})).text + "!")
 
     async def second(ctx: cord.Context, payload: object) -> object:
+        await trio.lowlevel.checkpoint()
         return f"{' > '.join(ctx.chain)}: {payload}"
 
     async with open_fabric([source(ToolServer())]) as fabric:
@@ -245,6 +246,7 @@ async def test_an_agent_calls_tools_and_hands_over(autojump_clock: MockClock) ->
 
 async def test_r13_one_sick_source_never_hides_the_tools_of_another(autojump_clock: MockClock) -> None:
     async def refuses(transport: MemoryTransport) -> None:
+        await trio.lowlevel.checkpoint()
         raise OSError("refused")
 
     sick = [

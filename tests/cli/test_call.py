@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -56,7 +57,8 @@ def test_ctrl_c_ends_a_wait_for_stdin(demo: Path) -> None:
         [sys.executable, "-X", "faulthandler", "-m", "cord_trio", "call", "demo__echo", "-"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as waiting:  # fmt: skip
-        time.sleep(0.8)  # long enough to wait for stdin; earlier, Python's own handler ends it with a trace
+        while len(os.listdir(f"/proc/{waiting.pid}/task")) < 2:  # a thread of its own waits for stdin
+            time.sleep(0.02)
         waiting.send_signal(signal.SIGINT)
         assert waiting.wait(timeout=10) == 130
         assert waiting.stderr is not None

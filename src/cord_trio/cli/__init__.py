@@ -81,8 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         format="%(levelname)s %(name)s %(message)s",
         stream=sys.stderr,
     )
-    verb = importlib.import_module(f"cord_trio.cli.{args.verb}")
     try:
+        verb = importlib.import_module(f"cord_trio.cli.{args.verb}")
         code = trio.run(partial(_until_signalled, verb, args))
         sys.stdout.flush()  # here, where it may fail
         return code

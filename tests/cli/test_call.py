@@ -122,7 +122,7 @@ def test_a_tool_of_a_source_that_was_left_out_says_why(folder: Path, capsys: pyt
     configure(folder, demo=server(), unset={"command": "x", "env": {"KEY": "${NEVER_SET_AT_ALL}"}})
     assert main(["call", "unset__echo"]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("error: source unset is left out: ")
+    assert last.startswith("error: source 'unset' is down: ")
     assert "NEVER_SET_AT_ALL" in last
 
 

@@ -46,7 +46,9 @@ def test_a_source_that_its_configuration_leaves_out_says_where_and_what_to_do(
 ) -> None:
     configure(folder, it={"command": "x", "env": {"KEY": "${NEVER_SET_AT_ALL}"}}, wrong={"command": 1, "args": 2})
     assert main(["check"]) == 1
-    lines = said(capsys)
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = out.splitlines()
     assert lines[0] == "FAIL it: mcpServers.it.env.KEY: the variable NEVER_SET_AT_ALL is not set"
     assert lines[1].startswith("       do: set it, or write")
     assert lines[2] == "FAIL wrong: left out for 2 reasons"

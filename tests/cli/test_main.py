@@ -259,9 +259,34 @@ def test_a_reader_that_has_left_already_is_no_error_to_tell(arguments: list[str]
 
 
 def test_a_broken_pipe_is_1(instead: Callable[[object], None], capfd: pytest.CaptureFixture[str]) -> None:
-    instead(verb(lambda _: raised(BrokenPipeError())))
+    instead(verb(lambda _: raised(ExceptionGroup("", [BrokenPipeError()]))))
     assert main(["tools"]) == 1
     assert capfd.readouterr() == ("", "")
+
+
+PING = b'{"jsonrpc":"2.0","id":1,"method":"ping"}\n'
+PONG = b'{"jsonrpc":"2.0","id":1,"result":{}}\n'
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
+def test_a_stderr_that_takes_nothing_ends_no_gateway(redirection: str, folder: Path) -> None:
+    configure(folder, dead={"command": "no-such-program-at-all"}, it={**server(), "colour": "red"})
+    done = subprocess.run(
+        f"(printf '%s\n' '{PING.decode().strip()}'; sleep 0.6) | {' '.join(COMMAND)} serve --stdio {redirection}",
+        shell=True, cwd=folder, stdout=subprocess.PIPE, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.stdout.startswith(PONG)
+    assert all(json.loads(line)["jsonrpc"] == "2.0" for line in done.stdout.splitlines())
+    assert done.returncode == 0
+
+
+def test_standard_files_that_are_closed_are_no_trap(folder: Path) -> None:
+    configure(folder, it=server())
+    done = subprocess.run(
+        f"{' '.join(COMMAND)} call it__echo '{{\"text\": \"x\"}}' <&- >&-", shell=True, cwd=folder,
+        stderr=subprocess.PIPE, timeout=30, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_the_demo_draws_in_a_terminal() -> None:

@@ -229,7 +229,6 @@ WELL_KNOWN = "/.well-known/oauth-protected-resource"
         ("Bearer", {f"{WELL_KNOWN}/mcp": METADATA}, True, 1),
         ("Bearer", {WELL_KNOWN: METADATA}, True, 2),
         ("Bearer", {}, False, 2),
-        ('Bearer resource_metadata="https://elsewhere.invalid/x"', {}, False, 2),
         ('Bearer resource_metadata="http://[::1"', {}, False, 2),
         ("Bearer", {WELL_KNOWN: b"[]", f"{WELL_KNOWN}/mcp": b"no json"}, False, 2),
         ("Bearer", {WELL_KNOWN: b'{"authorization_servers": 7}', f"{WELL_KNOWN}/mcp": b"{}"}, False, 2),
@@ -242,6 +241,15 @@ async def test_a_401_says_who_authorizes(challenge: str, documents: dict[str, by
     where = " at https://login.example/realm?***" if found else ""
     assert step.what == f"it asks for authorization{where} (401)"
     assert len(asked) == 1 + gets
+
+
+async def test_a_stranger_is_not_asked_who_authorizes() -> None:
+    asked: list[str] = []
+    documents = {WELL_KNOWN: METADATA}
+    async with listening(granting("Bearer", documents, asked)) as stranger:
+        challenge = f'Bearer resource_metadata="http://{stranger}{WELL_KNOWN}"'
+        step = await last(granting(challenge, {}, []))
+    assert (step.what, asked) == ("it asks for authorization (401)", [])
 
 
 # Proxies

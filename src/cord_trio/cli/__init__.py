@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
@@ -88,11 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has gone, which is their right: say nothing, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
     except Exception as exc:
+        if _reader_left(exc):
+            # Whoever read our output has gone, which is their right: say nothing, not even at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return FAILED
         if args.debug:
             traceback.print_exception(exc)
         return _report(exc)
@@ -100,7 +101,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def script() -> NoReturn:
     """Run the command of this process and exit."""
+    _open_standard_files()
     sys.exit(main())
+
+
+def tell(text: str) -> None:
+    """One line to whoever looks after us, if somebody still does: that nobody reads it must end nothing."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _open_standard_files() -> None:
+    """Put the null device where whoever started us closed a standard file: else the next one opened takes its place."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            file = open(number, "w" if number else "r", closefd=False)  # noqa: SIM115  # until the process ends
+            setattr(sys, name, file)
+
+
+def _reader_left(exc: BaseException) -> bool:
+    if isinstance(exc, BaseExceptionGroup):
+        return all(map(_reader_left, exc.exceptions))
+    return isinstance(exc, BrokenPipeError)
 
 
 def _report(exc: Exception) -> int:
@@ -109,14 +134,14 @@ def _report(exc: Exception) -> int:
         return max([_report(inner) for inner in exc.exceptions], default=FAILED)
     if isinstance(exc, ConfigError):
         for problem in exc.problems:
-            print(f"error: {problem}", file=sys.stderr)
+            tell(f"error: {problem}")
         return USAGE
     if isinstance(exc, CallError) and exc.executed == "unknown":
-        print(f"error: {exc}; the call may have run", file=sys.stderr)
+        tell(f"error: {exc}; the call may have run")
     elif isinstance(exc, CordError | OSError):
-        print(f"error: {exc}", file=sys.stderr)
+        tell(f"error: {exc}")
     else:
-        print(f"error: {type(exc).__name__}: {exc}; --debug shows where", file=sys.stderr)
+        tell(f"error: {type(exc).__name__}: {exc}; --debug shows where")
     return FAILED
 
 

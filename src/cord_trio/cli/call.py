@@ -10,7 +10,7 @@ import attrs
 import msgspec
 import trio
 
-from cord_trio.cli import FAILED
+from cord_trio.cli import FAILED, tell
 from cord_trio.cli.common import add_config, clean, load, wrong_usage
 from cord_trio.errors import ToolNotFound
 from cord_trio.protocol import jsonrpc
@@ -45,24 +45,15 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
         async with open_fabric(_only_needed(config, args.tool)) as fabric:
             result = await fabric.call(args.tool, arguments)
     except ToolNotFound as exc:
-        return _not_found(exc, config)
+        more = "" if exc.near else "; `python -m cord_trio tools` lists what there is"
+        tell(f"error: {clean(str(exc))}{more}")
+        return FAILED
     if args.json:
         print(bytes(result.raw).decode())
     else:
         for line in _lines(result):
             print(clean(line), file=sys.stderr if result.is_error else sys.stdout)
     return FAILED if result.is_error else 0
-
-
-def _not_found(error: ToolNotFound, config: Config) -> int:
-    """Say why there is no such tool, as far as the configuration knows."""
-    for name, problems in config.broken.items():
-        if error.name.startswith(f"{name}__"):
-            print(f"error: source {name} is left out: {clean(str(problems[0]))}", file=sys.stderr)
-            return FAILED
-    more = "" if error.near else "; `python -m cord_trio tools` lists what there is"
-    print(f"error: {clean(str(error))}{more}", file=sys.stderr)
-    return FAILED
 
 
 async def _given(text: str) -> str:

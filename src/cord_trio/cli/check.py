@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from cord_trio.cli.common import add_config, clean, count, print_json, tell_problems, why_down
+from cord_trio.cli.common import add_config, clean, count, one_line, print_json, tell_problems, why_down
 from cord_trio.cli.probe import Step, look
 from cord_trio.config import Http, Stdio, load_config
 
@@ -119,19 +119,15 @@ async def _finding(link: Link, fabric: Fabric) -> Finding:
 
 def _lines(finding: Finding) -> Iterator[str]:
     """What a person reads of it: the verdict first, what was looked at, and one thing to do."""
-    yield f"{'ok  ' if finding.ok else 'FAIL'} {finding.source}: {_one_line(finding.what)}"
+    yield f"{'ok  ' if finding.ok else 'FAIL'} {finding.source}: {one_line(finding.what)}"
     passed = ", ".join(f"{step.name} ok" for step in finding.steps if step.ok and not step.remedy)
     if passed:
         yield f"       looked: {passed}"
     for step in finding.steps:
         advice = f"; {step.remedy}" if step.remedy and step.remedy != finding.remedy else ""
         if step.remedy or not step.ok:
-            yield f"       {step.name}: {_one_line(step.what)}{advice}"
+            yield f"       {step.name}: {one_line(step.what)}{advice}"
     if finding.remedy:
-        yield f"       do: {_one_line(finding.remedy)}"
+        yield f"       do: {one_line(finding.remedy)}"
     for note in finding.notes:
-        yield f"       note: {_one_line(note)}"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+        yield f"       note: {one_line(note)}"

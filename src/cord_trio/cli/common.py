@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
-from cord_trio.cli import USAGE
+from cord_trio.cli import USAGE, tell
 from cord_trio.config import load_config
 from cord_trio.protocol import jsonrpc
 
@@ -36,12 +35,12 @@ def load(args: argparse.Namespace) -> Config:
 def tell_problems(problems: Iterable[Problem]) -> None:
     """Name each on stderr."""
     for problem in problems:
-        print(f"warning: {clean(str(problem))}", file=sys.stderr)
+        tell(f"warning: {clean(str(problem))}")
 
 
 def wrong_usage(text: str) -> int:
     """Say what is wrong with the arguments; returns the exit code."""
-    print(f"error: {clean(text)}", file=sys.stderr)
+    tell(f"error: {clean(text)}")
     return USAGE
 
 
@@ -62,14 +61,19 @@ def count(number: int, noun: str) -> str:
 
 def why_down(link: Link) -> str:
     """Why the source is not ready, in one line."""
-    return clean(link.reason or link.state).replace("\n", " ")
+    return one_line(link.reason or link.state)
 
 
 def tell_failures(fabric: Fabric) -> int:
     """Name on stderr each source that is not ready; returns how many there are."""
     down = [link for link in fabric.links.values() if link.state != "ready"]
     for link in down:
-        print(f"error: source {link.name}: {why_down(link)}", file=sys.stderr)
+        tell(f"error: source {link.name}: {why_down(link)}")
     for problem in fabric.registry.snapshot.problems:
-        print(f"warning: {clean(str(problem))}", file=sys.stderr)
+        tell(f"warning: {clean(str(problem))}")
     return len(down) + len(fabric.config.broken)
+
+
+def one_line(text: str) -> str:
+    """`text` in one line, and without control characters."""
+    return clean(" ".join(text.split()))

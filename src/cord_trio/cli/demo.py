@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import trio
 
-from cord_trio.cli import FAILED, INTERRUPTED
+from cord_trio.cli import FAILED, INTERRUPTED, tell
 from cord_trio.cli.common import count, print_json, wrong_usage
 from cord_trio.cli.figures import RECENT, Figures, held, resident_mb
 from cord_trio.config import Stdio
@@ -89,7 +89,7 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
         connected = time.perf_counter() - began
         down = [link for link in fabric.links.values() if link.state != "ready"]
         if down:
-            print(f"error: {len(down)} of {args.servers} servers did not start: {down[0].reason}", file=sys.stderr)
+            tell(f"error: {len(down)} of {args.servers} servers did not start: {down[0].reason}")
             return FAILED
         servers, agents = count(args.servers, "server"), count(args.agents, "agent")
         _say(args, f"{servers} connected in {connected:.2f} s; {agents} at work for {args.seconds:g} s")
@@ -309,4 +309,7 @@ def _report(args: argparse.Namespace, figures: Figures, ended: Ended) -> None:
 
 
 def _say(args: argparse.Namespace, text: str) -> None:
-    print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
+    if args.json:
+        tell(text)
+    else:
+        print(text, flush=True)

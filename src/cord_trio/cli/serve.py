@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import sys
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
 
-from cord_trio.cli import FAILED
-from cord_trio.cli.common import add_config, clean, count, load, wrong_usage
+from cord_trio.cli import FAILED, tell
+from cord_trio.cli.common import add_config, count, load, one_line, wrong_usage
 
 if TYPE_CHECKING:
     import argparse
@@ -57,19 +56,19 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
                 listeners = await trio.open_tcp_listeners(gateway.port, host=gateway.host, backlog=1024)
             except OSError as exc:
                 remedy = "name another port with --http, or 0 for any free one"
-                print(f"error: cannot listen on {gateway.http}: {exc.strerror or exc}; {remedy}", file=sys.stderr)
+                tell(f"error: cannot listen on {gateway.http}: {exc.strerror or exc}; {remedy}")
                 return FAILED
             for listener in listeners:
                 stack.push_async_callback(trio.aclose_forcefully, listener)
             for listener in listeners:
                 host, port = listener.socket.getsockname()[:2]
                 shown = f"[{host}]" if ":" in host else host
-                _say(f"serving {count(len(config.enabled), 'source')} at http://{shown}:{port}/mcp")
+                tell(f"serving {count(len(config.enabled), 'source')} at http://{shown}:{port}/mcp")
         async with open_fabric(config) as fabric, trio.open_nursery() as nursery:
 
             async def drain_when_interrupted() -> None:
                 await interrupted.wait()
-                _say(f"draining for up to {gateway.grace:g} s; a second signal cancels")
+                tell(f"draining for up to {gateway.grace:g} s; a second signal cancels")
                 await fabric.drain(gateway.grace)
                 nursery.cancel_scope.relative_deadline = LAST_WRITES
 
@@ -89,12 +88,7 @@ async def _tell_changes(fabric: Fabric) -> None:
         for name, view in snapshot.sources.items():
             if view.state == "down" and view.reason != told[name]:
                 told[name] = view.reason
-                _say(f"source {name} is down: {clean(view.reason)}")
+                tell(f"source {name} is down: {one_line(view.reason)}")
             elif view.state == "ready" and told[name]:
                 told[name] = ""
-                _say(f"source {name} is ready again")
-
-
-def _say(text: str) -> None:
-    """One line to whoever looks after us."""
-    print(text.replace("\n", " "), file=sys.stderr, flush=True)
+                tell(f"source {name} is ready again")

@@ -224,5 +224,8 @@ def _silent(session: Session, method: str, patience: float) -> ConnectFailed:
             "MCP over stdio is one JSON message a line",
         )  # fmt: skip
     if session.noise:
-        reason += f"; it wrote {session.noise[-1]!r}"
+        return ConnectFailed(
+            session.name, "handshake", f"{reason}; it wrote {session.noise[-1]!r}",
+            "is it an MCP server? if it only starts slowly, raise `connect`; all but messages belongs on stderr",
+        )  # fmt: skip
     return ConnectFailed(session.name, "handshake", reason, "raise `connect` if it needs longer to start")

@@ -76,6 +76,11 @@ def test_what_costs_no_source_is_a_warning(folder: Path, capsys: pytest.CaptureF
         ({"command": "true", "cwd": "/not/here"}, "the working folder '/not/here' is not there", "create it"),
         (script("import sys; sys.exit('boom: no key')"), "stderr: boom: no key", "start it by hand"),
         (server(exit_on="initialize", era="legacy"), "exited with status 3", "start it by hand"),
+        (
+            {**script("import sys; print('hello', flush=True); sys.stdin.read()"), "connect": 0.5},
+            "no answer to initialize within 0.5 s; it wrote 'hello'",
+            "is it an MCP server?",
+        ),
         ({**server(silent=True), "connect": 0.2}, "no answer to initialize within 0.2 s", "raise `connect`"),
         ({"url": "ws://127.0.0.1:1/", "type": "ws"}, "WebSocket sources are not supported yet", "use stdio or http"),
     ],

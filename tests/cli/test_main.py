@@ -226,7 +226,7 @@ def test_d01_ctrl_c_while_a_call_runs_ends_serve_after_its_grace_with_a_clean_st
         began = time.monotonic()
         gateway.send_signal(signal.SIGINT)
         _, err = gateway.communicate(timeout=10)
-    assert 0.3 < time.monotonic() - began < 4
+    assert 0.3 < time.monotonic() - began < 8
     assert gateway.returncode == 0
     assert err.decode().splitlines() == ["draining for up to 0.5 s; a second signal cancels"]
 

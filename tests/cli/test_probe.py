@@ -258,7 +258,8 @@ async def test_a_stranger_is_not_asked_who_authorizes() -> None:
 async def test_a_proxy_of_the_environment_is_told_as_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://user:secret@proxy.example:3128")
     async with listening(answer("404 Not Found")) as place:
-        proxy = (await looked(f"http://{place}/mcp"))[0]
+        proxy, *_, status = await looked(f"http://{place}/mcp")
+        assert status.name == "status"  # reached, though nobody would resolve the proxy
         assert (proxy.name, proxy.ok) == ("proxy", True)
         assert "http://proxy.example:3128, which is not used" in proxy.what
         assert "secret" not in str(proxy)

@@ -13,8 +13,10 @@ import attrs
 import pytest
 import trio
 
+from cord_trio.config import Http
 from cord_trio.fabric import open_fabric
 from cord_trio.testing import ToolServer, open_http_tool_server
+from cord_trio.transports import http as http_transport
 from tests.real.helpers import Record, sdk_over_http, until
 
 if TYPE_CHECKING:
@@ -127,7 +129,7 @@ async def test_a_storm_of_cancelled_calls_leaves_nothing(kind: str, era: str, tm
         assert ended["cancelled"] > CALLS / 20
         await until(lambda: Holdings.now(fabric).within(before), 10)
         await plain_calls(fabric, 10)
-        assert Holdings.now(fabric).within(before), (Holdings.now(fabric), before)
+        await until(lambda: Holdings.now(fabric).within(before), 10)
         assert fabric.links["up"].starts == 1
         assert fabric.counters["session.cancel_unsent"] == 0
 
@@ -145,11 +147,14 @@ async def test_a_storm_of_cancelled_calls_leaves_nothing(kind: str, era: str, tm
 
 @pytest.mark.limit(60)
 @pytest.mark.parametrize("era", ["modern", "legacy"])
-async def test_the_official_server_weathers_a_storm_too(era: str, tmp_path: Path) -> None:
+async def test_the_official_server_weathers_a_storm_too(
+    era: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # However busy the machine: a call that is read later than this cannot be kept ahead of its cancel.
+    monkeypatch.setattr(http_transport, "SETTLE", 30.0)
+    monkeypatch.setattr(http_transport, "HELD", 64)
     record = Record(tmp_path / "record")
     async with sdk_over_http(record) as url:
-        from cord_trio.config import Http
-
         up = Http(name="up", url=url, era=era, slots=AT_ONCE)  # type: ignore[arg-type]  # its words
         async with open_fabric([up]) as fabric:
             await fabric.wait_started()

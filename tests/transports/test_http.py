@@ -672,6 +672,22 @@ async def test_a_legacy_cancel_does_not_overtake_a_call_that_may_not_have_been_r
             await server.wait_until(lambda: server.left == [1])
 
 
+async def test_few_connections_are_kept_for_legacy_cancels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_transport, "SETTLE", 0.2)
+    monkeypatch.setattr(http_transport, "HELD", 1)
+    async with canned(tools__call=Hold(b""), notifications__cancelled=status(202)) as server:
+        async with talking(server.url, LEGACY) as (session, _):
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(call, session)
+                await server.wait_until(lambda: server.count("tools/call") == 3)
+                nursery.cancel_scope.cancel("enough")
+            await server.wait_until(lambda: len(server.left) == 2)
+            assert server.count("notifications/cancelled") == 0
+            await server.wait_until(lambda: server.count("notifications/cancelled") == 3)
+            await server.wait_until(lambda: len(server.left) == 3)
+
+
 @pytest.mark.parametrize("ending", [Cut, Hold])
 async def test_a_legacy_cancel_waits_no_longer_than_for_the_first_of_the_answer(
     ending: type[Cut | Hold], monkeypatch: pytest.MonkeyPatch

@@ -37,8 +37,11 @@ log = logging.getLogger("cord_trio.transports.http")
 LINGER: Final = 5.0
 """Seconds that a response stream may stay open after its reply, before its connection is closed."""
 
-SETTLE: Final = 0.2
+SETTLE: Final = 1.0
 """Seconds after which a legacy request is taken to have been read, though no answer has begun."""
+
+HELD: Final = 16
+"""Connections kept at one time only to see whether a withdrawn legacy request was read; the others just wait."""
 
 STREAM_BACKOFF: Final = (1.0, 30.0)
 """Seconds to wait before the standing stream is opened again: at first, and at most."""
@@ -76,6 +79,7 @@ class HttpTransport(Transport):
         self._posts: dict[Id, Post] = {}
         self._answered: dict[Post, float] = {}
         self._unread: Post | None = None
+        self._held = 0
         self._greeted = trio.Event()
         self._loss: str | None = None
         self._lost = trio.Event()
@@ -98,6 +102,7 @@ class HttpTransport(Transport):
             raise ConnectionLost(self._loss, "no")
         unread, self._unread = self._unread, None
         if unread is not None and method == "notifications/cancelled" and self._nursery is not None:
+            self._held += 1
             self._nursery.start_soon(self._cancel_later, unread, message)
             return
         own = [("Content-Type", JSON), *self._headers()]
@@ -130,6 +135,8 @@ class HttpTransport(Transport):
         else:
             # On its other connection the word that comes next could overtake the request, and be for nothing.
             post.mute()
+            if self._held >= HELD:
+                post.close()
             self._unread = post
         return done
 
@@ -226,9 +233,12 @@ class HttpTransport(Transport):
 
     async def _cancel_later(self, post: Post, message: bytes) -> None:
         """Tell the server of a withdrawn request once it has surely read it."""
-        with trio.move_on_at(post.since + SETTLE):
-            await post.wait_answering()
-        post.close()
+        try:
+            with trio.move_on_at(post.since + SETTLE):
+                await post.wait_answering()
+        finally:
+            self._held -= 1
+            post.close()
         try:
             self.send(message, method="notifications/cancelled")
         except CallError as exc:

@@ -80,14 +80,16 @@ def test_the_command_line_imports_only_what_its_verb_needs() -> None:
 COST = """
 import resource, subprocess, sys
 def cost(what):
-    least = 9.0
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-c", what], check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        least = min(least, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return least
-print(cost("import cord_trio") / cost("import mcp"))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", what], check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+ours = theirs = 9.0
+for turn in range(8):  # in turns, since a busy machine makes either dearer for a while; the least is the true cost
+    ours, theirs = min(ours, cost("import cord_trio")), min(theirs, cost("import mcp"))
+    if turn >= 1 and ours / theirs <= 1 / 3:
+        break
+print(ours / theirs)
 """
 
 

@@ -212,7 +212,7 @@ class World:
             assert not agent.turn.waiting
 
 
-async def _no_tools(call: Call) -> Outcome:
+async def _no_tools(call: Call) -> Outcome:  # noqa: ASYNC124  # async by contract
     raise AssertionError(call)
 
 

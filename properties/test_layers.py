@@ -165,7 +165,7 @@ def test_no_window_sees_more_calls_than_the_rate_allows(
     times: list[float] = []
     pauses: list[tuple[float, float]] = []
 
-    async def handler(call: Call) -> Outcome:
+    async def handler(call: Call) -> Outcome:  # noqa: ASYNC124  # async by contract
         now = trio.current_time()
         assert now <= call.deadline
         assert not any(begun < now < until - 1e-6 for begun, until in pauses)
@@ -191,7 +191,7 @@ def test_calls_go_in_the_order_in_which_they_came(arrivals: list[float], burst: 
     came: list[str | None] = []
     went: list[str | None] = []
 
-    async def handler(call: Call) -> Outcome:
+    async def handler(call: Call) -> Outcome:  # noqa: ASYNC124  # async by contract
         went.append(call.name)
         return DONE
 
@@ -247,7 +247,7 @@ def test_a_call_that_may_have_run_is_repeated_only_where_that_is_safe(
     )
     raised: list[CallError] = []
 
-    async def handler(call: Call) -> Outcome:
+    async def handler(call: Call) -> Outcome:  # noqa: ASYNC124  # async by contract
         assert call.attempt == 1 or trio.current_time() < call.deadline
         attempts.append(call.attempt)
         ending = failures[len(attempts) - 1] if len(attempts) <= len(failures) else "done"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cord_trio.call import Call, Outcome
 
 
-async def no_tools(call: Call) -> Outcome:
+async def no_tools(call: Call) -> Outcome:  # noqa: ASYNC124  # async by contract
     raise AssertionError(call)
 
 
@@ -26,7 +26,7 @@ def fabric(snapshot: Callable[[], Snapshot] = Snapshot) -> Agents:
     return Agents(no_tools, snapshot)
 
 
-async def echo(ctx: Context, payload: object) -> object:
+async def echo(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
     return payload
 
 
@@ -35,7 +35,7 @@ async def hang(ctx: Context, payload: object) -> object:
 
 
 def hands_to(target: str) -> Callable[[Context, Any], Awaitable[object]]:
-    async def handler(ctx: Context, payload: object) -> Handoff:
+    async def handler(ctx: Context, payload: object) -> Handoff:  # noqa: ASYNC124  # async by contract
         return ctx.handoff(target, payload)
 
     return handler
@@ -53,7 +53,7 @@ def at_rest(agents: Agents) -> bool:
 
 
 async def test_an_agent_answers_in_the_task_of_whoever_asks() -> None:
-    async def who(ctx: Context, payload: object) -> object:
+    async def who(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
         return trio.lowlevel.current_task()
 
     agents = fabric()
@@ -78,7 +78,7 @@ async def test_an_agent_that_is_missing_is_named() -> None:
 async def test_a_handoff_is_answered_by_the_taker_and_shows_its_way() -> None:
     seen: list[tuple[str, tuple[str, ...], int]] = []
 
-    async def ledger(ctx: Context, payload: object) -> object:
+    async def ledger(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
         seen.append((ctx.agent.name, ctx.chain, ctx.hops))
         return ["booked", payload]
 
@@ -103,7 +103,7 @@ async def test_the_giver_has_given_its_turn_back_before_the_taker_waits_for_one(
 
 
 async def test_an_agent_may_hand_to_itself() -> None:
-    async def count(ctx: Context, n: int) -> object:
+    async def count(ctx: Context, n: int) -> object:  # noqa: ASYNC124  # async by contract
         return ctx.handoff("count", n - 1) if n else ctx.chain
 
     agents = fabric()
@@ -114,7 +114,7 @@ async def test_an_agent_may_hand_to_itself() -> None:
 async def test_the_hops_have_an_end() -> None:
     runs = []
 
-    async def ping(ctx: Context, payload: object) -> object:
+    async def ping(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
         runs.append(ctx.hops)
         assert ctx.can_handoff("ping") == (ctx.hops < MAX_HOPS)
         return ctx.handoff("ping", payload)
@@ -127,8 +127,18 @@ async def test_the_hops_have_an_end() -> None:
     assert at_rest(agents)
 
 
+async def test_the_hops_are_bounded_as_the_fabric_says() -> None:
+    async def ping(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
+        return ctx.handoff("ping", payload) if ctx.can_handoff("ping") else ctx.hops
+
+    agents = fabric()
+    agents.max_hops = 3
+    agents.add("ping", ping)
+    assert await converse(agents, "ping", None) == 3
+
+
 async def test_hops_count_on_through_asks() -> None:
-    async def hops(ctx: Context, payload: object) -> int:
+    async def hops(ctx: Context, payload: object) -> int:  # noqa: ASYNC124  # async by contract
         return ctx.hops
 
     agents = fabric()
@@ -140,7 +150,7 @@ async def test_hops_count_on_through_asks() -> None:
 
 
 async def test_a_handoff_to_nobody_is_an_error_to_the_asker() -> None:
-    async def careful(ctx: Context, payload: object) -> object:
+    async def careful(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
         return ctx.can_handoff("nobody"), ctx.can_handoff("giver")
 
     agents = fabric()
@@ -173,7 +183,7 @@ async def test_a_giver_whose_ask_still_runs_has_not_finished() -> None:
 async def test_an_exception_of_a_handler_arrives_as_itself_with_a_note_of_the_way() -> None:
     mine = ValueError("mine")
 
-    async def fails(ctx: Context, payload: object) -> object:
+    async def fails(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
         raise mine
 
     agents = fabric()
@@ -276,11 +286,11 @@ async def test_an_ask_that_is_cancelled_in_the_tick_of_its_turn_never_starts() -
 async def test_a_giver_that_was_cancelled_hands_nothing_on() -> None:
     started: list[object] = []
 
-    async def giver(ctx: Context, scope: trio.CancelScope) -> Handoff:
+    async def giver(ctx: Context, scope: trio.CancelScope) -> Handoff:  # noqa: ASYNC124  # async by contract
         scope.cancel("while the giver ran")
         return ctx.handoff("taker", None)
 
-    async def taker(ctx: Context, payload: object) -> None:
+    async def taker(ctx: Context, payload: object) -> None:  # noqa: ASYNC124  # async by contract
         started.append(payload)
 
     agents = fabric()
@@ -322,7 +332,7 @@ async def test_an_agent_that_asks_back_up_its_own_chain_is_refused_at_once() -> 
 
 
 async def test_a_taker_may_ask_its_giver_which_has_finished() -> None:
-    async def giver(ctx: Context, payload: object) -> object:
+    async def giver(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
         return "again" if ctx.hops else ctx.handoff("taker", payload)
 
     agents = fabric()
@@ -438,18 +448,18 @@ async def test_one_more_than_may_wait_for_an_agent_is_refused_by_the_name_of_the
 async def test_the_taker_sees_what_keep_leaves_of_the_transcript() -> None:
     seen: list[tuple[Step, ...]] = []
 
-    async def one(ctx: Context, payload: object) -> Handoff:
+    async def one(ctx: Context, payload: object) -> Handoff:  # noqa: ASYNC124  # async by contract
         return ctx.handoff("two", "b")
 
-    async def two(ctx: Context, payload: object) -> Handoff:
+    async def two(ctx: Context, payload: object) -> Handoff:  # noqa: ASYNC124  # async by contract
         seen.append(ctx.transcript)
         return ctx.handoff("three", "c", keep=last(1))
 
-    async def three(ctx: Context, payload: object) -> Handoff:
+    async def three(ctx: Context, payload: object) -> Handoff:  # noqa: ASYNC124  # async by contract
         seen.append(ctx.transcript)
         return ctx.handoff("four", "d", keep=last(0))
 
-    async def four(ctx: Context, payload: object) -> None:
+    async def four(ctx: Context, payload: object) -> None:  # noqa: ASYNC124  # async by contract
         seen.append(ctx.transcript)
 
     agents = fabric()
@@ -465,7 +475,7 @@ async def test_a_context_keeps_the_snapshot_of_its_start() -> None:
     def newest() -> Snapshot:
         return Snapshot(version)
 
-    async def look(ctx: Context, payload: object) -> object:
+    async def look(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
         nonlocal version
         version += 1
         return ctx.snapshot.version

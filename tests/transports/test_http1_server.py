@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import h11
-import httpx
+import httpx  # noqa: ASYNC127  # an independent client, as users run it
 import pytest
 import trio
 
@@ -67,7 +67,7 @@ async def everything(stream: trio.SocketStream) -> bytes:
     return data
 
 
-async def echo(request: Request, response: Response) -> None:
+async def echo(request: Request, response: Response) -> None:  # noqa: ASYNC124  # async by contract
     text = f"{request.method} {request.path} {request.query} ".encode()
     response.send(200, [("Content-Type", "text/plain")], text + request.body)
 
@@ -79,7 +79,7 @@ async def open_door(
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     door = Door(listeners[0].socket.getsockname()[1], Counters(), trio.Event(), trio.Event())
 
-    async def serve(task_status: trio.TaskStatus[object]) -> None:
+    async def serve(task_status: trio.TaskStatus[object]) -> None:  # noqa: ASYNC128  # it hands task_status on
         run = partial(serve_http, handler, listeners, limits=limits, draining=door.draining, counters=door.counters)
         await run(task_status=task_status)
         door.over.set()
@@ -125,7 +125,7 @@ async def test_httpx_understands_every_kind_of_answer() -> None:
             assert (head.headers["content-length"], head.content) == ("8", b"")
             assert (await client.head("/stream")).content == b""
 
-        async def pieces() -> AsyncGenerator[bytes]:  # noqa: ASYNC900  # what httpx asks for
+        async def pieces() -> AsyncGenerator[bytes]:  # noqa: ASYNC124, ASYNC900  # what httpx asks for
             for _ in range(10):
                 yield b"p" * 1000
 
@@ -172,6 +172,8 @@ async def test_an_answer_is_one_segment() -> None:
         (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\nab", 400),
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nabc", 400),
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nab", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nOrigin: http://localhost\r\nOrigin: http://evil\r\n\r\n", 400),
+        (b"GET http://evil/ HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2, 2\r\n\r\nab", 400),
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -2\r\n\r\nab", 400),
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: +2\r\n\r\nab", 400),
@@ -229,7 +231,7 @@ async def test_what_is_not_clean_http_is_refused_and_closed(data: bytes, status:
     [
         GET,
         b"\r\n\r\n" + GET,
-        b"GET http://x/a?b=c HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET http://localhost/a?b=c HTTP/1.1\r\nHost: LOCALHOST\r\n\r\n",
         b"GET /a?b=c HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
         b"GET /a?b=c HTTP/1.1\r\nHost:\r\nExpect: 100-continue\r\n\r\n",
     ],
@@ -251,7 +253,7 @@ async def test_an_upgrade_with_a_body_is_a_plain_request() -> None:
 
 
 async def test_http_1_0_gets_an_unchunked_answer_and_the_end() -> None:
-    async def handler(request: Request, response: Response) -> None:
+    async def handler(request: Request, response: Response) -> None:  # noqa: ASYNC124  # async by contract
         response.start(200)
         response.write(b"one ")
         response.write(b"two")
@@ -405,7 +407,7 @@ async def test_u10_a_handler_that_fails_while_the_server_is_cancelled_does_not_f
 
 
 async def test_a_failing_handler_is_a_500_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    async def handler(request: Request, response: Response) -> None:
+    async def handler(request: Request, response: Response) -> None:  # noqa: ASYNC124  # async by contract
         if request.path == "/a":
             raise ValueError("not for the client")
         if request.path == "/header":
@@ -421,7 +423,7 @@ async def test_a_failing_handler_is_a_500_and_logged_once(caplog: pytest.LogCapt
 
 
 async def test_an_answer_that_fails_half_way_is_broken_off() -> None:
-    async def handler(request: Request, response: Response) -> None:
+    async def handler(request: Request, response: Response) -> None:  # noqa: ASYNC124  # async by contract
         response.start(200)
         response.write(b"half")
         raise ValueError
@@ -434,7 +436,7 @@ async def test_an_answer_that_fails_half_way_is_broken_off() -> None:
 async def test_misuse_of_an_answer_is_told() -> None:
     wrong: list[str] = []
 
-    async def handler(request: Request, response: Response) -> None:
+    async def handler(request: Request, response: Response) -> None:  # noqa: ASYNC124  # async by contract
         for misuse in (partial(response.write, b"x"), response.end):
             with pytest.raises(RuntimeError) as caught:
                 misuse()
@@ -564,7 +566,7 @@ async def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.Monkey
 
 
 async def test_an_outbox_that_grows_beyond_its_bound_drops_the_client() -> None:
-    async def handler(request: Request, response: Response) -> None:
+    async def handler(request: Request, response: Response) -> None:  # noqa: ASYNC124  # async by contract
         response.start(200)
         for _ in range(200):
             response.write(b"x" * 100_000)
@@ -601,7 +603,7 @@ async def test_a_writer_can_wait_for_a_slow_reader() -> None:
 async def test_a_pipeliner_that_does_not_read_makes_no_pile_of_answers() -> None:
     answered = 0
 
-    async def handler(request: Request, response: Response) -> None:
+    async def handler(request: Request, response: Response) -> None:  # noqa: ASYNC124  # async by contract
         nonlocal answered
         answered += 1
         response.send(200, (), b"x" * 1_000_000)

@@ -265,7 +265,7 @@ async def test_f06_bytes_that_are_no_text_are_noise(autojump_clock: MockClock) -
     async with staged() as stage:
         stage.start()
         await wait_all_tasks_blocked()
-        stage.far.say(b"\xff\xfe", b'{"jsonrpc":"2.0","id":1,"result":"\xff"}', b"{" * 100_000, b"[" * 100_000)
+        stage.far.say(b"\xff\xfe", b'{"jsonrpc":"2.0","id":9,"result":"\xff"}', b"{" * 100_000, b"[" * 100_000)
         stage.far.reply()
         assert await stage.ending() == OK
         assert len(stage.session.noise) == 4
@@ -295,6 +295,27 @@ async def test_a_spoilt_request_does_not_end_a_call_of_its_id(autojump_clock: Mo
         assert stage.ended == {}
         stage.far.reply()
         assert await stage.ending() == OK
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"jsonrpc":"2.0","id":1,"result":{"structuredContent":{"mean":NaN}}}',
+        b'{"id": 1, "result": {"content": "\xff"}}',
+        b'{"jsonrpc":"2.0","result":{"content":"\\ud800"},"id":1}',
+        b'{"jsonrpc":"2.0","id":1.0,"result":{}}',
+        b'{"jsonrpc":"2.0","id":1,"result":%b}' % (b"[" * 500 + b"]" * 500),
+        b'{"jsonrpc":"2.0","id":1,"result":%b}' % (b"[" * 100_000 + b"]" * 100_000),
+    ],
+)
+async def test_a_spoilt_reply_ends_its_call_at_once(line: bytes, autojump_clock: MockClock) -> None:
+    async with staged() as stage:
+        stage.start()
+        await wait_all_tasks_blocked()
+        stage.far.say(line)
+        ended = await stage.ending()
+        assert isinstance(ended, BadReply)
+        assert ended.executed == "yes"
 
 
 async def test_a_batch_counts_only_where_the_revision_has_it(autojump_clock: MockClock) -> None:

@@ -342,8 +342,12 @@ class Session:
             if members and not any(member.startswith(b"[") for member in members):
                 self.feed(members, within)
                 return
-        is_reply = error.id is not None and "method" not in jsonrpc.parse(line)
-        pending = self.peer.close(error.id) if is_reply and error.id is not None else None
+        id = error.id
+        if id is None:
+            id = jsonrpc.spoilt_reply_id(line)
+        elif "method" in jsonrpc.members(line):
+            id = None
+        pending = None if id is None else self.peer.close(id)
         if pending is not None:
             pending.fail(BadReply(f"{self.name}: {error}"))
             return

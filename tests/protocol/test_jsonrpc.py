@@ -27,6 +27,7 @@ from cord_trio.protocol.jsonrpc import (
     members,
     object_of,
     parse,
+    spoilt_reply_id,
     too_deep,
 )
 
@@ -186,3 +187,28 @@ def test_an_error_carries_its_data() -> None:
 def test_an_empty_envelope_is_neither() -> None:
     assert not Envelope().is_request
     assert not Envelope().is_notification
+
+
+@pytest.mark.parametrize(
+    ("line", "id"),
+    [
+        (b'{"jsonrpc":"2.0","id":7,"result":{"a":NaN}}', 7),
+        (b' {"id" : "x", "jsonrpc" : "2.0", "error": {', "x"),
+        (b'{"jsonrpc":"2.0","result":{"id":1,"a":"\xff"},"id":7}', 7),
+        (b'{"result":NaN,"id":7.0,"jsonrpc":"2.0"}\r', 7),
+        (b'{"jsonrpc":"2.0","result":{"id":1}', None),
+        (b'{"jsonrpc":"2.0","id":7,"method":"m","result":NaN}', None),
+        (b'{"jsonrpc":"2.0","method":"m","params":{"a":NaN},"id":7}', None),
+        (b'{"jsonrpc":"2.0","id":7.5,"result":NaN}', None),
+        (b'{"level":"info","id":7,"result":NaN}', None),
+        (b"[1,", None),
+    ],
+)
+def test_a_spoilt_reply_still_says_whom_it_answers(line: bytes, id: Id | None) -> None:
+    assert spoilt_reply_id(line) == id
+
+
+def test_what_is_too_deep_leaves_the_id_readable() -> None:
+    with pytest.raises(Malformed, match="deeper") as caught:
+        decode(b'{"jsonrpc":"2.0","id":7,"method":"m","params":{"a":%b}}' % (b"[" * 200 + b"]" * 200))
+    assert caught.value.id == 7

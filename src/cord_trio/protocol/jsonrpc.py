@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
@@ -60,12 +61,17 @@ _decode_envelope = msgspec.json.Decoder(Envelope).decode
 _decode_error = msgspec.json.Decoder(RpcError).decode
 _decode_members = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_json = msgspec.json.Decoder().decode
+_decode_id = msgspec.json.Decoder(int | str).decode
 _encode = msgspec.json.Encoder().encode
 encode: Final = _encode
 """JSON text of plain values, structs and `Raw`; never NaN (`null` instead), never a raw newline."""
 _OPEN: Final = ord("[")
 _SQUARE: Final = bytes.maketrans(b"{}", b"[]")
 _NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}"'))
+_ID: Final = rb'"id"\s*:\s*(-?\d{1,18}|"[^"\\]{0,100}")(?:\.0+)?\s*'
+_REPLY_HEAD: Final = re.compile(rb'\s*\{(?:\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*|%b),)*\s*"(?:result|error)"\s*:' % _ID)
+_REPLY_TAIL: Final = re.compile(rb',\s*%b(?:,\s*"jsonrpc"\s*:\s*"2\.0"\s*)?\}\s*\Z' % _ID)
+_TAIL_LENGTH: Final = 200
 
 
 def decode(line: bytes) -> Envelope:
@@ -87,7 +93,10 @@ def decode(line: bytes) -> Envelope:
         what = "a Content-Length header; a message is one line of JSON here" if foreign else str(exc)
         raise Malformed(PARSE_ERROR, f"not JSON: {what}") from exc
     if len(line) > 2 * MAX_DEPTH and too_deep(line):
-        raise Malformed(PARSE_ERROR, f"JSON is nested deeper than {MAX_DEPTH} levels")
+        id = envelope.id
+        raise Malformed(
+            PARSE_ERROR, f"JSON is nested deeper than {MAX_DEPTH} levels", id if isinstance(id, int | str) else None
+        )
     if b"\n" in line or b"\r" in line:
         # Between tokens, as was just checked. Payloads are relayed as they are, also to peers that end a message there.
         return _decode_envelope(line.replace(b"\r", b" ").replace(b"\n", b" "))
@@ -213,3 +222,18 @@ def _readable_id(line: bytes) -> Id | None:
     except Exception:  # whatever is wrong with it, there is no id to read
         return None
     return id if isinstance(id, int | str) and not isinstance(id, bool) else None
+
+
+def spoilt_reply_id(line: bytes) -> Id | None:
+    """Which request a line that is no JSON was to answer, if it begins, or begins and ends, as a reply does.
+
+    What some servers write within a result (NaN, half of a surrogate pair, Latin-1) spoils the whole message.
+    """
+    head = _REPLY_HEAD.match(line)
+    if head is None:
+        return None
+    found = head if head[1] else _REPLY_TAIL.search(line[-_TAIL_LENGTH:])
+    try:
+        return None if found is None else _decode_id(found[1])
+    except msgspec.DecodeError:
+        return None

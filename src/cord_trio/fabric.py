@@ -65,7 +65,7 @@ class Fabric:
         self.timer = around.timer
         self.counters = around.counters
         self.links = {name: Link(source, around) for name, source in config.enabled.items()}
-        self.agents = Agents(self.route, lambda: self.registry.snapshot)
+        self.agents = Agents(self.route, lambda: self.registry.snapshot, max_hops=config.bounds.hops)
         self.draining = trio.Event()
         self._handlers = {name: self._stacked(link, around.rng) for name, link in self.links.items()}
         self._running = 0

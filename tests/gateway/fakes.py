@@ -12,6 +12,7 @@ import trio.testing
 from msgspec import Raw
 
 from cord_trio.call import Complete
+from cord_trio.config import Bounds
 from cord_trio.counters import Counters
 from cord_trio.errors import Draining, ToolNotFound
 from cord_trio.gateway.http_endpoint import HttpEndpoint
@@ -69,6 +70,7 @@ class Settings:
 @attrs.frozen
 class Config:
     gateway: Settings = Settings()
+    bounds: Bounds = attrs.field(factory=Bounds)
 
 
 class FakeRegistry:

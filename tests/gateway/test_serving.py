@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import httpx  # noqa: ASYNC127  # the ecosystem's client, as our users run it
 import trio
 
+from cord_trio.config import Bounds
 from cord_trio.gateway import IDENTITY, serve_gateway
 from cord_trio.transports.http1_server import HttpLimits
 from cord_trio.transports.memory import memory_transport_pair
 from tests.gateway.fakes import (
+    Config,
     FakeFabric,
     PipeClient,
     after,
@@ -191,3 +193,17 @@ async def test_list_changed_reaches_a_client_on_its_stream() -> None:
                     told.append(json.loads(line[6:])["method"])
                     assert (await client.delete(url, headers=headers)).status_code == 200
             assert told == ["notifications/tools/list_changed"]
+
+
+async def test_the_configured_bounds_hold_for_clients() -> None:
+    fabric = FakeFabric(echo=echo)
+    fabric.config = Config(bounds=Bounds(message_in=2048, http_head=4096, http_headers=16))
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    url = "http://{}:{}/mcp".format(*listeners[0].socket.getsockname())
+    async with trio.open_nursery() as nursery, httpx.AsyncClient() as client:
+        await nursery.start(partial(serve_gateway, fabric, http=listeners))
+        long = modern(1, "tools/call", {"name": "echo", "arguments": {"text": "x" * 2048}})
+        assert (await client.send(post(client, url, long))).status_code == 413
+        assert (await client.get(url, headers={"X": "x" * 4096})).status_code == 431
+        assert (await client.get(url, headers={f"X-{n}": "x" for n in range(16)})).status_code == 431
+        nursery.cancel_scope.cancel("enough seen")

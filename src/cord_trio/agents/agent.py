@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cord_trio.registry import Snapshot
 
 MAX_HOPS: Final = 16
-"""Handoffs in one chain of asks."""
+"""Handoffs in one chain of asks, unless told otherwise."""
 
 EVERYTHING: Final = ("*",)
 """The grant of an agent that may call every tool."""
@@ -100,13 +100,15 @@ class Agents(Mapping[str, Agent]):
     Attributes:
         handler: takes their calls.
         snapshot: returns the registry's newest snapshot.
+        max_hops: handoffs that one ask may take.
         roots: the asks under way that no agent made.
 
     """
 
-    def __init__(self, handler: Handler, snapshot: Callable[[], Snapshot]) -> None:
+    def __init__(self, handler: Handler, snapshot: Callable[[], Snapshot], *, max_hops: int = MAX_HOPS) -> None:
         self.handler = handler
         self.snapshot = snapshot
+        self.max_hops = max_hops
         self.roots: dict[Branch, None] = {}
         self._agents: dict[str, Agent] = {}
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from cord_trio.agents.agent import MAX_HOPS, Handoff, Step
+from cord_trio.agents.agent import Handoff, Step
 from cord_trio.agents.tools import call_tool
 from cord_trio.agents.turn import Branch
 from cord_trio.call import LOCAL
@@ -108,7 +108,7 @@ class Context:
 
     def can_handoff(self, target: str) -> bool:
         """Whether a handoff to `target` would be taken, as things are now."""
-        return target in self._agents and self.hops < MAX_HOPS
+        return target in self._agents and self.hops < self._agents.max_hops
 
 
 async def converse(
@@ -174,8 +174,8 @@ def _taker(agents: Agents, branch: Branch, handoff: Handoff) -> Agent:
     taker = agents.get(target)
     if taker is None:
         raise HandoffRefused(target, "no agent has this name")
-    if branch.hops >= MAX_HOPS:
-        raise HandoffRefused(target, f"{MAX_HOPS} handoffs are the most that one ask may take")
+    if branch.hops >= agents.max_hops:
+        raise HandoffRefused(target, f"{agents.max_hops} handoffs are the most that one ask may take")
     if branch.children:
         raise HandoffRefused(target, f"{branch.path[-1]} is not finished: something that it asked still runs")
     return taker

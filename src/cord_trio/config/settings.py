@@ -33,14 +33,9 @@ class Bounds:
     Attributes:
         calls: calls in flight in the whole fabric.
         slots: calls in flight, for a source that does not say.
-        mailbox: messages waiting for one agent.
         message_in: one message from a peer; for a source that does not say, and for gateway clients.
-        message_out: one message to a peer.
-        json_depth: nesting of one message.
         tools: tools of one source.
         list_pages: pages of one list.
-        quantum_messages: messages that a reader takes before it lets others run.
-        quantum_bytes: bytes that a reader takes before it lets others run.
         connect: connecting and greeting, for a source that does not say.
         first_list: the first list of tools, for a source that does not say.
         call: one call with all its attempts, for a source that does not say.
@@ -56,22 +51,15 @@ class Bounds:
         http_head_time: how long a head may take to arrive.
         http_idle: how long an unused HTTP connection is kept.
         http_connections: connections that the gateway holds.
-        parks: calls of one principal that wait for an answer of hers.
-        park_time: how long such a call waits.
-        hops: fabrics and agents that one call may pass.
+        hops: handoffs that one ask may take.
 
     """
 
     calls: int = 1024
     slots: int = 32
-    mailbox: int = 64
     message_in: int = 16 * 1024 * 1024
-    message_out: int = 16 * 1024 * 1024
-    json_depth: int = 128
     tools: int = 10_000
     list_pages: int = 1000
-    quantum_messages: int = 8
-    quantum_bytes: int = 64 * 1024
     connect: float = 10.0
     first_list: float = 30.0
     call: float = 60.0
@@ -87,8 +75,6 @@ class Bounds:
     http_head_time: float = 10.0
     http_idle: float = 75.0
     http_connections: int = 1024
-    parks: int = 32
-    park_time: float = 600.0
     hops: int = 16
 
     def __attrs_post_init__(self) -> None:
@@ -98,7 +84,7 @@ class Bounds:
         least: dict[str, int | float] = {}
         for field in attrs.fields(Bounds):
             least[field.name] = 0.0 if isinstance(field.default, float) else 1
-        yield from check_numbers(self, least | {"message_in": 1024, "message_out": 1024, "http_head": 1024})
+        yield from check_numbers(self, least | {"message_in": 1024, "http_head": 1024})
 
 
 @attrs.frozen(kw_only=True)

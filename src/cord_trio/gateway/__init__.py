@@ -18,6 +18,7 @@ from cord_trio.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cord_trio.config import Bounds
     from cord_trio.gateway.ports import Fabric
     from cord_trio.transports import Transport
 
@@ -45,7 +46,7 @@ async def serve_gateway(
         http: listeners; closed at the end.
         stdio: whether whoever started this process is a client, over stdin and stdout.
         pipes: further connections to one client each; each is closed by whoever opened it.
-        limits: the bounds of HTTP.
+        limits: the bounds of HTTP; the configured ones if None.
         task_status: told once clients are served.
 
     """
@@ -65,7 +66,7 @@ async def serve_gateway(
                             serve_http,
                             endpoint.handle,
                             http,
-                            limits=limits,
+                            limits=limits or _limits(fabric.config.bounds),
                             draining=fabric.draining,
                             counters=fabric.counters,
                         )
@@ -79,5 +80,17 @@ async def serve_gateway(
 
 
 async def _serve_stdio(service: Service) -> None:
-    async with serve_stdio(counters=service.counters) as transport:
+    max_message = service.fabric.config.bounds.message_in
+    async with serve_stdio(counters=service.counters, max_message=max_message) as transport:
         await serve_pipe(service, transport)
+
+
+def _limits(bounds: Bounds) -> HttpLimits:
+    return HttpLimits(
+        connections=bounds.http_connections,
+        head=bounds.http_head,
+        headers=bounds.http_headers,
+        head_time=bounds.http_head_time,
+        body=bounds.message_in,
+        idle=bounds.http_idle,
+    )

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import trio
 
     from cord_trio.call import Call, Outcome
+    from cord_trio.config import Bounds
     from cord_trio.counters import Counters
     from cord_trio.protocol.tools import Tool
 
@@ -66,6 +67,9 @@ class Settings(Protocol):
 
 class Config(Protocol):
     """The part of the configuration that is about the gateway."""
+
+    @property
+    def bounds(self) -> Bounds: ...
 
     @property
     def gateway(self) -> Settings: ...

@@ -203,7 +203,11 @@ async def test_a_fault_of_ours_is_an_internal_error_and_is_logged(caplog: pytest
 
     async with open_pipe(FakeFabric(broken=broken)) as client:  # type: ignore[arg-type]  # that is its fault
         (answer,) = await client.ask(modern(1, "tools/call", {"name": "broken", "arguments": {"password": "hunter2"}}))
-        assert answer["error"] == {"code": -32603, "message": "internal error"}
+        assert answer["error"] == {
+            "code": -32603,
+            "message": "internal error",
+            "data": {"cord-trio/executed": "unknown"},
+        }
         assert len(await client.ask(legacy(1, "ping"))) == 1
     assert "a call failed inside" in caplog.text
     assert "hunter2" not in caplog.text

@@ -85,6 +85,20 @@ async def test_a_call_without_a_result_is_told_to_the_model(error: CallError, ex
     assert result["_meta"] == meta
 
 
+@pytest.mark.parametrize(
+    ("end", "executed"),
+    [
+        (ToolNotFound("x"), "no"),
+        (BadReply("nonsense"), "yes"),
+        (RuntimeError("a secret"), "unknown"),
+        (Error(-32601, "method not found"), "unknown"),
+    ],
+)
+async def test_an_error_of_ours_says_whether_the_call_ran(end: Outcome | Exception, executed: str) -> None:
+    _, value = await answer_of(end)
+    assert value["error"]["data"] == {"cord-trio/executed": executed}
+
+
 @pytest.mark.parametrize("revision", ALL)
 @pytest.mark.parametrize(
     ("end", "code"),

@@ -104,7 +104,7 @@ async def perform(handle: Callable[[Call], Awaitable[Outcome]], run: Run, events
         return failure(exc, run, us)
     except Exception:
         log.exception("a call failed inside method=%s name=%s", run.method, run.name)
-        return Reply(encode_error(run.id, INTERNAL_ERROR, "internal error"))
+        return Reply(encode_error(run.id, INTERNAL_ERROR, "internal error", _executed("unknown")))
 
 
 def answer(outcome: Outcome, run: Run, us: bytes) -> Reply:
@@ -136,9 +136,10 @@ def failure(error: CallError, run: Run, us: bytes) -> Reply:
         case CallFailed():
             return _error(run, error.code, error.message, error.data, us)
         case ToolNotFound():
-            return Reply(encode_error(run.id, INVALID_PARAMS, str(error)))
+            return Reply(encode_error(run.id, INVALID_PARAMS, str(error), _executed(error.executed)))
         case BadReply():
-            return Reply(encode_error(run.id, INTERNAL_ERROR, f"the server's answer is not valid: {error}"))
+            text = f"the server's answer is not valid: {error}"
+            return Reply(encode_error(run.id, INTERNAL_ERROR, text, _executed(error.executed)))
         case _:
             return _tool_error(run, str(error), error.executed, us)
 
@@ -200,18 +201,24 @@ def _meta(received: Raw, us: bytes) -> bytes:
 def _error(run: Run, code: int, message: str, data: bytes, us: bytes) -> Reply:
     era = run.era
     if code in HOP_LOCAL_CODES:
-        return Reply(encode_error(run.id, INTERNAL_ERROR, f"the server behind this tool refused: {message} ({code})"))
+        return _refused(run, code, message)
     if code == MISSING_CAPABILITY:
         if not era.modern:
             return _tool_error(run, f"{message} (the tool needs a client that can answer questions)", "no", us)
         if _lacks(run.capabilities, data):
             return Reply(encode_error(run.id, code, message, data), BAD_REQUEST)
-        return Reply(encode_error(run.id, INTERNAL_ERROR, f"the server behind this tool refused: {message} ({code})"))
+        return _refused(run, code, message)
     if code == URL_ELICITATION_REQUIRED and era.revision != "2025-11-25":
         return _tool_error(run, message, "no", us)
     if code == RESOURCE_NOT_FOUND and era.modern:
         code = INVALID_PARAMS
     return Reply(encode_error(run.id, code, message, data))
+
+
+def _refused(run: Run, code: int, message: str) -> Reply:
+    """The answer for an error that speaks of our connection to the server, not of the client's."""
+    text = f"the server behind this tool refused: {message} ({code})"
+    return Reply(encode_error(run.id, INTERNAL_ERROR, text, _executed("unknown")))
 
 
 def _lacks(declared: bytes, data: bytes) -> bool:
@@ -221,6 +228,11 @@ def _lacks(declared: bytes, data: bytes) -> bool:
         return not set(required) <= set(parse(declared))
     except (msgspec.DecodeError, KeyError, TypeError):
         return False
+
+
+def _executed(executed: Executed) -> bytes:
+    """The `data` of an error that is ours, not the server's."""
+    return object_of({EXECUTED: encode(executed)})
 
 
 def _tool_error(run: Run, text: str, executed: Executed, us: bytes) -> Reply:

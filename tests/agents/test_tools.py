@@ -16,6 +16,8 @@ from cord_trio.registry import Route, Snapshot
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cord_trio.protocol.jsonrpc import Json
+
 TEXT = Raw(b'{"content":[{"type":"text","text":"noon"}]}')
 
 
@@ -113,6 +115,9 @@ async def test_a_tool_outside_the_grant_is_refused_by_the_name_of_the_grant(tool
     assert source.calls == []
 
 
-async def test_arguments_that_are_no_json_are_the_callers_fault() -> None:
+@pytest.mark.parametrize("arguments", [{"zone": object()}, ["zone"], "zone"])
+async def test_arguments_that_are_no_json_object_are_the_callers_fault(arguments: Json) -> None:
+    source = Source()
     with pytest.raises(TypeError):
-        await call_tool(Source(), "time__now", {"zone": object()})
+        await call_tool(source, "time__now", arguments)
+    assert source.calls == []

@@ -40,11 +40,13 @@ async def call_tool(
 
     Raises:
         CallError: it did not answer, or not with a result.
-        TypeError: the arguments are no JSON.
+        TypeError: the arguments are no JSON object.
 
     """
-    given = Raw(jsonrpc.encode({} if arguments is None else arguments))
-    call = Call("tools/call", tool, {"arguments": given}, principal=principal, deadline=deadline, events=events)
+    given = jsonrpc.encode({} if arguments is None else arguments)
+    if not given.lstrip().startswith(b"{"):
+        raise TypeError(f"the arguments of {tool} are no object")
+    call = Call("tools/call", tool, {"arguments": Raw(given)}, principal=principal, deadline=deadline, events=events)
     outcome = await handler(call)
     if type(outcome) is Complete:  # nearly always
         return ToolResult(outcome.result)

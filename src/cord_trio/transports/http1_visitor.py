@@ -169,7 +169,7 @@ class Connection:
         headers = Headers(fields)
         index = headers.index
         if len(index) != len(fields):
-            for name in ("host", "content-length", "transfer-encoding", "expect"):
+            for name in ("host", "origin", "content-length", "transfer-encoding", "expect"):
                 if len(headers.all(name)) > 1:
                     raise Unacceptable(400, f"two {name} headers")
         self.keep = not old
@@ -178,6 +178,12 @@ class Connection:
             self.keep = "keep-alive" in options if old else "close" not in options
         if b"host" not in index and not old:
             raise Unacceptable(400, "no Host header")
+        target = self._line[1]
+        if not target.startswith("/") and "://" in target:  # absolute form (RFC 9112, section 3.2.2)
+            authority, _, path = target.partition("://")[2].partition("/")
+            if b"host" in index and authority.encode("latin-1").lower() != index[b"host"].strip().lower():
+                raise Unacceptable(400, "the target names another host than Host")
+            self._line = (self._line[0], f"/{path}", self._line[2])
         length = 0
         if (size := index.get(b"content-length")) is not None:
             if b"transfer-encoding" in index:
@@ -256,8 +262,6 @@ class Connection:
         """Hand the request to the worker."""
         self._release()
         method, target, minor = self._line
-        if not target.startswith("/") and "://" in target:  # absolute form (RFC 9112, section 3.2.2)
-            target = "/" + target.partition("://")[2].partition("/")[2]
         self._stage = "busy"
         self.deadline = math.inf
         self.server.counters.add("http_server.requests")

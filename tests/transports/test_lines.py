@@ -128,3 +128,34 @@ async def test_after_close_nothing_touches_the_descriptor() -> None:
             with pytest.raises(BlockingIOError):
                 theirs.recv(1)
     assert (caught.value.executed, caught.value.reason) == ("no", "closed on this side")
+
+
+async def test_a_reader_takes_fewer_bytes_where_messages_are_short() -> None:
+    ours, theirs = socket.socketpair()
+    turns: list[int] = []
+
+    class Turns(Record):
+        def feed(self, messages: Sequence[bytes], within: int | str | None = None, /) -> None:
+            turns.append(len(messages))
+
+    with ours, theirs:
+        async with trio.open_nursery() as nursery:
+            here = over(ours, nursery)
+            theirs.sendall(b'{"method":"x"}\n' * 7000)
+            theirs.close()
+            await here.run(Turns())
+    assert sum(turns) == 7000
+    assert max(turns[1:]) <= 300
+
+
+@pytest.mark.parametrize(("last", "messages"), [(b'{"id":1}', 2), (b'{"id":{}', 1), (b'[{"id":1}', 1)])
+async def test_a_last_message_needs_no_line_end(last: bytes, messages: int) -> None:
+    ours, theirs = socket.socketpair()
+    record = Record()
+    with ours:
+        async with trio.open_nursery() as nursery:
+            here = over(ours, nursery)
+            theirs.sendall(b"{}\n" + last)
+            theirs.close()
+            await here.run(record)
+    assert len(record.messages) == messages

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, ClassVar, Final, NoReturn
 import trio
 
 from cord_trio.cell import Cell
-from cord_trio.errors import ConnectionLost, Overloaded
+from cord_trio.errors import ConnectionLost, Malformed, Overloaded
+from cord_trio.protocol import jsonrpc
 from cord_trio.protocol.framing import FrameTooLarge, LineSplitter
 from cord_trio.transports import Transport
 
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 
 QUANTUM: Final = 64 * 1024
 """Bytes read in one turn of a reader, and about as many written in one turn of a writer."""
+
+MANY: Final = 128
+"""Messages read in one turn of a reader, about: where they are short, it reads fewer bytes."""
+
+LEAST: Final = 4096
+"""Bytes read in one turn of a reader at least."""
 
 OUTBOX_BYTES: Final = 32 * 1024 * 1024
 """Bytes that may wait to be written to one peer: twice the longest message."""
@@ -192,9 +199,10 @@ class LineTransport(Transport):
 
     async def _read_all(self, receiver: Receiver) -> str:
         read, fd, take = self._read, self._read_fd, self._pull
+        size = QUANTUM
         while True:
             try:
-                data = read(QUANTUM)
+                data = read(size)
             except BlockingIOError:
                 await self._wait_readable(fd)
                 continue
@@ -203,6 +211,8 @@ class LineTransport(Transport):
             reason = take(data, receiver)
             if reason is not None:
                 return reason
+            # A thousand short messages take others as long as the longest one.
+            size = min(QUANTUM, max(LEAST, len(data) * MANY // (data.count(_NEWLINE) or 1)))
             await self._wait_readable(fd)
 
     def _read_rest(self, receiver: Receiver) -> str:
@@ -221,7 +231,10 @@ class LineTransport(Transport):
     def _pull(self, data: bytes, receiver: Receiver) -> str | None:
         """Feed what `data` completes. Returns the reason to end the connection, if there is one."""
         if not data:
-            if self._splitter.at_end():
+            rest = self._splitter.at_end()
+            if _whole(rest):
+                self._take([rest], receiver)
+            elif rest:
                 self._counters.add("stdio.partial_line")
             return PEER_CLOSED
         while True:
@@ -323,6 +336,14 @@ class LineTransport(Transport):
         for key in self._backlog:
             self._backlog[key] = b""
         self._waiting_bytes = 0
+
+
+def _whole(line: bytes) -> bool:
+    """Whether a last line that nothing ended is a message all the same, as `printf` and a here-string leave it."""
+    try:
+        return bool(line) and bool(jsonrpc.decode(line))
+    except Malformed:
+        return False
 
 
 def _closed(_: object) -> NoReturn:

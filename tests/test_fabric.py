@@ -296,7 +296,7 @@ async def test_d05_a_source_that_is_down_gives_one_typed_error_with_its_cause(au
 
 async def test_d05_a_source_that_never_came_up_says_why(autojump_clock: MockClock) -> None:
     async with open_fabric([source(ToolServer(exit_at_start=True), era="legacy")]) as fabric:
-        with pytest.raises(SourceDown, match="source 'x' is down: (connect|handshake): server exited with status 3"):
+        with pytest.raises(SourceDown, match=r"source 'x' is down: (connect|handshake): server exited with status 3"):
             await fabric.call("x__echo")
         with pytest.raises(ToolNotFound):
             await fabric.call("y__echo")

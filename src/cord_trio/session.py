@@ -86,7 +86,9 @@ class Pending(Cell[Raw]):
         patience: float,
         latest: float,
     ) -> None:
-        super().__init__()
+        self.settled = False  # what Cell.__init__ does, without its call: one of these is made for each request
+        self._task = None
+        self._outcome = None
         self.session = session
         self.id = id
         self.method = method

@@ -154,3 +154,7 @@ def test_a_progress_token_is_a_string_or_an_integer() -> None:
     values = (b'"a"', b"7", b"true", b"1.5", b"null")
     assert [progress_token({"progressToken": Raw(value)}) for value in values] == ["a", 7, None, None, None]
     assert progress_token({}) is None
+
+
+def test_a_result_that_begins_as_complete_is_read_no_further() -> None:
+    assert mcp.result_type(Raw(b'{"resultType":"complete","content":[]}')) == mcp.COMPLETE

@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw, UnsetType
 
 from cord_trio.errors import Malformed
 from cord_trio.protocol.headers import ParamHeader, find_param_headers, read_param_headers
@@ -137,6 +137,17 @@ class Content(msgspec.Struct, frozen=True, gc=False):
         return object_of(self.members)
 
 
+class _Text(msgspec.Struct, gc=False):
+    type: str
+    text: str | UnsetType = UNSET
+
+
+class _Texts(msgspec.Struct, gc=False):
+    """What is read of a result where only its text is asked for, which is nearly always."""
+
+    content: list[_Text] = []
+
+
 class ToolResult:
     """What a tool answered. Nothing is decoded until someone looks; `raw` is the whole as it came.
 
@@ -180,7 +191,15 @@ class ToolResult:
     @property
     def text(self) -> str:
         """The text of all text blocks, one after the other, each from a new line."""
-        return "\n".join(block.text for block in self.content if block.type == "text")
+        if self._content is None:
+            try:
+                blocks = _decode_texts(self.raw).content
+            except msgspec.DecodeError:
+                pass  # looked at in full below, which says what is wrong
+            else:
+                if all(block.type != "text" or block.text is not UNSET for block in blocks):
+                    return "\n".join([block.text for block in blocks if block.type == "text"])  # type: ignore[misc]  # just checked
+        return "\n".join([block.text for block in self.content if block.type == "text"])
 
     @property
     def structured(self) -> Json:
@@ -372,5 +391,6 @@ def _show(raw: Raw) -> str:
 
 
 _decode_annotations = msgspec.json.Decoder(Annotations).decode
+_decode_texts = msgspec.json.Decoder(_Texts).decode
 _decode_list = msgspec.json.Decoder(list[Raw]).decode
 _decode_string = msgspec.json.Decoder(str).decode

@@ -580,6 +580,22 @@ async def test_an_outbox_that_grows_beyond_its_bound_drops_the_client() -> None:
         await stream.aclose()
 
 
+async def test_what_waits_for_all_clients_is_bounded_and_the_worst_of_them_goes() -> None:
+    async def handler(request: Request, response: Response) -> None:  # noqa: ASYNC124  # async by contract
+        response.send(200, body=b"x" * (30_000_000 if request.path == "/last" else 40_000_000))
+
+    async with open_door(handler, limits=HttpLimits(unsent=40_000_000)) as door:
+        worst, other = await door.dial(), await door.dial()
+        await worst.send_all(GET)
+        await trio.sleep(0.1)
+        await other.send_all(LAST)
+        while not door.counters["http_server.unsent_full"]:  # noqa: ASYNC110  # real sockets: nothing to wait on
+            await trio.sleep(0.002)
+        assert len(await everything(other)) > 30_000_000
+        await worst.aclose()
+        await other.aclose()
+
+
 async def test_a_writer_can_wait_for_a_slow_reader() -> None:
     congested: list[bool] = []
 

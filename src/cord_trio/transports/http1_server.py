@@ -53,6 +53,7 @@ class HttpLimits:
         body_time: seconds without a byte of a body that was begun.
         received: bytes of bodies that are not whole yet, of all connections.
         outbox: bytes that wait for one client to read them; a client with more is dropped.
+        unsent: bytes that wait for all clients together; beyond it the client with most of them is dropped.
         idle: seconds that a connection is kept between requests.
 
     """
@@ -65,6 +66,7 @@ class HttpLimits:
     body_time: float = 30.0
     received: int = 256 * 1024 * 1024
     outbox: int = 64 * 1024 * 1024
+    unsent: int = 256 * 1024 * 1024
     idle: float = 75.0
 
 
@@ -91,6 +93,13 @@ class Server:
             self._second = second
             self._date = f"Date: {formatdate(second, usegmt=True)}\r\n"
         return self._date
+
+    def relieve(self) -> None:
+        """Drop the clients that keep most waiting, until what waits for all of them is within its bound."""
+        while sum(connection.wire.waiting for connection in self.connections) > self.limits.unsent:
+            self.counters.add("http_server.unsent_full")
+            hoarder = max(self.connections, key=lambda connection: connection.wire.waiting)
+            hoarder.leave("the client reads too slowly")
 
     async def accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
         """Take connections until cancelled; then the listener is closed."""

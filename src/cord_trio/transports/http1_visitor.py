@@ -350,6 +350,8 @@ class Connection:
         if self.wire.waiting > self.server.limits.outbox:
             self.server.counters.add("http_server.outbox_full")
             self.leave("the client reads too slowly")
+        elif self.wire.congested:
+            self.server.relieve()
 
     def _broken(self) -> None:
         self.leave("client left")

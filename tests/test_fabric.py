@@ -538,3 +538,19 @@ async def test_an_answer_is_passed_on_unread(autojump_clock: MockClock) -> None:
         assert isinstance(outcome, Complete)
         assert b'"sum":3.5' in bytes(outcome.result)
         assert isinstance(fabric, Fabric)
+
+
+async def test_a_context_that_was_kept_asks_and_calls_nobody_after_the_end() -> None:
+    kept: list[cord.Context] = []
+
+    async def keeper(ctx: cord.Context, payload: object) -> None:  # noqa: ASYNC124  # async by contract
+        kept.append(ctx)
+
+    async with open_fabric([source(ToolServer())]) as fabric:
+        fabric.agent("keeper", keeper)
+        await fabric.ask("keeper")
+    with pytest.raises(Draining):
+        await kept[0].ask("keeper", None)
+    with pytest.raises(CallError):
+        await kept[0].call("x__echo", {"text": "late"})
+    assert len(kept) == 1

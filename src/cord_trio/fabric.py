@@ -330,6 +330,7 @@ async def open_fabric(
                 fabric.draining.set()
                 conversations.cancel_scope.cancel("the fabric's block has ended")
                 agents.cancel_scope.cancel("the fabric's block has ended")
+            fabric.agents.over = True
             links.cancel_scope.cancel("the fabric's block has ended")
         # Calls of tasks that are not the fabric's fail now, but may need the timer for it.
         with trio.move_on_after(LAST_CALLS):

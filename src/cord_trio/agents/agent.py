@@ -101,6 +101,7 @@ class Agents(Mapping[str, Agent]):
         handler: takes their calls.
         snapshot: returns the registry's newest snapshot.
         max_hops: handoffs that one ask may take.
+        over: whether nobody can be asked any more.
         roots: the asks under way that no agent made.
 
     """
@@ -109,6 +110,7 @@ class Agents(Mapping[str, Agent]):
         self.handler = handler
         self.snapshot = snapshot
         self.max_hops = max_hops
+        self.over = False
         self.roots: dict[Branch, None] = {}
         self._agents: dict[str, Agent] = {}
 

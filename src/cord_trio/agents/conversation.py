@@ -16,7 +16,7 @@ from cord_trio.agents.agent import Handoff, Step
 from cord_trio.agents.tools import call_tool
 from cord_trio.agents.turn import Branch
 from cord_trio.call import LOCAL
-from cord_trio.errors import AgentNotFound, HandoffRefused, ToolNotGranted
+from cord_trio.errors import AgentNotFound, Draining, HandoffRefused, ToolNotGranted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -128,12 +128,15 @@ async def converse(
 
     Raises:
         AgentNotFound: no agent has this name.
+        Draining: the fabric has ended; its contexts may have been kept.
         HandoffRefused: a handler handed on to an agent that is missing, or once too often.
         CallCycle: waiting for a turn would be waiting for ourselves.
         Overloaded: too many wait for one agent.
 
     """
     await trio.lowlevel.checkpoint()
+    if agents.over:
+        raise Draining
     agent = agents.get(name)
     if agent is None:
         raise AgentNotFound(name)

@@ -157,4 +157,4 @@ def test_a_progress_token_is_a_string_or_an_integer() -> None:
 
 
 def test_a_result_that_begins_as_complete_is_read_no_further() -> None:
-    assert mcp.result_type(Raw(b'{"resultType":"complete","content":[]}')) == mcp.COMPLETE
+    assert result_type(Raw(b'{"resultType":"complete","content":[]}')) == "complete"

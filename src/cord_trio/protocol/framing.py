@@ -68,7 +68,9 @@ class LineSplitter:
             FrameTooLarge: a line, whole or not, is longer than the bound; the peer's fault.
 
         """
-        if data.find(b"\n") == len(data) - 1 <= self._limit and not (self._tail or self._left or self._skipping or self._fresh):
+        if data.find(b"\n") == len(data) - 1 <= self._limit and not (
+            self._tail or self._left or self._skipping or self._fresh
+        ):
             # One whole line and nothing before it: what a reply to a lone call looks like.
             line = data[:-1]
             if line and line[-1] != _CR and not line.isspace():

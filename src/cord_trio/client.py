@@ -95,7 +95,9 @@ class Client:
         if head is None:
             head = self._head(method, name)
         params = call.params
-        members = b"".join([b"%b:%b," % (jsonrpc.encode(member), value) for member, value in params.items()])
+        members = b""
+        for member, value in params.items():  # nearly always `arguments` alone
+            members += b"%b:%b," % (jsonrpc.encode(member), value)
         meta = self._envelope
         if call.patience or call.events is not None:
             # Also where nobody listens: progress keeps the call alive.

@@ -255,11 +255,13 @@ class Fabric:
             route = self.registry.snapshot.tools.get(public)
             return None if route is None else route.tool.annotations
 
+        # The run's own clock, without the calls that lead to it from `trio.current_time`.
+        clock = trio.lowlevel.current_clock().current_time
         around = [
-            layers.deadline(source.deadline, longest=self.config.bounds.call_longest),
+            layers.deadline(source.deadline, longest=self.config.bounds.call_longest, clock=clock),
             layers.retry(
-                source.retries + 1, budget=layers.RetryBudget(), rng=rng, timer=timer, counters=counters,
-                trusted=source.trust, annotations=annotations,
+                source.retries + 1, budget=layers.RetryBudget(clock=clock), rng=rng, timer=timer, counters=counters,
+                trusted=source.trust, annotations=annotations, clock=clock,
             ),
         ]  # fmt: skip
         if source.rate is not None:

@@ -201,6 +201,8 @@ def test_an_empty_envelope_is_neither() -> None:
         (b'{"jsonrpc":"2.0","method":"m","params":{"a":NaN},"id":7}', None),
         (b'{"jsonrpc":"2.0","id":7.5,"result":NaN}', None),
         (b'{"level":"info","id":7,"result":NaN}', None),
+        (b'{"id":007,"result":NaN}', None),
+        (b'{"id":"\xff","result":NaN}', None),
         (b"[1,", None),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Raw
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from cord_trio.call import EventSink, Handler
     from cord_trio.protocol.jsonrpc import Json
+
+BRACE: Final = ord("{")
 
 
 async def call_tool(
@@ -44,7 +46,7 @@ async def call_tool(
 
     """
     given = jsonrpc.encode({} if arguments is None else arguments)
-    if not given.lstrip().startswith(b"{"):
+    if given[0] != BRACE and not given.lstrip().startswith(b"{"):
         raise TypeError(f"the arguments of {tool} are no object")
     call = Call("tools/call", tool, {"arguments": Raw(given)}, principal=principal, deadline=deadline, events=events)
     outcome = await handler(call)

@@ -30,6 +30,7 @@ class Slots:
     Attributes:
         size: calls at once.
         taken: slots in use.
+        queue: who waits for one, the longest first.
 
     """
 
@@ -39,7 +40,7 @@ class Slots:
         self.size = size
         self.taken = 0
         self._bound = waiting
-        self._queue: OrderedDict[Cell[None], None] = OrderedDict()
+        self.queue: OrderedDict[Cell[None], None] = OrderedDict()
         self._timer = timer
         self._counters = counters
         self._name = name
@@ -47,7 +48,7 @@ class Slots:
     @property
     def waiting(self) -> int:
         """Calls in the queue."""
-        return len(self._queue)
+        return len(self.queue)
 
     async def wait(self, deadline: float) -> None:
         """Return once a slot is ours. If cancelled, none is.
@@ -57,11 +58,11 @@ class Slots:
             DeadlineExceeded: none became free by `deadline`.
 
         """
-        if len(self._queue) >= self._bound:
+        if len(self.queue) >= self._bound:
             self._counters.add("limit.overloaded")
             raise Overloaded(f"{self._name}.waiting", self._bound)
         cell = Cell[None]()
-        self._queue[cell] = None
+        self.queue[cell] = None
         if deadline != math.inf:
             self._timer.add(cell, deadline, partial(self._expire, cell))
         await cell.wait(partial(self._leave, cell))
@@ -69,8 +70,8 @@ class Slots:
     @trio.lowlevel.enable_ki_protection
     def release(self) -> None:
         """Give a slot back."""
-        if self._queue:
-            cell, _ = self._queue.popitem(last=False)
+        if self.queue:
+            cell, _ = self.queue.popitem(last=False)
             self._timer.discard(cell)
             cell.settle(None)
         else:
@@ -78,12 +79,12 @@ class Slots:
 
     @trio.lowlevel.enable_ki_protection
     def _leave(self, cell: Cell[None]) -> None:
-        self._queue.pop(cell, None)
+        self.queue.pop(cell, None)
         self._timer.discard(cell)
 
     @trio.lowlevel.enable_ki_protection
     def _expire(self, cell: Cell[None]) -> None:
-        if self._queue.pop(cell, cell) is None:
+        if self.queue.pop(cell, cell) is None:
             self._counters.add("limit.deadline")
             cell.fail(DeadlineExceeded(f"no slot of {self._name} became free", "no"))
 
@@ -101,6 +102,8 @@ def limit(slots: int | Slots, *, waiting: int = WAITING, timer: Timer, counters:
     """
     gate = Slots(slots, waiting=waiting, timer=timer, counters=counters, name=name) if isinstance(slots, int) else slots
 
+    queue = gate.queue
+
     def layer(handler: Handler) -> Handler:
         async def limited(call: Call) -> Outcome:
             if gate.taken < gate.size:
@@ -110,7 +113,10 @@ def limit(slots: int | Slots, *, waiting: int = WAITING, timer: Timer, counters:
             try:
                 return await handler(call)
             finally:
-                gate.release()
+                if queue:
+                    gate.release()
+                else:
+                    gate.taken -= 1  # what `release` does then, without its call
 
         return limited
 

@@ -235,5 +235,5 @@ def spoilt_reply_id(line: bytes) -> Id | None:
     found = head if head[1] else _REPLY_TAIL.search(line[-_TAIL_LENGTH:])
     try:
         return None if found is None else _decode_id(found[1])
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None

@@ -55,7 +55,11 @@ async def serve_gateway(
         background.start_soon(service.watch)
         async with trio.open_nursery() as calls:
             endpoint = HttpEndpoint(
-                service, calls, allowed_hosts=config.allowed_hosts, allowed_origins=config.allowed_origins
+                service,
+                calls,
+                allowed_hosts=config.allowed_hosts,
+                allowed_origins=config.allowed_origins,
+                max_message=(limits or HttpLimits()).body,
             )
             background.start_soon(endpoint.keep_alive)
             async with trio.open_nursery() as serving:

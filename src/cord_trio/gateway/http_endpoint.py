@@ -28,9 +28,10 @@ from cord_trio.gateway.steps import (
     Reply,
     Run,
 )
+from cord_trio.gateway.websocket_endpoint import asks_websocket, serve_websocket
 from cord_trio.protocol.eras import REQUEST_CANCELLED
 from cord_trio.protocol.jsonrpc import INTERNAL_ERROR, INVALID_REQUEST, encode, encode_error
-from cord_trio.transports.http1 import LOOPBACK_HOSTS, LOOPBACK_ORIGINS, check_origin
+from cord_trio.transports.http1 import BODY_LIMIT, LOOPBACK_HOSTS, LOOPBACK_ORIGINS, check_origin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from cord_trio.gateway.steps import Step
     from cord_trio.transports.http1_server import Request, Response
 
+
+MCP_PATHS: Final = ("/mcp", "/mcp/")
+"""Both spellings, since clients lose things on a redirect."""
 
 METHODS: Final = "POST, GET, DELETE, OPTIONS"
 BEAT: Final = 15.0
@@ -73,7 +77,9 @@ class HttpEndpoint:
         *,
         allowed_hosts: Sequence[str] = (),
         allowed_origins: Sequence[str] = (),
+        max_message: int = BODY_LIMIT,
     ) -> None:
+        self._max_message = max_message
         self._service = service
         self._calls = calls
         self._hosts = (*LOOPBACK_HOSTS, *allowed_hosts)
@@ -91,7 +97,10 @@ class HttpEndpoint:
             _say(response, refusal, f"this {what} is not on the gateway's list (gateway.allowed_{what.lower()}s)")
             return
         common = () if origin is None else _cors(origin)
-        match request.path, request.method:  # both spellings, since clients lose things on a redirect
+        if request.path in MCP_PATHS and asks_websocket(request):
+            await serve_websocket(self._service, request, response, max_message=self._max_message)
+            return
+        match request.path, request.method:
             case ("/mcp" | "/mcp/", "POST"):
                 await self._post(request, response, common)
             case ("/mcp" | "/mcp/", "GET"):

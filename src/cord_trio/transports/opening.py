@@ -16,6 +16,7 @@ from cord_trio.transports.http import open_http
 from cord_trio.transports.memory import memory_transport_pair
 from cord_trio.transports.process import GRACES, Graces
 from cord_trio.transports.stdio import open_stdio
+from cord_trio.transports.websocket_open import open_websocket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -55,7 +56,8 @@ async def open_source(
             async with _open_function(source) as memory:
                 yield memory
         case WebSocket():
-            raise ConnectFailed(source.name, "connect", "WebSocket sources are not supported yet", "use stdio or http")
+            async with open_websocket(source, name=source.name, counters=counters) as socket:
+                yield socket
 
 
 @asynccontextmanager

@@ -1,0 +1,84 @@
+"""The official SDK 1.x as a peer on WebSocket and HTTP+SSE, which later ones dropped.
+
+It cannot share an environment with 2.x: `CORD_TRIO_SDK1` names the Python of one with `mcp[ws]==1.30.0`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import pytest
+import trio
+
+from cord_trio.config import Config, Http, WebSocket
+from cord_trio.fabric import open_fabric
+from tests.real.helpers import read_line, running
+from tests.real.test_clients import Setup, gateway
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from cord_trio.fabric import Fabric
+
+PYTHON = os.environ.get("CORD_TRIO_SDK1", "")
+pytestmark = pytest.mark.skipif(not PYTHON, reason="CORD_TRIO_SDK1 names no Python with mcp[ws]==1.30.0")
+
+Json: TypeAlias = Any
+
+
+@asynccontextmanager
+async def sdk1(kind: str) -> AsyncGenerator[str]:
+    """The URL of a server."""
+    async with running([PYTHON, str(Path(__file__).with_name("sdk1_server.py")), kind]) as process:
+        yield await read_line(process.stdout)
+
+
+@asynccontextmanager
+async def fabric_of(source: Http | WebSocket) -> AsyncGenerator[Fabric]:
+    async with open_fabric(Config(sources=[source])) as fabric:
+        with trio.fail_after(20):
+            await fabric.wait_started()
+        view = fabric.registry.snapshot.sources[source.name]
+        assert view.state == "ready", view.reason
+        yield fabric
+
+
+async def use(fabric: Fabric) -> None:
+    """All that its tools do."""
+    assert sorted(fabric.registry.snapshot.tools) == ["far__add", "far__long", "far__steps"]
+    assert (await fabric.call("far__add", {"a": 2, "b": 3})).text == "5"
+    assert len((await fabric.call("far__long", {"size": 3_000_000})).text) == 3_000_000
+    assert (await fabric.call("far__steps", {})).text == "done"
+    found: list[str] = []
+
+    async def ask(number: int) -> None:
+        found.append((await fabric.call("far__add", {"a": number, "b": 0})).text)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(10):
+            nursery.start_soon(ask, number)
+    assert sorted(found, key=int) == [str(number) for number in range(10)]
+
+
+async def test_its_websocket_server_is_a_source() -> None:
+    async with sdk1("ws") as url, fabric_of(WebSocket(name="far", url=url)) as fabric:
+        await use(fabric)
+
+
+async def client(kind: str, url: str, tool: str, arguments: Json) -> Json:
+    command = [PYTHON, str(Path(__file__).with_name("sdk1_client.py")), kind, url, tool, json.dumps(arguments)]
+    async with running(command) as process:
+        return json.loads(await read_line(process.stdout))
+
+
+async def test_its_websocket_client_is_served(tmp_path: Path) -> None:
+    async with gateway(Setup(tmp_path)) as (_, url):
+        found = await client("ws", url.replace("http", "ws"), "up__echo", {"text": "hi"})
+    assert found["revision"] == "2025-11-25"
+    assert found["server"] == "cord_trio"
+    assert "up__echo" in found["tools"]
+    assert "hi" in found["text"]

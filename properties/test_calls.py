@@ -195,10 +195,10 @@ async def play(program: Program, until: Until) -> None:
                         await trio.sleep(100)
                         session.lost(ConnectionLost("enough"))
                         cut = True
+                assert len(timer) == 0
                 await trio.sleep(100)
                 await wait_all_tasks_blocked()
                 check(program, endings, heard, server, session, cut=cut)
-                assert len(timer) == 0
                 until.over = True
             background.cancel_scope.cancel("the program is over")
 

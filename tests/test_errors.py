@@ -84,6 +84,6 @@ def test_a_configuration_error_holds_every_problem() -> None:
     assert error.problems == tuple(problems)
     assert str(error).splitlines() == [
         "cord.toml: sources.a.url: is no URL; begin it with https://",
-        ": nothing to serve",
+        "nothing to serve",
         "x.json: not JSON",
     ]

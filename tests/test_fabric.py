@@ -90,16 +90,15 @@ async def test_progress_keeps_a_call_alive_up_to_the_longest(autojump_clock: Moc
     async with open_fabric(config) as fabric:
         await fabric.wait_started()
         start = trio.current_time()
-        sink = lambda method, params: None  # noqa: E731  # a sink is a function
-        result = await fabric.call("x__progress", {"steps": 5, "seconds": 20}, events=sink)
+        result = await fabric.call("x__progress", {"steps": 5, "seconds": 20})
         assert (result.text, trio.current_time() - start) == ("5 steps", 20)
         with pytest.raises(DeadlineExceeded):
-            await fabric.call("x__progress", {"steps": 50, "seconds": 200}, events=sink)
+            await fabric.call("x__progress", {"steps": 50, "seconds": 200})
         assert trio.current_time() - start == 20 + 30
         with pytest.raises(DeadlineExceeded):  # a deadline of the caller's stays
             own = Call(
                 "tools/call", "x__progress", {"arguments": Raw(b'{"steps":50,"seconds":200}')},
-                deadline=trio.current_time() + 12, events=sink,
+                deadline=trio.current_time() + 12,
             )  # fmt: skip
             await fabric.handle(own)
         assert trio.current_time() - start == 20 + 30 + 12
@@ -127,7 +126,7 @@ async def test_a_call_does_not_wait_for_sources_that_cannot_own_it(autojump_cloc
 async def test_a_wait_for_an_owner_keeps_to_the_deadline(autojump_clock: MockClock) -> None:
     async with open_fabric([source(ToolServer(silent=True))]) as fabric:
         start = trio.current_time()
-        with pytest.raises(ToolNotFound):
+        with pytest.raises(SourceDown, match="source 'x' is down: it is still starting"):
             await fabric.handle(Call("tools/call", "x__echo", deadline=start + 2))
         assert trio.current_time() - start == 2
 
@@ -230,6 +229,7 @@ async def test_an_agent_calls_tools_and_hands_over(autojump_clock: MockClock) ->
         return ctx.handoff("second", (await ctx.call("x__echo", {"text": str(payload)})).text + "!")
 
     async def second(ctx: cord.Context, payload: object) -> object:
+        await trio.lowlevel.checkpoint()
         return f"{' > '.join(ctx.chain)}: {payload}"
 
     async with open_fabric([source(ToolServer())]) as fabric:
@@ -245,6 +245,7 @@ async def test_an_agent_calls_tools_and_hands_over(autojump_clock: MockClock) ->
 
 async def test_r13_one_sick_source_never_hides_the_tools_of_another(autojump_clock: MockClock) -> None:
     async def refuses(transport: MemoryTransport) -> None:
+        await trio.lowlevel.checkpoint()
         raise OSError("refused")
 
     sick = [
@@ -293,6 +294,14 @@ async def test_d05_a_source_that_is_down_gives_one_typed_error_with_its_cause(au
         assert "x__echo" in fabric.registry.snapshot.tools  # listed is not callable
 
 
+async def test_d05_a_source_that_never_came_up_says_why(autojump_clock: MockClock) -> None:
+    async with open_fabric([source(ToolServer(exit_at_start=True), era="legacy")]) as fabric:
+        with pytest.raises(SourceDown, match="source 'x' is down: connect: server exited with status 3"):
+            await fabric.call("x__echo")
+        with pytest.raises(ToolNotFound):
+            await fabric.call("y__echo")
+
+
 async def test_q01_sources_start_side_by_side_and_keep_their_order(autojump_clock: MockClock) -> None:
     slow = [source(ToolServer(slow=0.5 + number % 3 / 10), f"s{number:02}") for number in range(20)]
     async with open_fabric(slow) as fabric:
@@ -331,6 +340,8 @@ async def test_x01_a_broken_entry_leaves_the_others(autojump_clock: MockClock) -
     mixed = Config(sources={"good": source(server, "good")}, broken=config.broken, problems=config.problems)
     async with open_fabric(mixed) as fabric:
         assert (await fabric.call("good__echo", {"text": "hi"})).text == "hi"
+        with pytest.raises(SourceDown, match=r"'bad' is down: cord\.toml: sources\.bad"):
+            await fabric.call("bad__anything")
         states = {child.name: child.state for child in fabric.tree().children}
         assert states == {"good": "ready", "bad": "broken", "worse": "broken"}
 

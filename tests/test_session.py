@@ -729,6 +729,7 @@ async def test_an_answer_that_fails_becomes_an_error(
     failure: Exception, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def answer(asked: Asked) -> bytes:
+        await trio.lowlevel.checkpoint()
         raise failure
 
     with caplog.at_level(logging.CRITICAL, "cord_trio.session"):

@@ -5,6 +5,8 @@ shows all of it as one MCP server. Everything lives in one nursery tree, and wha
 whole public API.
 """
 
+from typing import TYPE_CHECKING
+
 from cord_trio.agents import Context as Context
 from cord_trio.agents import Handoff as Handoff
 from cord_trio.agents import last as last
@@ -91,6 +93,9 @@ from cord_trio.errors import (
 from cord_trio.errors import (
     ToolNotFound as ToolNotFound,
 )
+from cord_trio.errors import (
+    ToolNotGranted as ToolNotGranted,
+)
 from cord_trio.fabric import Fabric as Fabric
 from cord_trio.fabric import open_fabric as open_fabric
 from cord_trio.layers import deadline as deadline
@@ -102,3 +107,19 @@ from cord_trio.protocol.mcp import Tool as Tool
 from cord_trio.protocol.mcp import ToolResult as ToolResult
 from cord_trio.registry import Snapshot as Snapshot
 from cord_trio.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from cord_trio.gateway import serve_gateway as serve_gateway
+
+
+def __getattr__(name: str) -> object:
+    """The gateway is imported by those who use it: it costs time that agents and commands need not spend."""
+    if name == "serve_gateway":
+        from cord_trio.gateway import serve_gateway
+
+        return serve_gateway
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), "serve_gateway"]

@@ -97,10 +97,11 @@ class Client:
         params = call.params
         members = b"".join([b"%b:%b," % (jsonrpc.encode(member), value) for member, value in params.items()])
         meta = self._envelope
-        if call.meta or call.events is not None:
+        if call.patience or call.events is not None:
+            # Also where nobody listens: progress keeps the call alive.
+            meta = b'%b,"progressToken":%d' % (meta, id) if meta else b'"progressToken":%d' % id
+        if call.meta:
             more = [b"%b:%b" % (jsonrpc.encode(member), value) for member, value in call.meta.items()]
-            if call.events is not None:
-                more.append(b'"progressToken":%d' % id)
             meta = b",".join([meta, *more] if meta else more)
         if meta:
             message = b'{"jsonrpc":"2.0","id":%d%b%b"_meta":{%b}}}' % (id, head, members, meta)

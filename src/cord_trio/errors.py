@@ -66,8 +66,8 @@ class Problem:
     source: str | None = None
 
     def __str__(self) -> str:
-        place = ": ".join(part for part in (self.file, self.path) if part)
-        return f"{place}: {self.what}; {self.remedy}" if self.remedy else f"{place}: {self.what}"
+        text = ": ".join(part for part in (self.file, self.path, self.what) if part)
+        return f"{text}; {self.remedy}" if self.remedy else text
 
 
 class ConfigError(CordError):

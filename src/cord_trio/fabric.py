@@ -19,7 +19,7 @@ from cord_trio.call import LOCAL, Error, stack
 from cord_trio.cell import Timer
 from cord_trio.config import Config
 from cord_trio.counters import Counters
-from cord_trio.errors import Draining, Overloaded, ToolNotFound
+from cord_trio.errors import Draining, Overloaded, SourceDown, ToolNotFound
 from cord_trio.link import Link, Surroundings
 from cord_trio.observe import Node
 from cord_trio.protocol import jsonrpc
@@ -153,6 +153,7 @@ class Fabric:
         snapshot = self.registry.snapshot
         found = snapshot.tools.get(name)
         if found is None:
+            self._raise_down(name)
             self.counters.add("fabric.tool_not_found")
             raise ToolNotFound(name, snapshot.near(name))
         return await self._handlers[found.source](call)
@@ -230,6 +231,16 @@ class Fabric:
                 with trio.move_on_at(deadline):
                     await link.wait_tried()
 
+    def _raise_down(self, name: str) -> None:
+        """Raise `SourceDown` if the source whose prefix `name` has is down: its tools may never have been seen."""
+        for link in self.links.values():
+            prefix = link.source.export_prefix
+            if prefix and link.state != "ready" and name.startswith(f"{prefix}__"):
+                raise SourceDown(link.name, link.reason or f"it is still {link.state}", link.next_try)
+        for source, problems in self.config.broken.items():
+            if name.startswith(f"{source}__"):
+                raise SourceDown(source, "; ".join(map(str, problems)))
+
     def _stacked(self, link: Link, rng: Random) -> Handler:
         source, timer, counters = link.source, self.timer, self.counters
 
@@ -277,7 +288,9 @@ async def open_fabric(
     block_error: Exception | None = None
     core_error: Exception | None = None
 
-    async def service(run: Callable[..., Awaitable[None]], task_status: trio.TaskStatus[None]) -> None:
+    async def service(  # noqa: ASYNC128  # the part calls it
+        run: Callable[..., Awaitable[None]], task_status: trio.TaskStatus[None]
+    ) -> None:
         """Run a part of the core; if it fails, the fabric cannot go on."""
         nonlocal core_error
         try:

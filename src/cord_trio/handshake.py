@@ -141,7 +141,7 @@ async def _discover(
         raise FreshNeeded("no answer to server/discover") from exc
     except ConnectionLost as exc:
         if must or exc.executed == "no":
-            raise await unreached(session, exc) from exc
+            raise await unreached(session, exc) from exc  # noqa: ASYNC120  # who cancels wants no reason
         raise FreshNeeded(exc.reason) from exc
     finally:
         session.on_asked = None

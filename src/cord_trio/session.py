@@ -403,7 +403,9 @@ class Session:
             self.on_asked()
         self._answering.take(message, within)
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(  # noqa: ASYNC128  # the transport calls it
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Hear the peer until the connection ends. A fault of the transport is a loss like any other."""
         try:
             await self.transport.run(self, task_status=task_status)

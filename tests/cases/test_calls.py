@@ -46,7 +46,6 @@ async def test_c05_progress_after_the_reply_reaches_nobody_and_breaks_nothing() 
         assert fabric.links["it"].starts == 1
 
 
-@pytest.mark.xfail(strict=True, reason="the client asks for progress only if its caller takes some")
 async def test_c08_progress_keeps_a_call_alive_though_its_caller_did_not_ask_for_any() -> None:
     async with open_fabric([ToolServer(name="it").source(deadline=0.4)]) as fabric:
         await fabric.call("it__echo", {"text": "up"})

@@ -93,7 +93,6 @@ def test_x05_a_link_is_printed_and_drives_no_terminal(folder: Path, capfd: pytes
     assert not {"\x1b", "\x9b", "\x07"} & set(out)
 
 
-@pytest.mark.xfail(strict=True, reason="arguments and output of the command line follow the locale")
 @pytest.mark.parametrize("argument", ["řžš→世界😀", "\\u0159\\ud83d\\ude00"])
 def test_f20_the_command_line_is_utf_8_whatever_the_locale(folder: Path, argument: str) -> None:
     (folder / ".mcp.json").write_text(json.dumps({"mcpServers": {"it": entry()}}))

@@ -165,9 +165,6 @@ def test_p03_d05_the_command_line_tells_each_cause_in_a_line(
     assert not any(word in said for word in HIDING)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a source that never came up has no tools, so its calls say only `no tool named`"
-)
 async def test_d05_a_call_to_a_source_that_never_came_up_says_why_it_is_down() -> None:
     rarely = Bounds(backoff_first=30.0, backoff_longest=30.0)
     source = shell("it", "echo need API_KEY >&2; exit 3")

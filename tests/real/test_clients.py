@@ -229,7 +229,7 @@ async def test_sigterm_drains_with_a_call_in_flight_and_leaves_nothing(tmp_path:
         answers: list[str] = []
 
         async def stay() -> None:
-            answers.append((await client.call_tool("up__sleep", {"seconds": 0.5})).content[0].text)
+            answers.append((await client.call_tool("up__sleep", {"seconds": 1.5})).content[0].text)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stay)

@@ -124,7 +124,7 @@ async def test_a_storm_of_cancelled_calls_leaves_nothing(kind: str, era: str, tm
         before = Holdings.now(fabric)
         rng = random.Random(seed)
         ended = await storm(fabric, "up__sleep", rng, LONGEST[kind], lambda _, work: {"seconds": work}, CALLS)
-        assert min(ended["cancelled"], ended["answered"]) > CALLS / 20
+        assert ended["cancelled"] > CALLS / 20
         await until(lambda: Holdings.now(fabric).within(before), 10)
         await plain_calls(fabric, 10)
         assert Holdings.now(fabric).within(before), (Holdings.now(fabric), before)
@@ -137,7 +137,7 @@ async def test_a_storm_of_cancelled_calls_leaves_nothing(kind: str, era: str, tm
 
         await until(told_of_its_calls)  # over HTTP a server may read the end of a call before its beginning
         calls, told = sent(record, kind)
-        assert len(calls) > CALLS / 2
+        assert len(calls) > CALLS / 20
         assert len(set(calls)) == len(calls)
         assert len(set(told)) == len(told) <= fabric.counters["session.withdrawn"]
         assert bool(told) is ((kind, era) != ("http", "modern"))

@@ -614,6 +614,15 @@ async def test_a_server_that_does_not_end_its_session_is_not_waited_for(monkeypa
         assert server.whats()[-1] == "DELETE"
 
 
+async def test_a_request_that_cannot_be_sent_leaves_nothing_behind() -> None:
+    async with talking("http://127.0.0.1:1/mcp") as (session, transport):
+        id = session.peer.mint()
+        bad = session.exchange(id, b"{}", method="tools/call", headers=[("No Header", "x")])
+        assert (await failure_of(bad)).executed == "no"
+        assert not transport._posts
+        assert not session.peer.open
+
+
 # Cancelling
 
 
@@ -839,6 +848,19 @@ async def test_a_call_cancelled_while_its_stream_is_down_is_told_and_not_taken_u
         assert server.count("GET") == 1
 
 
+async def test_a_call_whose_stream_is_being_taken_up_again_still_counts_as_written() -> None:
+    async with canned(tools__call=stream(b"id: e1\ndata:\n\n"), GET=Cut(status(405))) as server:
+        counters = Counters()
+        async with talking(server.url, LEGACY, counters=counters) as (session, transport):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(call, session)
+                while not counters["http.resumed"]:  # noqa: ASYNC110  # a count has no event
+                    await trio.sleep(0.005)
+                transport._posts[1].resume([])  # its connection is still to be made
+                assert transport.written(1)
+                nursery.cancel_scope.cancel("enough")
+
+
 async def test_a_modern_stream_is_never_taken_up_again() -> None:
     async with canned(tools__call=stream(b"id: e1\nretry: 1\ndata:\n\n")) as server:
         async with talking(server.url) as (session, _):
@@ -1011,6 +1033,16 @@ async def test_a_session_is_ended_at_its_server_when_the_fabric_ends() -> None:
         assert trio.current_time() - began < http_transport.FAREWELL
         assert server.seen[-1].verb == "DELETE"
         assert server.seen[-1].header("Mcp-Session-Id") == "s"
+
+
+async def test_a_call_right_after_a_loss_waits_for_the_next_session() -> None:
+    async with canned(**legacy()) as server:
+        async with open_fabric([Http(name="far", url=server.url, era="legacy", retries=0)]) as fabric:
+            await fabric.wait_started()
+            (client,) = fabric.links["far"].sessions.values()
+            client.session.lost(ConnectionLost("pulled"))
+            assert (await fabric.call("far__weather")).text == "hello"
+            assert fabric.links["far"].starts == 2
 
 
 async def test_l03_a_server_that_always_says_404_is_not_asked_again_and_again() -> None:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import logging
 import os
 import signal
 import sys
+import traceback
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 import trio
 
-from cord_trio.errors import ConfigError, CordError
+from cord_trio.errors import CallError, ConfigError, CordError
 from cord_trio.version import __version__
 
 if TYPE_CHECKING:
@@ -63,35 +66,66 @@ class Verb(Protocol):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # JSON is UTF-8 whatever the locale; half a surrogate pair from a server must end nothing.
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments and not os.path.exists("cord.toml") and not os.path.exists(".mcp.json"):
+    if not arguments and not os.path.lexists("cord.toml") and not os.path.lexists(".mcp.json"):
         print(WELCOME)
         return DONE
-    arguments = arguments or ["serve"]
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
+        arguments = ["serve", *arguments]
     args = _parser(arguments[0]).parse_args(arguments)
     logging.basicConfig(
         level=logging.DEBUG if args.debug else logging.WARNING,
         format="%(levelname)s %(name)s %(message)s",
         stream=sys.stderr,
     )
-    verb = importlib.import_module(f"cord_trio.cli.{args.verb}")
     try:
-        return trio.run(partial(_until_signalled, verb, args))
+        verb = importlib.import_module(f"cord_trio.cli.{args.verb}")
+        code = trio.run(partial(_until_signalled, verb, args))
+        sys.stdout.flush()  # here, where it may fail
+        return code
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has gone, which is their right: say nothing, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
     except Exception as exc:
+        if _reader_left(exc):
+            # Whoever read our output has gone, which is their right: say nothing, not even at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return FAILED
         if args.debug:
-            raise
+            traceback.print_exception(exc)
         return _report(exc)
 
 
 def script() -> NoReturn:
     """Run the command of this process and exit."""
+    _open_standard_files()
     sys.exit(main())
+
+
+def tell(text: str) -> None:
+    """One line to whoever looks after us, if somebody still does: that nobody reads it must end nothing."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _open_standard_files() -> None:
+    """Put the null device where whoever started us closed a standard file: else the next one opened takes its place."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            file = open(number, "w" if number else "r", closefd=False)  # noqa: SIM115  # until the process ends
+            setattr(sys, name, file)
+
+
+def _reader_left(exc: BaseException) -> bool:
+    if isinstance(exc, BaseExceptionGroup):
+        return all(map(_reader_left, exc.exceptions))
+    return isinstance(exc, BrokenPipeError)
 
 
 def _report(exc: Exception) -> int:
@@ -100,12 +134,14 @@ def _report(exc: Exception) -> int:
         return max([_report(inner) for inner in exc.exceptions], default=FAILED)
     if isinstance(exc, ConfigError):
         for problem in exc.problems:
-            print(f"error: {problem}", file=sys.stderr)
+            tell(f"error: {problem}")
         return USAGE
-    if isinstance(exc, CordError | OSError):
-        print(f"error: {exc}", file=sys.stderr)
+    if isinstance(exc, CallError) and exc.executed == "unknown":
+        tell(f"error: {exc}; the call may have run")
+    elif isinstance(exc, CordError | OSError):
+        tell(f"error: {exc}")
     else:
-        print(f"error: {type(exc).__name__}: {exc}; --debug shows where", file=sys.stderr)
+        tell(f"error: {type(exc).__name__}: {exc}; --debug shows where")
     return FAILED
 
 

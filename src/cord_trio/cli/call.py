@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
 import msgspec
+import trio
 
-from cord_trio.cli import FAILED, USAGE
-from cord_trio.cli.common import add_config, clean, load
+from cord_trio.cli import FAILED, tell
+from cord_trio.cli.common import add_config, clean, load, wrong_usage
+from cord_trio.errors import ToolNotFound
 from cord_trio.protocol import jsonrpc
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
-
-    import trio
 
     from cord_trio.config import Config
     from cord_trio.protocol.mcp import Content, ToolResult
@@ -35,12 +35,19 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
     from cord_trio.fabric import open_fabric
 
     try:
-        arguments = _arguments(args.arguments)
-    except (OSError, ValueError) as exc:
-        print(f"error: JSON: {exc}; give an object such as '{{\"text\": \"hello\"}}'", file=sys.stderr)
-        return USAGE
-    async with open_fabric(_only_needed(load(args), args.tool)) as fabric:
-        result = await fabric.call(args.tool, arguments)
+        arguments = _object(await _given(args.arguments))
+    except OSError as exc:
+        return wrong_usage(f"{exc.filename}: {exc.strerror}")
+    except ValueError as exc:
+        return wrong_usage(f'arguments: {exc}; give an object such as \'{{"text": "hello"}}\'')
+    config = load(args)
+    try:
+        async with open_fabric(_only_needed(config, args.tool)) as fabric:
+            result = await fabric.call(args.tool, arguments)
+    except ToolNotFound as exc:
+        more = "" if exc.near else "; `python -m cord_trio tools` lists what there is"
+        tell(f"error: {clean(str(exc))}{more}")
+        return FAILED
     if args.json:
         print(bytes(result.raw).decode())
     else:
@@ -49,17 +56,34 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
     return FAILED if result.is_error else 0
 
 
-def _arguments(text: str) -> dict[str, object]:
-    if text == "-":
-        text = sys.stdin.read()
-    elif text.startswith("@"):
-        text = Path(text[1:]).read_text("utf-8")
+async def _given(text: str) -> str:
+    """The arguments as `text` gives them, or as they come from stdin."""
+    if text != "-":
+        return _read(text[1:]) if text.startswith("@") else text
+    # In a thread, since it may wait for a person; abandoned, since only she can end it.
+    return (await trio.to_thread.run_sync(_stdin, abandon_on_cancel=True)).decode()
+
+
+def _read(path: str) -> str:
+    with open(path, "rb") as file:
+        return file.read().decode()
+
+
+def _stdin() -> bytes:
+    """All of stdin, past Python's buffer, whose lock an abandoned thread would keep until the process ends."""
+    pieces = []
+    while piece := os.read(sys.stdin.fileno(), 1 << 16):
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _object(text: str) -> dict[str, object]:
     try:
-        value = jsonrpc.parse(text.encode())
+        value = jsonrpc.parse(text.encode("utf-8", "surrogateescape"))  # as it was typed, whatever the locale
     except msgspec.DecodeError as exc:
         raise ValueError(str(exc)) from exc
     if not isinstance(value, dict):
-        raise ValueError(f"{type(value).__name__} is not an object")  # noqa: TRY004  # the caller catches one kind
+        raise ValueError(f"{text.strip()[:20]!r} is no JSON object")  # noqa: TRY004  # the caller catches one kind
     return value
 
 
@@ -68,7 +92,7 @@ def _only_needed(config: Config, tool: str) -> Config:
     owners = {
         name: source
         for name, source in config.sources.items()
-        if not source.prefix or tool.startswith(f"{source.prefix}__") or source.tools.rename
+        if not source.export_prefix or tool.startswith(f"{source.export_prefix}__")
     }  # fmt: skip
     return attrs.evolve(config, sources=owners or config.sources)
 
@@ -92,6 +116,7 @@ def _line(block: Content) -> str:
             resource = member.get("resource") or {}
             return str(resource.get("text") or f"[resource {resource.get('uri')}]")
         case "image" | "audio":
-            return f"[{block.type} {member.get('mimeType')}, {len(str(member.get('data', ''))) * 3 // 4} bytes; --json prints it]"
+            size = len(str(member.get("data", ""))) * 3 // 4
+            return f"[{block.type} {member.get('mimeType')}, {size} bytes; --json prints it]"
         case other:
             return f"[{other}; --json prints it]"

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from cord_trio.cli.common import add_config, clean, load, print_json
-from cord_trio.cli.probe import look
-from cord_trio.config import Http
+from cord_trio.cli.common import add_config, clean, count, one_line, print_json, tell_problems, why_down
+from cord_trio.cli.probe import Step, look
+from cord_trio.config import Http, Stdio, load_config
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
-    from cord_trio.cli.probe import Step
     from cord_trio.config import Config
+    from cord_trio.errors import Problem
     from cord_trio.fabric import Fabric
     from cord_trio.link import Link
 
@@ -39,65 +40,94 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
     from cord_trio.fabric import open_fabric
 
-    config = load(args)
-    findings = [
-        Finding(name, False, problem.what, problem.remedy)
-        for name, problems in config.broken.items()
-        for problem in problems
-    ]  # fmt: skip
+    config = load_config(args.config)
+    general = [problem for problem in config.problems if problem.source not in config.broken]
+    findings = {name: _broken(name, problems) for name, problems in config.broken.items()}
     started = trio.current_time()
     async with open_fabric(config) as fabric:
-        await fabric.wait_started()
+
+        async def find(link: Link) -> None:
+            findings[link.name] = await _finding(link, fabric)
+
+        async with trio.open_nursery() as nursery:
+            for link in fabric.links.values():
+                nursery.start_soon(find, link)
         seconds = trio.current_time() - started
-        findings += [_finding(link, fabric) for link in fabric.links.values()]
         problems = [str(problem) for problem in fabric.registry.snapshot.problems]
-    findings = await _looked_at(findings, config)
-    good = sum(finding.ok for finding in findings)
+    ordered = [*config.broken, *config.enabled]
+    good = sum(finding.ok for finding in findings.values())
     if args.json:
         print_json(
             {
                 "file": config.file,
-                "sources": [attrs.asdict(finding) for finding in findings],
+                "sources": [attrs.asdict(findings[name]) for name in ordered],
+                "disabled": _disabled(config),
                 "problems": [*map(str, config.problems), *problems],
                 "seconds": round(seconds, 3),
             }
         )
     else:
-        for finding in findings:
-            print(f"{'ok  ' if finding.ok else 'FAIL'} {finding.source}: {clean(finding.what)}")
-            for step in finding.steps:
-                print(f"       {clean(str(step))}")
-            if finding.remedy:
-                print(f"       do: {clean(finding.remedy)}")
-            for note in finding.notes:
-                print(f"       note: {clean(note)}")
+        tell_problems(general)
+        for name in ordered:
+            for line in _lines(findings[name]):
+                print(clean(line))
+        for name in _disabled(config):
+            print(f"off  {clean(name)}: disabled in the configuration")
         for problem in problems:
             print(f"note {clean(problem)}")
-        print(f"{good} of {len(findings)} sources are ready, in {seconds:.1f} s")
+        print(f"{good} of {count(len(findings), 'source')} ready, in {seconds:.1f} s")
     return 0 if good == len(findings) else 1
 
 
-def _finding(link: Link, fabric: Fabric) -> Finding:
+def _disabled(config: Config) -> list[str]:
+    return [name for name, source in config.sources.items() if not source.enabled]
+
+
+def _broken(name: str, problems: tuple[Problem, ...]) -> Finding:
+    """A source that its configuration leaves out."""
+    told = [Step(problem.path or name, False, problem.what, problem.remedy) for problem in problems]
+    if len(told) == 1:
+        return Finding(name, False, f"{told[0].name}: {told[0].what}", told[0].remedy)
+    return Finding(name, False, f"left out for {len(told)} reasons", steps=tuple(told))
+
+
+async def _finding(link: Link, fabric: Fabric) -> Finding:
+    """How the source fares, with a look at each step towards a remote one that is not ready."""
+    await link.wait_tried()
     view = fabric.registry.snapshot.sources[link.name]
     if link.state == "ready" and view.greeting is not None:
-        server = clean(str(view.greeting.server_info.get("name", "a server")))
-        what = f"{server} speaks {view.greeting.revision}, {len(view.tools)} tools"
+        server = view.greeting.server_info.get("name", "a server")
+        exported = sum(route.source == link.name for route in fabric.registry.snapshot.tools.values())
+        hidden = "" if exported == len(view.tools) else f", {exported:,} of them exported"
+        what = f"{server} speaks {view.greeting.revision}, {count(len(view.tools), 'tool')}{hidden}"
         return Finding(link.name, True, what, notes=link.notes)
-    if link.failure is not None:
-        return Finding(link.name, False, f"{link.failure.step}: {link.failure.reason}", link.failure.remedy)
-    return Finding(link.name, False, link.reason or link.state)
+    failure = link.failure
+    if failure is None:
+        return Finding(link.name, False, why_down(link))
+    what, remedy = f"{failure.step}: {failure.reason}", failure.remedy
+    if isinstance(link.source, Http):
+        steps = tuple(await look(link.source))
+        # What was looked at just now is the better advice, if it failed too.
+        remedy = next((step.remedy for step in reversed(steps) if not step.ok and step.remedy), remedy)
+        if not remedy:
+            remedy = "check the path of `url`: an HTTP server answers there, but not as an MCP server does"
+        return Finding(link.name, False, what, remedy, steps)
+    if not remedy and isinstance(link.source, Stdio) and "exited" in what:
+        remedy = "start it by hand, with the same arguments and variables, to see why it ends"
+    return Finding(link.name, False, what, remedy)
 
 
-async def _looked_at(findings: list[Finding], config: Config) -> list[Finding]:
-    """`findings`, with a look at each step for the remote sources that are not ready."""
-    looked: dict[str, list[Step]] = {}
-
-    async def take(source: Http) -> None:
-        looked[source.name] = await look(source)
-
-    async with trio.open_nursery() as nursery:
-        for finding in findings:
-            source = config.sources.get(finding.source)
-            if not finding.ok and isinstance(source, Http):
-                nursery.start_soon(take, source)
-    return [attrs.evolve(finding, steps=tuple(looked.get(finding.source, ()))) for finding in findings]
+def _lines(finding: Finding) -> Iterator[str]:
+    """What a person reads of it: the verdict first, what was looked at, and one thing to do."""
+    yield f"{'ok  ' if finding.ok else 'FAIL'} {finding.source}: {one_line(finding.what)}"
+    passed = ", ".join(f"{step.name} ok" for step in finding.steps if step.ok and not step.remedy)
+    if passed:
+        yield f"       looked: {passed}"
+    for step in finding.steps:
+        advice = f"; {step.remedy}" if step.remedy and step.remedy != finding.remedy else ""
+        if step.remedy or not step.ok:
+            yield f"       {step.name}: {one_line(step.what)}{advice}"
+    if finding.remedy:
+        yield f"       do: {one_line(finding.remedy)}"
+    for note in finding.notes:
+        yield f"       note: {one_line(note)}"

@@ -6,6 +6,7 @@ it says does not share our mistakes.
 
 from __future__ import annotations
 
+import json
 import re
 import ssl
 import urllib.request
@@ -14,20 +15,28 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin, urlsplit
 
 import attrs
-import httpx
+import httpx  # noqa: ASYNC127  # the ecosystem's client, as our users run it
 import trio
 
 from cord_trio.config import public_url
 from cord_trio.protocol import eras, jsonrpc, mcp
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
+
     from cord_trio.config import Http
 
-STEP_LIMIT: Final = 10.0
+STEP_LIMIT: Final = 5.0
 """Seconds for each step."""
 
+GUESS_LIMIT: Final = 1.0
+"""Seconds to find out whether a port that speaks no plain HTTP speaks TLS."""
+
+METADATA_LIMIT: Final = 64 * 1024
+"""Bytes of what a server says about who authorizes."""
+
 WELL_KNOWN: Final = "/.well-known/oauth-protected-resource"
-"""Where a server says who authorizes (RFC 9728, section 3)."""
+"""Where a server says who authorizes, the endpoint's path after it (RFC 9728, section 3)."""
 
 
 @attrs.frozen
@@ -39,28 +48,47 @@ class Step:
     what: str
     remedy: str = ""
 
-    def __str__(self) -> str:
-        return f"{self.name}: {'ok' if self.ok else 'FAILED'}: {self.what}" + (f"; {self.remedy}" if self.remedy else "")
-
 
 async def look(source: Http) -> list[Step]:
     """The steps towards `source` up to the first that fails."""
     parts = urlsplit(source.url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     found = [*_proxy(parts.scheme, host)]
-    ways = [partial(_name, host, port), partial(_tcp, host, port)]
+    ways: list[tuple[str, Callable[[], Awaitable[Step]]]] = [
+        ("name", partial(_name, host, port)),
+        ("tcp", partial(_tcp, host, port)),
+    ]
     if parts.scheme == "https":
-        ways.append(partial(_tls, host, port))
-    ways.append(partial(_answer, source))
-    for way in ways:
-        name = way.func.__name__.strip("_")
-        step = Step(name, False, f"no answer within {STEP_LIMIT:g} s", "is a firewall in between, or the server stuck?")
+        ways.append(("tls", partial(_tls, host, port)))
+    ways.append(("http", partial(_answer, source)))
+    for name, way in ways:
+        step = None
         with trio.move_on_after(STEP_LIMIT):
             step = await way()
-        found.append(step)
-        if not step.ok:
+        if step is None or not step.ok:
+            found.append(await _explained(name, step, source, host, port))
             break
+        found.append(step)
     return found
+
+
+async def _explained(name: str, step: Step | None, source: Http, host: str, port: int) -> Step:
+    """The step that failed, or that was silent, with a guess where one can be made."""
+    if name == "http" and (step is None or step.name == "http") and source.url.startswith("http://"):
+        encrypted = False
+        with trio.move_on_after(GUESS_LIMIT):
+            encrypted = await _speaks_tls(host, port)
+        if encrypted:
+            return Step("http", False, f"port {port} of {host} speaks TLS", "write https:// in `url`")
+    if step is not None:
+        return step
+    remedy = {
+        "name": "is the network up?",
+        "tcp": "is a firewall in between?",
+        "tls": "is it an http:// server, or stuck?",
+        "http": "is it an MCP server, or stuck?",
+    }[name]
+    return Step(name, False, f"no answer within {STEP_LIMIT:g} s", remedy)
 
 
 def _proxy(scheme: str, host: str) -> list[Step]:
@@ -74,8 +102,9 @@ def _proxy(scheme: str, host: str) -> list[Step]:
 async def _name(host: str, port: int) -> Step:
     try:
         found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
-    except OSError as exc:
-        return Step("name", False, f"{host!r} has no address: {exc.strerror or exc}", "check the host in `url`")
+    except (OSError, UnicodeError) as exc:
+        words = getattr(exc, "strerror", None) or exc
+        return Step("name", False, f"{host!r} has no address: {words}", "check the host in `url`, and the network")
     return Step("name", True, f"{host} is {', '.join(sorted({str(entry[4][0]) for entry in found}))}")
 
 
@@ -93,12 +122,38 @@ async def _tls(host: str, port: int) -> Step:
     try:
         await stream.do_handshake()
     except (trio.BrokenResourceError, ssl.SSLError) as exc:
-        cause = exc.__cause__ or exc
-        remedy = "is it an http server?" if "WRONG_VERSION" in str(cause) else "check the certificate, or SSL_CERT_FILE"
-        return Step("tls", False, str(cause), remedy)
+        return Step("tls", False, *_tls_fault(exc.__cause__ or exc))
     finally:
         await trio.aclose_forcefully(stream)
     return Step("tls", True, "the certificate is trusted")
+
+
+def _tls_fault(exc: BaseException) -> tuple[str, str]:
+    """What is wrong, and what to do."""
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        remedy = "if it is your own authority's, name its file in SSL_CERT_FILE; else the certificate must be mended"
+        return f"its certificate is not trusted: {exc.verify_message}", remedy
+    words = getattr(exc, "reason", None) or str(exc)
+    if words in ("WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING", "RECORD_LAYER_FAILURE"):
+        return f"it does not speak TLS ({words})", "is it an http:// server?"
+    return f"the handshake failed: {words}", "is it an https:// server?"
+
+
+async def _speaks_tls(host: str, port: int) -> bool:
+    """Whether a TLS handshake begins well; nothing is sent over it, so nobody's word is taken for anything."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        stream = await trio.open_ssl_over_tcp_stream(host, port, ssl_context=context)
+    except OSError:
+        return False
+    try:
+        await stream.do_handshake()
+    except (trio.BrokenResourceError, ssl.SSLError):
+        return False
+    finally:
+        await trio.aclose_forcefully(stream)
+    return True
 
 
 async def _answer(source: Http) -> Step:
@@ -114,44 +169,83 @@ async def _answer(source: Http) -> Step:
     }
     try:
         async with (
-            httpx.AsyncClient(trust_env=False, follow_redirects=False) as client,
+            # The step's own limit holds; a client's would end it with a word that says less.
+            httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=None) as client,
             client.stream("POST", source.url, content=body, headers=headers) as response,
         ):
             return await _judge(source, client, response)
-    except httpx.HTTPError as exc:
-        return Step("http", False, f"{type(exc).__name__}: {exc}", "does an HTTP server answer on this port?")
+    except (httpx.HTTPError, httpx.InvalidURL) as exc:
+        words = str(exc).rstrip(".") or type(exc).__name__
+        if "location header" in words:  # httpx reads it, though it does not follow it
+            return Step("redirect", False, f"it redirects nowhere: {words}", "ask who runs the server")
+        return Step("http", False, f"no HTTP answer: {words}", "is it an HTTP server that listens on this port?")
 
 
 async def _judge(source: Http, client: httpx.AsyncClient, response: httpx.Response) -> Step:
     status = response.status_code
     if status in (301, 302, 303, 307, 308):
-        target = urljoin(source.url, response.headers.get("location", ""))
-        return Step("redirect", False, f"status {status} to {public_url(target)}", "put that into `url` if you trust it")
+        target = public_url(urljoin(source.url, response.headers.get("location", "")))
+        return Step("redirect", False, f"it redirects to {target} ({status})", "put that into `url` if you trust it")
     if status == 407:
-        return Step("proxy", False, "a proxy asks for credentials", "ask who runs the proxy")
+        return Step("proxy", False, "a proxy asks for credentials (407)", "ask who runs the proxy")
     if status == 401:
         where = await _authorizer(source, client, response.headers.get("www-authenticate", ""))
-        return Step("authorize", False, f"it asks for authorization{where}", "give an Authorization header in `headers`")
+        if any(name.lower() == "authorization" for name in source.headers):
+            remedy = "the Authorization header in `headers` is refused: has it expired, or is it another server's?"
+        else:
+            remedy = "give an Authorization header in `headers`"
+        return Step("authorize", False, f"it asks for authorization{where} (401)", remedy)
     if status == 403:
-        return Step("authorize", False, "it forbids this (403)", "check the credentials and what they allow")
-    if status in (404, 405):
+        return Step("authorize", False, "it forbids this (403)", "check the credentials, and what they allow")
+    if status in (404, 405, 410):
         return Step("status", False, f"no MCP endpoint at this path ({status})", "check the path of `url`, often /mcp")
+    if status in (429, 503):
+        after = response.headers.get("retry-after", "")
+        when = f" in {after} s" if after.isdecimal() else " later"
+        return Step("status", False, f"it turns requests away for now ({status})", f"try again{when}")
     if status >= 500:
         return Step("status", False, f"the server fails ({status})", "look at its log")
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if status == 200 and kind not in ("application/json", "text/event-stream"):
+        what = f"it answers {kind or 'without a content type'}, which is no MCP"
+        return Step("content", False, what, "check the path of `url`, often /mcp")
     return Step("http", True, f"an HTTP server answers ({status})")
 
 
 async def _authorizer(source: Http, client: httpx.AsyncClient, challenge: str) -> str:
     """Who grants access, in words; empty if the server does not say (RFC 9728)."""
-    found = re.search(r'resource_metadata="([^"]+)"', challenge)
-    url = urljoin(source.url, found[1] if found else WELL_KNOWN)
-    if urlsplit(url)[:2] != urlsplit(source.url)[:2]:
-        return ""  # a stranger's word must not make us ask another host
-    try:
-        servers = (await client.get(url)).json()["authorization_servers"]
-        return " at " + ", ".join(public_url(str(server)) for server in servers)
-    except (httpx.HTTPError, ValueError, LookupError, TypeError):
-        return ""
+    for url in _metadata_urls(source.url, challenge):
+        try:
+            servers = (await _metadata(client, url))["authorization_servers"]
+            if isinstance(servers, list) and servers:
+                return " at " + ", ".join(public_url(str(server)) for server in servers)
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError):
+            continue
+    return ""
+
+
+def _metadata_urls(endpoint: str, challenge: str) -> Iterator[str]:
+    """Where the server may say who authorizes, on its own origin: a stranger's word makes us ask no other host."""
+    origin, path = urlsplit(endpoint)[:2], urlsplit(endpoint).path.rstrip("/")
+    named = re.search(r'resource_metadata="?([^",\s]+)', challenge)
+    for place in dict.fromkeys([named[1] if named else "", WELL_KNOWN + path, WELL_KNOWN]):
+        try:
+            url = urljoin(endpoint, place)
+            if place and urlsplit(url)[:2] == origin:
+                yield url
+        except ValueError:
+            continue
+
+
+async def _metadata(client: httpx.AsyncClient, url: str) -> Mapping[str, object]:
+    body = b""
+    async with client.stream("GET", url, headers={"accept-encoding": "identity"}) as response:
+        async for piece in response.aiter_raw():
+            body += piece
+            if len(body) > METADATA_LIMIT:
+                return {}
+    found = json.loads(body)
+    return found if isinstance(found, dict) else {}
 
 
 def _cause(exc: BaseException) -> str:

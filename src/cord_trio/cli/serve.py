@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import sys
+import math
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
 
-from cord_trio.cli import FAILED, USAGE
-from cord_trio.cli.common import add_config, load
+from cord_trio.cli import FAILED, tell
+from cord_trio.cli.common import add_config, count, load, one_line, wrong_usage
 
 if TYPE_CHECKING:
     import argparse
+
+    from cord_trio.fabric import Fabric
 
 DRAINS = True
 """The first signal drains, the second cancels."""
@@ -37,12 +39,14 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
     config = load(args)
     gateway = config.gateway
     if args.http is not None:
-        host, port = parse_address(args.http)
+        try:
+            host, port = parse_address(args.http)
+        except ValueError as exc:
+            return wrong_usage(f"--http: {exc}")
         gateway = attrs.evolve(gateway, host=host, port=port)
     if args.grace is not None:
-        if args.grace < 0:
-            print("error: --grace: must not be negative", file=sys.stderr)
-            return USAGE
+        if not 0 <= args.grace < math.inf:
+            return wrong_usage("--grace: give 0 or more seconds")
         gateway = attrs.evolve(gateway, grace=args.grace)
     config = attrs.evolve(config, gateway=gateway)
     async with AsyncExitStack() as stack:
@@ -51,23 +55,40 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
             try:
                 listeners = await trio.open_tcp_listeners(gateway.port, host=gateway.host, backlog=1024)
             except OSError as exc:
-                print(f"error: cannot listen on {gateway.http}: {exc.strerror or exc}; try --http", file=sys.stderr)
+                remedy = "name another port with --http, or 0 for any free one"
+                tell(f"error: cannot listen on {gateway.http}: {exc.strerror or exc}; {remedy}")
                 return FAILED
             for listener in listeners:
                 stack.push_async_callback(trio.aclose_forcefully, listener)
             for listener in listeners:
                 host, port = listener.socket.getsockname()[:2]
                 shown = f"[{host}]" if ":" in host else host
-                print(f"serving {len(config.sources)} sources at http://{shown}:{port}/mcp", file=sys.stderr, flush=True)
+                tell(f"serving {count(len(config.enabled), 'source')} at http://{shown}:{port}/mcp")
         async with open_fabric(config) as fabric, trio.open_nursery() as nursery:
 
             async def drain_when_interrupted() -> None:
                 await interrupted.wait()
-                print(f"draining for up to {gateway.grace:g} s; a second signal cancels", file=sys.stderr, flush=True)
+                tell(f"draining for up to {gateway.grace:g} s; a second signal cancels")
                 await fabric.drain(gateway.grace)
                 nursery.cancel_scope.relative_deadline = LAST_WRITES
 
             nursery.start_soon(drain_when_interrupted)
+            nursery.start_soon(_tell_changes, fabric)
             await serve_gateway(fabric, http=listeners or None, stdio=args.stdio)
             nursery.cancel_scope.cancel("all that was asked is answered")
     return 0
+
+
+async def _tell_changes(fabric: Fabric) -> None:
+    """Say which sources go down, and why, and which of them come back."""
+    version, told = 0, dict.fromkeys(fabric.links, "")
+    while True:
+        snapshot = await fabric.registry.changed(version)
+        version = snapshot.version
+        for name, view in snapshot.sources.items():
+            if view.state == "down" and view.reason != told[name]:
+                told[name] = view.reason
+                tell(f"source {name} is down: {one_line(view.reason)}")
+            elif view.state == "ready" and told[name]:
+                told[name] = ""
+                tell(f"source {name} is ready again")

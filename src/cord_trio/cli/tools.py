@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cord_trio.cli.common import add_config, clean, load, print_json, tell_failures
+import attrs
+
+from cord_trio.cli.common import add_config, clean, load, print_json, tell_failures, wrong_usage
 
 if TYPE_CHECKING:
     import argparse
 
     import trio
+
+SUMMARY = 100
+"""Characters of a description that are shown."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,23 +25,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
     from cord_trio.fabric import open_fabric
 
-    async with open_fabric(load(args)) as fabric:
+    config = load(args)
+    if args.source is not None:
+        known = {**config.sources, **config.broken}
+        if args.source not in known:
+            return wrong_usage(f"--source: no source named {args.source!r}; there are: {', '.join(known) or 'none'}")
+        chosen = config.sources.get(args.source)
+        if chosen is not None and not chosen.enabled:
+            return wrong_usage(f"--source: {args.source} is disabled in the configuration")
+        # The others are not asked: one of them may be slow, or down.
+        config = attrs.evolve(
+            config,
+            sources={name: source for name, source in config.sources.items() if name == args.source},
+            broken={name: problems for name, problems in config.broken.items() if name == args.source},
+        )
+    async with open_fabric(config) as fabric:
         await fabric.wait_started()
         failures = tell_failures(fabric)
-        routes = [
-            route for route in fabric.registry.snapshot.tools.values() if args.source in (None, route.source)
-        ]  # fmt: skip
-        if args.json:
-            print_json(
-                [
-                    {"name": route.public, "source": route.source, "description": route.tool.description,
-                     "inputSchema": route.tool.input_schema}
-                    for route in routes
-                ]
-            )  # fmt: skip
-        else:
-            width = max((len(route.public) for route in routes), default=0)
-            for route in routes:
-                summary = clean(route.tool.description or "").strip().partition("\n")[0]
-                print(f"{route.public:<{width}}  {summary[:100]}".rstrip())
+        routes = fabric.registry.snapshot.tools.values()
+    if args.json:
+        print_json(
+            [
+                {"name": route.public, "source": route.source, "description": route.tool.description,
+                 "inputSchema": route.tool.input_schema}
+                for route in routes
+            ]
+        )  # fmt: skip
+    else:
+        width = max((len(route.public) for route in routes), default=0)
+        for route in routes:
+            summary = clean((route.tool.description or "").strip().partition("\n")[0])
+            print(f"{route.public:<{width}}  {summary[:SUMMARY]}".rstrip())
     return 1 if failures else 0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
@@ -102,6 +101,8 @@ def _decode_json(text: str, file: str) -> Member:
 def _decode_toml(text: str, file: str) -> Member:
     if not text.strip():
         _refuse(file, "", "is empty", 'write [sources.NAME] and command = "…" or url = "…"')
+    import tomllib  # here, for who gives no TOML
+
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:

@@ -105,7 +105,7 @@ def parse_config(
             if source is not None:
                 sources[name] = source
             elif found:
-                broken[name] = [problem for problem in found if problem.source]
+                broken[name] = [problem for problem in found if problem.source is not None]
     for name, what, remedy in list(shared_prefixes(sources.values())):
         problem = Problem(file, seen[name], what, remedy, fatal=False, source=name)
         problems.append(problem)

@@ -329,7 +329,8 @@ def _say(exc: BaseException) -> str:
     if isinstance(cause, BaseExceptionGroup):
         cause = cause.exceptions[0]
     inner = cause if isinstance(cause, OSError) else exc
-    return (inner.strerror if isinstance(inner, OSError) and inner.strerror else str(inner)) or type(inner).__name__
+    words = (inner.strerror if isinstance(inner, OSError) and inner.strerror else str(inner)) or type(inner).__name__
+    return words.rpartition(": ")[2] if words.startswith("Error connecting to ") else words  # Trio names it again
 
 
 @asynccontextmanager

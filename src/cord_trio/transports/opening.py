@@ -81,7 +81,8 @@ async def _open_function(source: InProcess) -> AsyncGenerator[Transport, None]:
 
     over = False
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve, name=f"serve {source.name}")
+        # What we send waits for it, so it need not have begun.
+        nursery.start_soon(serve, name=f"serve {source.name}")  # noqa: ASYNC113
         try:
             yield ours
         # Cancelled must travel through the nursery: it may be the nursery's own.

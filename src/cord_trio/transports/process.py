@@ -313,6 +313,8 @@ def _spawn_failed(source: Command, name: str, path: str, error: OSError | ValueE
         else:
             reason = f"no such command: {command!r}"
             remedy = f"install it, or give its full path; looked in PATH={path}"
+            if os.sep in command:
+                remedy = f"correct the path; it starts from {source.cwd or os.getcwd()}"
     elif number == errno.EACCES:
         remedy = "make it executable (chmod +x), or name another file; PATH may hold one that is not executable"
     elif number == errno.ENOEXEC:

@@ -1,0 +1,96 @@
+"""What `import cord_trio` gives, and what it costs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+import cord_trio
+
+PUBLIC = {
+    "AgentError", "AgentNotFound", "BadReply", "Call", "CallCycle", "CallError", "CallFailed", "Config", "ConfigError",
+    "ConnectFailed", "ConnectionLost", "Content", "Context", "CordError", "DeadlineExceeded", "Draining", "Fabric",
+    "Handler", "Handoff", "HandoffRefused", "Http", "HttpFailed", "InProcess", "InputNeeded", "Layer", "Malformed",
+    "Outcome", "Overloaded", "Refused", "Snapshot", "SourceDown", "Stdio", "Tool", "ToolNotFound", "ToolNotGranted",
+    "ToolResult", "WebSocket", "__version__", "deadline", "last", "limit", "load_config", "open_fabric", "rate",
+    "retry", "serve_gateway", "stack",
+}  # fmt: skip
+"""The public API; what else can be reached may change."""
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def test_the_public_names_are_these() -> None:
+    names = set(json.loads(run("import cord_trio, json; print(json.dumps(dir(cord_trio)))")))
+    rooms = {name for name in names if isinstance(getattr(cord_trio, name), ModuleType)}
+    private = {name for name in names if name.startswith("_") and name != "__version__"}
+    assert names - private - rooms - {"TYPE_CHECKING"} == PUBLIC
+    assert all(getattr(cord_trio, name) is not None for name in PUBLIC)
+
+
+def test_every_error_is_exported() -> None:
+    from cord_trio import errors
+
+    found = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+    assert found <= PUBLIC
+
+
+def test_the_gateway_is_imported_by_those_who_use_it() -> None:
+    code = (
+        "import sys, cord_trio\n"
+        "before = 'cord_trio.gateway' in sys.modules\n"
+        "from cord_trio import serve_gateway\n"
+        "print(before, serve_gateway.__module__)"
+    )
+    assert run(code) == "False cord_trio.gateway\n"
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        cord_trio.nonsense  # noqa: B018  # reading it is the point
+
+
+def test_importing_it_imports_nothing_that_it_does_not_need() -> None:
+    needless = [
+        "argparse", "asyncio", "cord_trio.cli", "cord_trio.gateway", "cord_trio.testing", "cryptography", "email",
+        "h11", "http.client", "httpx", "joserfc", "multiprocessing", "opentelemetry", "prometheus_client", "pydantic",
+        "rich", "tomllib", "trio_websocket", "unittest", "urllib.request", "wsproto",
+    ]  # fmt: skip
+    code = f"import sys, cord_trio; print([name for name in {needless!r} if name in sys.modules])"
+    assert run(code) == "[]\n"
+
+
+def test_the_command_line_imports_only_what_its_verb_needs() -> None:
+    heavy = ["cord_trio.fabric", "cord_trio.gateway", "httpx", "rich"]
+    code = (
+        "import sys, cord_trio.cli as cli\n"
+        "try: cli.main(['demo', '--servers', '0'])\n"
+        "except SystemExit: pass\n"
+        f"print([name for name in {heavy[1:]!r} if name in sys.modules])"
+    )
+    assert run(code) == "[]\n"
+
+
+COST = """
+import resource, subprocess, sys
+def cost(what):
+    least = 9.0
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-c", what], check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        least = min(least, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return least
+print(cost("import cord_trio") / cost("import mcp"))
+"""
+
+
+def test_importing_it_costs_at_most_a_third_of_the_official_sdk() -> None:
+    pytest.importorskip("mcp")
+    assert float(run(COST)) <= 1 / 3

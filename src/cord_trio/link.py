@@ -24,7 +24,7 @@ from cord_trio.observe import Node
 from cord_trio.protocol import jsonrpc
 from cord_trio.registry import Update
 from cord_trio.session import open_session
-from cord_trio.transports.opening import is_interpreter, open_source
+from cord_trio.transports.opening import is_interpreter, older_way, open_source
 from cord_trio.transports.process import Graces
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ class Link:
         self._over = False
         self._past_log_lines = 0
         self._legacy_until = -math.inf
+        self._way = source  # `source` itself, or as an older server wants to be spoken to
 
     @property
     def name(self) -> str:
@@ -255,19 +256,37 @@ class Link:
         async with AsyncExitStack() as starting:
             if is_interpreter(self.source):
                 await starting.enter_async_context(self._turn_to_start())
-            era: EraChoice = self.source.era
-            remembered = era == "auto" and trio.current_time() < self._legacy_until
+            remembered = trio.current_time() < self._legacy_until
             try:
-                client = await stack.enter_async_context(self._converse("legacy" if remembered else era))
-            except FreshNeeded as exc:
-                log.debug("legacy on a fresh connection source=%s why=%s", self.name, exc)
-                client = await stack.enter_async_context(self._converse("legacy"))
+                client = await self._greet(stack, remembered)
             except ConnectFailed:
-                self._legacy_until = -math.inf  # it may have become modern
+                self._legacy_until, self._way = -math.inf, self.source  # it may have become modern
                 raise
         if not client.greeting.modern and not remembered:
             self._legacy_until = trio.current_time() + LEGACY_VERDICT
         return client
+
+    async def _greet(self, stack: AsyncExitStack, remembered: bool) -> Client:
+        """The same, in the first era and by the first way that the source takes."""
+        era: EraChoice = "legacy" if remembered and self.source.era == "auto" else self.source.era
+        if isinstance(self._way, Http) and self._way.transport == "sse":
+            era = "legacy"  # it never was anything else
+        try:
+            try:
+                return await stack.enter_async_context(self._converse(era))
+            except FreshNeeded as exc:
+                log.debug("legacy on a fresh connection source=%s why=%s", self.name, exc)
+                return await stack.enter_async_context(self._converse("legacy"))
+        except ConnectFailed as exc:
+            older = older_way(self._way, exc)
+            if older is None:
+                raise
+            log.debug("trying HTTP+SSE source=%s why=%s", self.name, exc)
+            self._way = older
+            try:
+                return await stack.enter_async_context(self._converse("legacy"))
+            except ConnectFailed:
+                raise exc from exc.__cause__  # which says more about a server that has neither
 
     @asynccontextmanager
     async def _turn_to_start(self) -> AsyncGenerator[None, None]:
@@ -289,7 +308,7 @@ class Link:
 
     @asynccontextmanager
     async def _converse(self, era: EraChoice) -> AsyncGenerator[Client, None]:
-        around, source = self._around, self.source
+        around, source = self._around, self._way
         graces = Graces(close=around.bounds.stop_close, term=around.bounds.stop_terminate)
         async with (
             open_source(source, guardian=around.guardian, counters=around.counters, graces=graces) as transport,

@@ -16,6 +16,7 @@ import trio
 
 from cord_trio.config import Config, Http, WebSocket
 from cord_trio.fabric import open_fabric
+from cord_trio.testing import ToolServer
 from tests.real.helpers import read_line, running
 from tests.real.test_clients import Setup, gateway
 
@@ -69,6 +70,12 @@ async def test_its_websocket_server_is_a_source() -> None:
         await use(fabric)
 
 
+@pytest.mark.parametrize("transport", ["sse", "streamable"])  # the second finds out that it is the first
+async def test_its_sse_server_is_a_source(transport: Json) -> None:
+    async with sdk1("sse") as url, fabric_of(Http(name="far", url=url, transport=transport)) as fabric:
+        await use(fabric)
+
+
 async def client(kind: str, url: str, tool: str, arguments: Json) -> Json:
     command = [PYTHON, str(Path(__file__).with_name("sdk1_client.py")), kind, url, tool, json.dumps(arguments)]
     async with running(command) as process:
@@ -81,4 +88,15 @@ async def test_its_websocket_client_is_served(tmp_path: Path) -> None:
     assert found["revision"] == "2025-11-25"
     assert found["server"] == "cord_trio"
     assert "up__echo" in found["tools"]
+    assert "hi" in found["text"]
+
+
+async def test_its_sse_client_is_served(tmp_path: Path) -> None:
+    setup = Setup(tmp_path)
+    setup.config = tmp_path / "cord.toml"
+    command, *args = ToolServer(record=str(setup.record)).command()
+    setup.config.write_text(f"[gateway]\nsse = true\n[sources.up]\ncommand = {command!r}\nargs = {args!r}\n")
+    async with gateway(setup) as (_, url):
+        found = await client("sse", url.replace("/mcp", "/sse"), "up__echo", {"text": "hi"})
+    assert found["revision"] == "2025-11-25"
     assert "hi" in found["text"]

@@ -112,6 +112,7 @@ class GatewayConfig:
         allowed_hosts: further `Host` headers to accept, beside the address itself.
         allowed_origins: further `Origin` headers to accept, beside loopback ones.
         page_size: tools in one page of a list.
+        sse: whether HTTP+SSE (2024-11-05) is served too, at `/sse`; it is deprecated.
 
     """
 
@@ -121,6 +122,7 @@ class GatewayConfig:
     allowed_hosts: tuple[str, ...] = attrs.field(default=(), converter=_texts)
     allowed_origins: tuple[str, ...] = attrs.field(default=(), converter=_texts)
     page_size: int = 1000
+    sse: bool = False
 
     def __attrs_post_init__(self) -> None:
         raise_problems("gateway", self._faults())

@@ -14,7 +14,7 @@ from trio_websocket import ConnectionRejected, wrap_client_stream, wrap_server_s
 from cord_trio.errors import ConnectFailed
 from cord_trio.transports.dial import dial, find_proxy
 from cord_trio.transports.http1_wire import make_tls, parse_origin
-from cord_trio.transports.http_rules import ERROR_SHOWN, target_of
+from cord_trio.transports.http_rules import ERROR_SHOWN, connect_refused, target_of
 from cord_trio.transports.websocket import FAREWELL, GOING_AWAY, NORMAL, SUBPROTOCOL, WebSocketTransport
 
 if TYPE_CHECKING:
@@ -297,10 +297,4 @@ def _refused(name: str, exc: OpeningFailed) -> ConnectFailed:
     status = cause.status_code
     text = (cause.body or b"").decode(errors="replace").strip()[:ERROR_SHOWN]
     what = f"the server refused the WebSocket with HTTP {status}" + (f": {text}" if text else "")
-    if status == 401:
-        return ConnectFailed(name, "authorize", what, "it asks for authorization: give an Authorization header")
-    if status == 403:
-        return ConnectFailed(name, "authorize", what, "the credentials given are not enough, or our origin is not")
-    if status in (404, 405) or 300 <= status < 400:
-        return ConnectFailed(name, "http", what, "check `url`: no WebSocket of MCP is there")
-    return ConnectFailed(name, "http", what)
+    return connect_refused(name, status, what, "no WebSocket of MCP is there")

@@ -83,6 +83,12 @@ class Outlet:
         else:
             self._response.write(encode_sse(message))
 
+    def ask(self, message: bytes) -> None:
+        """Send one request of ours, or withdraw one: never dropped, since somebody waits for it."""
+        if not self.done and self.events:
+            self.open()
+            self._response.write(encode_sse(message))
+
     async def wait_room(self) -> None:
         """Return once the client reads, or is gone."""
         await self._response.wait_uncongested()

@@ -47,6 +47,8 @@ class Call(msgspec.Struct, frozen=True):
         latest: Trio time that progress moves it to at most.
         log_level: asks for the log notifications of this call, from this level on; None if nobody wants them.
         park: the token of a parked call that this one answers; its `params` then hold `inputResponses` alone.
+        revision: the protocol revision that the caller itself speaks, empty if none. A server of both eras is best
+            met in the caller's: what it asks for in the middle of a call may exist in one of them alone.
 
     """
 
@@ -63,6 +65,7 @@ class Call(msgspec.Struct, frozen=True):
     latest: float = math.inf
     log_level: str | None = None
     park: str = ""
+    revision: str = ""
 
 
 class Complete(msgspec.Struct, frozen=True):

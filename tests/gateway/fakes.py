@@ -148,6 +148,7 @@ class FakeFabric:
         self.answers = answers
         self.calls: list[Call] = []
         self.cancelled: list[str] = []
+        self.abandoned: list[tuple[str, str]] = []
         self.subscribed: list[tuple[str, Callable[[str], None]]] = []
         self.registry.publish([tool(name) for name in answers])
 
@@ -157,6 +158,9 @@ class FakeFabric:
 
     async def wait_started(self) -> None:
         await self.started.wait()
+
+    def abandon(self, park: str, reason: str, /) -> None:
+        self.abandoned.append((park, reason))
 
     @contextmanager
     def subscribe(

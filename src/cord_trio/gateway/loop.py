@@ -6,6 +6,7 @@ A modern client gets `input_required` and calls again; a legacy one is asked (MC
 from __future__ import annotations
 
 import secrets
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -20,7 +21,7 @@ from cord_trio.gateway.state import Kept, next_call
 from cord_trio.protocol.jsonrpc import encode_notification, object_of, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Generator, Mapping
 
     from cord_trio.call import Call, Outcome
     from cord_trio.gateway.asking import Channel
@@ -50,6 +51,7 @@ async def go_round(
     first: InputRequired,
     channel: Channel | None,
     events: Events | None,
+    abandon: Callable[[str, str], None],
 ) -> Outcome:
     """How `run` ended, after the client was asked all that `first` and what follows want to know.
 
@@ -62,18 +64,19 @@ async def go_round(
     rounds = waits = 0
     opened: list[str] = []
     while isinstance(outcome, InputRequired):
-        questions, state = read_round(outcome.result)
-        answers = b""
-        if questions:
-            rounds += 1
-            if rounds > ROUNDS:
-                raise CallError(f"{run.name} asks more than {ROUNDS} times", "unknown")
-            answers = await _ask(run, questions, channel, events, opened)
-        else:
-            waits += 1
-            if waits > WAITS:
-                raise CallError(f"{run.name} says to come back later, more than {WAITS} times", "unknown")
-            await trio.sleep(min(LONGEST_WAIT, FIRST_WAIT * 2 ** (waits - 1)))
+        with _or_abandon(outcome.park, abandon):
+            questions, state = read_round(outcome.result)
+            answers = b""
+            if questions:
+                rounds += 1
+                if rounds > ROUNDS:
+                    raise CallError(f"{run.name} asks more than {ROUNDS} times", "unknown")
+                answers = await _ask(run, questions, channel, events, opened)
+            else:
+                waits += 1
+                if waits > WAITS:
+                    raise CallError(f"{run.name} says to come back later, more than {WAITS} times", "unknown")
+                await trio.sleep(min(LONGEST_WAIT, FIRST_WAIT * 2 ** (waits - 1)))
         kept = Kept("", rounds, outcome.park, None if outcome.park else state)
         outcome = await handle(next_call(run, kept, answers, events))
     if channel is not None and isinstance(outcome, Complete):
@@ -81,6 +84,17 @@ async def go_round(
             params = object_of({"elicitationId": msgspec.json.encode(id)})
             channel.send(encode_notification("notifications/elicitation/complete", params))
     return outcome
+
+
+@contextmanager
+def _or_abandon(park: str, abandon: Callable[[str, str], None]) -> Generator[None, None, None]:
+    """Let go of a parked call whose questions get no answer, since the server would wait for it in vain."""
+    try:
+        yield
+    except BaseException:  # a cancelled client gives no answer either
+        if park:
+            abandon(park, "the client gives no answer")
+        raise
 
 
 async def _ask(

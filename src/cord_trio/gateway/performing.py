@@ -48,6 +48,7 @@ async def perform(
     *,
     sealer: Sealer,
     channel: Channel | None = None,
+    abandon: Callable[[str, str], None] = lambda _park, _reason: None,
 ) -> Reply:
     """Make the call and return its answer. Raises nothing but cancellation.
 
@@ -58,6 +59,7 @@ async def perform(
         us: our `serverInfo` as JSON text.
         sealer: seals what a modern client brings back.
         channel: the way to ask a legacy client; None if there is none.
+        abandon: lets go of a parked call that will not be answered.
 
     """
     try:
@@ -76,9 +78,14 @@ async def perform(
                 outcome = await handle(next_call(run, kept, run.answers, events))
         if not run.era.modern:
             if isinstance(outcome, InputRequired):
-                outcome = await go_round(handle, run, outcome, channel, events)
+                outcome = await go_round(handle, run, outcome, channel, events, abandon)
             return answer(outcome, run, us)
-        return _answer_modern(outcome, run, kept, us, sealer)
+        try:
+            return _answer_modern(outcome, run, kept, us, sealer)
+        except CallError:
+            if isinstance(outcome, InputRequired) and outcome.park:
+                abandon(outcome.park, "the client cannot be asked")
+            raise
     except CallError as exc:
         return failure(exc, run, us)
     except Exception:
@@ -93,8 +100,9 @@ async def _call_anew(
     pause, patience = FIRST_PAUSE, PATIENCE
     while True:
         outcome = await handle(run.call(events))
-        still = isinstance(outcome, Error) and outcome.code == URL_ELICITATION_REQUIRED
-        if not still or patience <= 0 or not set(page_ids(outcome.data)) <= set(kept.urls):  # type: ignore[union-attr]  # an Error
+        if not isinstance(outcome, Error) or outcome.code != URL_ELICITATION_REQUIRED:
+            return outcome
+        if patience <= 0 or not set(page_ids(outcome.data)) <= set(kept.urls):
             return outcome
         await trio.sleep(pause)
         patience -= pause

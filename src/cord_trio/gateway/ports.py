@@ -151,6 +151,9 @@ class Fabric(Protocol):
     async def handle(self, call: Call, /) -> Outcome:
         """How the call ended. Raises `CallError`."""
 
+    def abandon(self, park: str, reason: str, /) -> None:
+        """Cancel a parked call whose questions will not be answered. An unknown one is none any more."""
+
     def subscribe(
         self, principal: str, uris: Iterable[str], sink: Callable[[str], None], /
     ) -> AbstractContextManager[object]:

@@ -91,6 +91,7 @@ def question(run: Run, outcome: InputRequired, state: str | None, us: bytes) -> 
 
     Raises:
         BadReply: the outcome makes no sense.
+        CallFailed: the request did not declare what the questions need.
 
     """
     questions, _ = read_round(outcome.result)
@@ -100,7 +101,7 @@ def question(run: Run, outcome: InputRequired, state: str | None, us: bytes) -> 
     if missing:
         text = f"{run.name} asks for what this request did not declare: {', '.join(missing)}"
         data = b'{"requiredCapabilities":%b}' % encode(missing)
-        return Reply(encode_error(run.id, MISSING_CAPABILITY, text, data), BAD_REQUEST)
+        raise CallFailed(MISSING_CAPABILITY, text, data)
     parts: dict[str, Raw | bytes] = {**members(outcome.result)}
     parts.pop(STATE, None)
     meta = meta_of(Raw(bytes(parts.pop("_meta", NOTHING))), us)

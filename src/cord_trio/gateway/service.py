@@ -77,11 +77,21 @@ class Service:
         self.counters.add("gateway.calls")
         try:
             return await perform(
-                self.fabric.handle, run, events, self.front.identity, sealer=self.sealer, channel=channel
+                self.fabric.handle,
+                run,
+                events,
+                self.front.identity,
+                sealer=self.sealer,
+                channel=channel,
+                abandon=self._abandon,
             )
         finally:
             if events is not None:
                 events.over = True
+
+    def _abandon(self, park: str, reason: str) -> None:
+        self.counters.add("gateway.abandoned")
+        self.fabric.abandon(park, reason)
 
     def subscribe(
         self, step: Subscribe, principal: str, subscriptions: Subscriptions, ring: Callable[[News], None]

@@ -133,6 +133,7 @@ class Run(msgspec.Struct, frozen=True):
             events=events,
             capabilities=self.capabilities,
             log_level=self.level,
+            revision=self.era.revision,
         )
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping
 
     from cord_trio.call import Call, Outcome
+    from cord_trio.config import ProfileConfig
     from cord_trio.errors import CallError, ConnectionLost
     from cord_trio.transports.memory import MemoryTransport
 
@@ -46,6 +47,7 @@ ENVELOPE: dict[str, Any] = {VERSION: MODERN, CAPABILITIES: {}}
 @attrs.frozen
 class Route:
     tool: Tool
+    source: str = "fake"
 
 
 @attrs.frozen
@@ -54,6 +56,7 @@ class Item:
 
     members: Mapping[str, Json]
     named: str = "name"
+    source: str = "fake"
 
     def encode(self, public: str, /) -> bytes:
         return encode({**self.members, self.named: public})
@@ -98,6 +101,7 @@ class Settings:
 @attrs.frozen
 class Config:
     gateway: Settings = Settings()
+    profiles: Mapping[str, ProfileConfig] = {}
 
 
 class FakeRegistry:
@@ -319,7 +323,12 @@ class Exchange:
     def events(self) -> list[Json]:
         assert self.field("content-type") == "text/event-stream"
         lines = self.body.decode().split("\n")
-        return [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+        return [json.loads(line[6:]) for line in lines if line.startswith("data: ") and line[6:]]
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the events, in order."""
+        return [line[4:] for line in self.body.decode().split("\n") if line.startswith("id: ")]
 
     @property
     def comments(self) -> int:

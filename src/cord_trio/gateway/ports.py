@@ -27,11 +27,17 @@ class Route(Protocol):
     """Where an exported tool leads to."""
 
     @property
+    def source(self) -> str: ...
+
+    @property
     def tool(self) -> Tool: ...
 
 
 class PromptRoute(Protocol):
     """Where an exported prompt leads to."""
+
+    @property
+    def source(self) -> str: ...
 
     @property
     def prompt(self) -> Listed: ...
@@ -41,11 +47,17 @@ class ResourceRoute(Protocol):
     """Where an exported resource leads to."""
 
     @property
+    def source(self) -> str: ...
+
+    @property
     def resource(self) -> Listed: ...
 
 
 class TemplateRoute(Protocol):
     """Where the URIs of an exported template lead to."""
+
+    @property
+    def source(self) -> str: ...
 
     @property
     def template(self) -> Listed: ...
@@ -119,8 +131,24 @@ class Settings(Protocol):
     def sse(self) -> bool: ...
 
 
+class Profile(Protocol):
+    """A named part of what is served: globs over exported names and URIs."""
+
+    @property
+    def tools(self) -> Sequence[str]: ...
+
+    @property
+    def prompts(self) -> Sequence[str]: ...
+
+    @property
+    def resources(self) -> Sequence[str]: ...
+
+
 class Config(Protocol):
     """The part of the configuration that is about the gateway."""
+
+    @property
+    def profiles(self) -> Mapping[str, Profile]: ...
 
     @property
     def gateway(self) -> Settings: ...

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
-import httpx
+import httpx  # noqa: ASYNC127  # the ecosystem's client, as our users run it
 import trio
 
 from cord_trio.cell import Timer

@@ -47,8 +47,7 @@ async def gate(fabric: FakeFabric, limits: HttpLimits | None = None) -> AsyncGen
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         await nursery.start(partial(serve_gateway, fabric, http=listeners, limits=limits))
         try:
-            with trio.fail_after(5):
-                yield f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+            yield f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
         except Exception as exc:
             failure = exc
         nursery.cancel_scope.cancel("test over")

@@ -157,7 +157,7 @@ async def listening(url: str, counters: Counters, told: Told, **options: Json) -
             async with open_websocket(
                 WebSocket(name="far", url=url, **options), name="far", counters=counters, environ={}
             ) as transport:
-                nursery.start_soon(transport.run, told)
+                nursery.start_soon(transport.run, told)  # noqa: ASYNC111  # it ends with the connection
                 yield transport
         except Exception as exc:
             failure = exc

@@ -157,11 +157,19 @@ class Exchanges:
         """Wait for a call that goes on even if we do not: a lost connection cancels nothing (MCP 2025-11-25)."""
         events = self.service.events(step, outlet.tell) if outlet.events else None
         channel = Channel(session.asked, outlet.ask) if outlet.events else None
-        started = self._start(step, session, events, channel)
+        if session.trails is not None and outlet.events:
+            outlet.trail = session.trails.begin(outlet, primed=session.client.era.priming)
+        started = self._start(step, session, events, channel, outlet)
         outlet.answer(started if isinstance(started, Reply) else await started.wait(_nothing))
+        _answered(outlet, session)
 
     def _start(
-        self, step: Run, session: Session, events: Events | None = None, channel: Channel | None = None
+        self,
+        step: Run,
+        session: Session,
+        events: Events | None = None,
+        channel: Channel | None = None,
+        outlet: Outlet | None = None,
     ) -> Cell[Reply] | Reply:
         """Start a call in the session. Returns what will hold its answer, or the answer that refuses it."""
         if session.running.full:
@@ -171,7 +179,7 @@ class Exchanges:
         if scope is None:
             return Reply(encode_error(step.id, INVALID_REQUEST, "this id is in flight already"), BAD_REQUEST)
         done: Cell[Reply] = Cell()
-        self._calls.start_soon(self._carry, step, session, scope, events, channel, done)
+        self._calls.start_soon(self._carry, step, session, scope, events, channel, outlet, done)
         return done
 
     async def _carry(
@@ -181,6 +189,7 @@ class Exchanges:
         scope: trio.CancelScope,
         events: Events | None,
         channel: Channel | None,
+        outlet: Outlet | None,
         done: Cell[Reply],
     ) -> None:
         reply = Reply(encode_error(step.id, REQUEST_CANCELLED, "request cancelled"))
@@ -188,8 +197,14 @@ class Exchanges:
             reply = await self.service.run(step, events, channel)
         session.running.end(step.id)
         session.used = trio.current_time()
-        if not done.settle(reply):
+        if done.settle(reply):
+            return
+        if outlet is not None and outlet.resumable:
+            outlet.answer(reply)  # kept for a client that comes back
+        else:
             self.service.counters.add("gateway.answers_dropped")
+        if outlet is not None:
+            _answered(outlet, session)
 
     async def _batch(self, steps: Sequence[Step], session: Session, outlet: Outlet) -> None:
         """Run all members at once; answer with one array in their order (MCP 2025-03-26)."""
@@ -246,6 +261,32 @@ class Exchanges:
         if not events:
             say(response, 406, f"Accept must allow {EVENTS}", *common)
             return
+        since = 0
+        event_id = request.headers.get("last-event-id")
+        if session.trails is not None:
+            outlet.trail = session.trails.standing
+            if event_id:
+                found = session.trails.find(event_id, trio.current_time())
+                if found is None or found[1].since(found[2]) is None:
+                    say(response, BAD_REQUEST, "nothing is kept of what followed this event", *common)
+                    return
+                way, _, since = found
+                if way is not None:
+                    await self._resume(way, response, common, since)
+                    return
+        await self._stand(session, outlet, since if event_id else None)
+
+    async def _resume(self, outlet: Outlet, response: Response, common: Fields, since: int) -> None:
+        """Give the rest of a stream, until its answer or until its client comes back once more."""
+        outlet.resume(response, common, since)
+        self.service.counters.add("gateway.resumed")
+        self._outlets[outlet] = None
+        try:
+            await outlet.wait_over()
+        finally:
+            self._outlets.pop(outlet, None)
+
+    async def _stand(self, session: Session, outlet: Outlet, since: int | None) -> None:
         changes = self.service.changes
 
         def told(news: News) -> None:
@@ -259,14 +300,14 @@ class Exchanges:
                     if session.seen[kind] != generation:
                         watch.ring(kind)  # it changed while nobody was there to be told
                 self._outlets[outlet] = None
-                outlet.open()
+                outlet.open(since)
                 try:
                     await follow(watch, outlet, told=told)
                 finally:
                     self._outlets.pop(outlet, None)
                     session.detach(watch, trio.current_time())
         except Overloaded as exc:
-            say(response, UNAVAILABLE, str(exc), *common)
+            outlet.answer(Reply(encode({"error": str(exc)}), UNAVAILABLE))
             return
         outlet.close()
 
@@ -287,6 +328,11 @@ class Exchanges:
 def say(response: Response, status: int, text: str, *fields: tuple[str, str]) -> None:
     """Answer with a text that is no JSON-RPC message."""
     response.send(status, (*JSON_FIELDS, *fields), encode({"status" if status == OK else "error": text}))
+
+
+def _answered(outlet: Outlet, session: Session) -> None:
+    if outlet.trail is not None and session.trails is not None:
+        session.trails.end(outlet.trail, trio.current_time())
 
 
 def _nothing() -> None:

@@ -9,12 +9,14 @@ from cord_trio.errors import Overloaded
 from cord_trio.gateway.asking import Asked
 from cord_trio.gateway.running import Running
 from cord_trio.gateway.subscriptions import Subscriptions
+from cord_trio.gateway.trail import Store, Trails
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from cord_trio.counters import Counters
     from cord_trio.gateway.listen import News, Watch
+    from cord_trio.gateway.outlet import Outlet
     from cord_trio.gateway.steps import Client
 
 MAX_SESSIONS: Final = 10_000
@@ -22,6 +24,9 @@ MAX_SESSIONS: Final = 10_000
 
 IDLE: Final = 1800.0
 """Seconds after which a session that nothing uses is over."""
+
+FIRST_RESUMABLE: Final = "2025-03-26"
+"""The revision that brought Streamable HTTP, and with it event ids."""
 
 FIRST_LEVEL: Final = "info"
 """The least severe log notification that a legacy client gets before it says which it wants."""
@@ -47,6 +52,7 @@ class Session:
         seen: the generations of the lists that it was told of last.
         used: Trio time of its last request.
         stream: the watch of its open GET stream, if there is one.
+        trails: what is kept of its event streams; None if its revision knows no resuming.
 
     """
 
@@ -61,10 +67,13 @@ class Session:
         "seen",
         "stream",
         "subscriptions",
+        "trails",
         "used",
     )
 
-    def __init__(self, id: str, client: Client, principal: str, seen: Mapping[str, int], now: float) -> None:
+    def __init__(
+        self, id: str, client: Client, principal: str, seen: Mapping[str, int], now: float, store: Store
+    ) -> None:
         self.asked = Asked()
         self.level = FIRST_LEVEL
         self.subscriptions = Subscriptions()
@@ -76,6 +85,8 @@ class Session:
         self.seen = dict(seen)
         self.used = now
         self.stream: Watch | None = None
+        resumes = client.era.revision >= FIRST_RESUMABLE
+        self.trails: Trails[Outlet] | None = Trails(store, primed=client.era.priming) if resumes else None
 
     def attach(self, watch: Watch) -> None:
         """Let `watch` have the session's stream. A session has one: an older one ends.
@@ -111,6 +122,8 @@ class Session:
         """Stop all that belongs to it."""
         self.running.cancel_all(reason)
         self.subscriptions.close()
+        if self.trails is not None:
+            self.trails.clear()
         if self.stream is not None:
             self.stream.end(reason)
 
@@ -130,6 +143,7 @@ class Sessions:
         self._counters = counters
         self._limit = limit
         self._sessions: dict[str, Session] = {}
+        self._store = Store(counters)
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -148,7 +162,7 @@ class Sessions:
         if len(self._sessions) >= self._limit:
             self._counters.add("gateway.sessions_refused")
             raise Overloaded("gateway.sessions", self._limit)
-        session = Session(self._new_id(), client, principal, seen, now)
+        session = Session(self._new_id(), client, principal, seen, now, self._store)
         self._sessions[session.id] = session
         self._counters.add("gateway.sessions_opened")
         return session
@@ -174,6 +188,9 @@ class Sessions:
         for session in [session for session in self._sessions.values() if self._idle(session, now)]:
             self._end(session, "idle for too long")
             self._counters.add("gateway.sessions_expired")
+        for session in self._sessions.values():
+            if session.trails is not None:
+                session.trails.sweep(now)
 
     def close_all(self, reason: str) -> None:
         """End every session."""

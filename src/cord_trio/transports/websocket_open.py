@@ -164,7 +164,8 @@ async def _opened(
             try:
                 yield transport
             finally:
-                await transport.close(code)
+                with trio.move_on_after(2 * FAREWELL, shield=True):
+                    await transport.close(code)
         # Cancelled must travel through the nursery: it may be the nursery's own.
         except Exception as exc:
             failure = exc

@@ -173,9 +173,11 @@ class FakeFabric:
         """Remembers who wants to hear of what, as long as they do."""
         wanted = [(uri, sink) for uri in uris]
         self.subscribed += wanted
-        yield
-        for each in wanted:
-            self.subscribed.remove(each)
+        try:
+            yield
+        finally:
+            for each in wanted:
+                self.subscribed.remove(each)
 
     def update(self, uri: str) -> None:
         """The resource has changed."""

@@ -201,6 +201,8 @@ def refused(name: str, exc: HttpFailed) -> ConnectFailed:
         return ConnectFailed(name, "authorize", str(exc), remedy)
     if exc.status == 403:
         return ConnectFailed(name, "authorize", str(exc), "the credentials given are not enough, or our origin is not")
+    if exc.status == 407:
+        return ConnectFailed(name, "connect", str(exc), "a proxy asks for credentials: user:password@ in its variable")
     if exc.status in (404, 405):
         return ConnectFailed(name, "http", str(exc), "check the path of `url`: no MCP endpoint answers there")
     return ConnectFailed(name, "http", str(exc))

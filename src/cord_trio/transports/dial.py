@@ -195,8 +195,9 @@ async def _dig(stream: trio.SocketStream, origin: Origin, proxy: Proxy) -> None:
     if status == 407:
         raise ProxyFailed(refusal(proxy))
     if found is None or not 200 <= status < 300 or not head.endswith(b"\r\n\r\n"):
-        said = f"{status}{found[2].decode('latin-1').rstrip()[:SHOWN]}" if found else "not in HTTP"
-        raise ProxyFailed(f"the proxy {proxy.name} answered CONNECT to {place} with {said}")
+        said = f"{status}{found[2].decode('latin-1').rstrip()[:SHOWN]}" if found else "what is no HTTP"
+        rest = ", and more than that" if 200 <= status < 300 else ""
+        raise ProxyFailed(f"the proxy {proxy.name} answered CONNECT to {place} with {said}{rest}")
 
 
 def refusal(proxy: Proxy) -> str:

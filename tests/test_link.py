@@ -17,7 +17,8 @@ from cord_trio.cell import Timer
 from cord_trio.config import Bounds, InProcess, Stdio, ToolFilter, WebSocket
 from cord_trio.counters import Counters
 from cord_trio.errors import CallError, ConnectionLost, DeadlineExceeded, SourceDown
-from cord_trio.link import DEBOUNCE, LISTEN_PATIENCE, START_HOLD, STEADY, Link, Surroundings
+from cord_trio.following import DEBOUNCE, LISTEN_PATIENCE, STEADY, Following
+from cord_trio.link import START_HOLD, Link, Surroundings
 from cord_trio.registry import Registry
 from cord_trio.testing import ToolServer
 from cord_trio.transports.guardian import open_guardian
@@ -283,11 +284,11 @@ async def test_what_a_function_makes_of_its_end_is_no_news(autojump_clock: MockC
 async def test_d05_a_bug_of_ours_is_one_reason_without_a_group(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def refresh(self: Link, client: object) -> None:
+    async def refresh(self: Following, kind: object) -> None:
         await trio.lowlevel.checkpoint()
         raise ValueError("deep inside")
 
-    monkeypatch.setattr(Link, "_refresh", refresh)
+    monkeypatch.setattr(Following, "_refresh", refresh)
     with caplog.at_level(logging.CRITICAL, "cord_trio.link"):
         async with bench(ToolServer().in_process(name="x")) as here:
             await trio.sleep(0.1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import random
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -23,12 +23,14 @@ from cord_trio.errors import Draining, Overloaded, SourceDown, ToolNotFound
 from cord_trio.link import Link, Surroundings
 from cord_trio.observe import Node
 from cord_trio.protocol import jsonrpc
+from cord_trio.protocol.uris import export_uri
 from cord_trio.registry import Registry
+from cord_trio.routing import ROUTED, Finder, unknown
 from cord_trio.transports.guardian import open_guardian
 from cord_trio.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
     from random import Random
 
     from cord_trio.agents import Agent, AgentFunction
@@ -68,6 +70,7 @@ class Fabric:
         self.agents = Agents(self.route, lambda: self.registry.snapshot)
         self.draining = trio.Event()
         self._handlers = {name: self._stacked(link, around.rng) for name, link in self.links.items()}
+        self._finder = Finder({source.export_prefix: name for name, source in config.enabled.items()})
         self._running = 0
         self._quiet = trio.Event()
 
@@ -147,6 +150,8 @@ class Fabric:
     async def _route_unlisted(self, call: Call) -> Outcome:
         """Route what is not listed (yet)."""
         name = call.name
+        if call.method in ROUTED and name is not None:
+            return await self._route_routed(call, name)
         if call.method != "tools/call" or name is None:
             return Error(jsonrpc.METHOD_NOT_FOUND, f"method not found: {call.method}")
         await self._wait_for_owners(name, call.deadline)
@@ -157,6 +162,49 @@ class Fabric:
             self.counters.add("fabric.tool_not_found")
             raise ToolNotFound(name, snapshot.near(name))
         return await self._handlers[found.source](call)
+
+    async def _route_routed(self, call: Call, name: str) -> Outcome:
+        """Route what is about a prompt or a resource."""
+        found = self._finder.way(self.registry.snapshot, call)
+        if found is None:
+            await self._wait_for_owners(name, call.deadline)
+            found = self._finder.way(self.registry.snapshot, call)
+        if found is None:
+            self._raise_down(name)
+            self.counters.add("fabric.not_found")
+            raise unknown(call)
+        return await self._handlers[found[0]](call)
+
+    @contextmanager
+    def subscribe(
+        self, principal: str, uris: Iterable[str], sink: Callable[[str], None]
+    ) -> Generator[None, None, None]:
+        """While entered, `sink` is called with each of `uris`, or a part of it, that is updated.
+
+        What no source has is not told of. The server behind is asked once for all who want the same.
+
+        Args:
+            principal: who wants to know.
+            uris: as they are exported.
+            sink: must not block.
+
+        """
+        del principal  # resources that differ by person come with credentials of theirs
+        key = object()
+        wanted: list[tuple[Link, str]] = []
+        try:
+            for public in dict.fromkeys(uris):
+                found = self._finder.resource(self.registry.snapshot, public)
+                link = None if found is None else self.links.get(found[0])
+                if found is not None and link is not None:
+                    told = _told_as(found[1], public, link.source.export_prefix, sink)
+                    if (link, found[1]) not in wanted:
+                        link.subscriptions.add(found[1], key, told)
+                        wanted.append((link, found[1]))
+            yield
+        finally:
+            for link, uri in wanted:
+                link.subscriptions.remove(uri, key)
 
     # Life
 
@@ -227,7 +275,9 @@ class Fabric:
         """Wait for the first attempt of those sources that may own a tool of this name."""
         for link in self.links.values():
             prefix = link.source.export_prefix
-            if not link.tried and (not prefix or name.startswith(f"{prefix}__")):
+            if not link.tried and (
+                not prefix or name.startswith(f"{prefix}__") or self._finder.source(name) == link.name
+            ):
                 with trio.move_on_at(deadline):
                     await link.wait_tried()
 
@@ -245,6 +295,11 @@ class Fabric:
         source, timer, counters = link.source, self.timer, self.counters
 
         def send(call: Call) -> Awaitable[Outcome]:
+            if call.method != "tools/call":
+                way = self._finder.way(self.registry.snapshot, call)
+                if way is None or way[0] != source.name:
+                    raise unknown(call)
+                return link.call(way[2], way[1])
             name = call.name or ""
             route = self.registry.snapshot.tools.get(name)
             if route is None or route.source != source.name:  # it went while the call waited
@@ -266,6 +321,15 @@ class Fabric:
             around.append(layers.rate(source.rate, source.burst, timer=timer, counters=counters, name=source.name))
         around.append(layers.limit(source.slots, timer=timer, counters=counters, name=source.name))
         return stack(send, *around)
+
+
+def _told_as(own: str, public: str, prefix: str, sink: Callable[[str], None]) -> Callable[[str], None]:
+    """Tells `sink` of changes in the words of whoever subscribed to `public`, which is the server's `own`."""
+
+    def told(uri: str) -> None:
+        sink(public if uri == own else export_uri(prefix, uri))
+
+    return told
 
 
 @asynccontextmanager

@@ -145,6 +145,7 @@ async def _discover(
         raise FreshNeeded(exc.reason) from exc
     finally:
         session.on_asked = None
+    session.modern = True
     return Greeting(revision, True, found.capabilities, found.server_info, found.instructions)
 
 

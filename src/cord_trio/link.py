@@ -18,11 +18,11 @@ import trio
 from cord_trio.cell import Cell
 from cord_trio.client import Client
 from cord_trio.config import Http
-from cord_trio.errors import CallError, CallFailed, ConnectFailed, ConnectionLost, DeadlineExceeded, SourceDown
+from cord_trio.errors import CallError, ConnectFailed, ConnectionLost, DeadlineExceeded, SourceDown
+from cord_trio.following import STEADY, Following, Subscriptions
 from cord_trio.handshake import FreshNeeded, negotiate, unreached
 from cord_trio.observe import Node
-from cord_trio.protocol import jsonrpc
-from cord_trio.registry import Update
+from cord_trio.registry import NO_LISTS, Update
 from cord_trio.session import open_session
 from cord_trio.transports.opening import is_interpreter, older_way, open_source
 from cord_trio.transports.process import Graces
@@ -39,26 +39,17 @@ if TYPE_CHECKING:
     from cord_trio.counters import Counters
     from cord_trio.handshake import EraChoice, Greeting
     from cord_trio.protocol.jsonrpc import Id, Json
-    from cord_trio.protocol.mcp import Tool
-    from cord_trio.registry import Registry, State
+    from cord_trio.registry import Registry
+    from cord_trio.snapshot import Kind, Listed, State
     from cord_trio.transports.guardian import Guardian
 
 log = logging.getLogger("cord_trio.link")
-
-STEADY: Final = 10.0
-"""Seconds a connection must have been ready for the next failure to count as the first."""
-
-DEBOUNCE: Final = 0.1
-"""Seconds to wait after a `list_changed` for more of them, before listing anew."""
 
 LEGACY_VERDICT: Final = 24 * 3600.0
 """Seconds for which a server found to be legacy is not asked again for the modern era."""
 
 START_HOLD: Final = 3.0
 """Seconds for which an interpreter that starts keeps others from starting; then it hangs rather than imports."""
-
-LISTEN_PATIENCE: Final = 1.0
-"""Seconds for which the first list waits until the server has acknowledged that it will tell of changes."""
 
 SHARED: Final = "shared"
 """Key of the session that everybody may use: it declares nothing that could be asked of one person."""
@@ -95,6 +86,7 @@ class Link:
         notes: what was left out of the last list.
         starts: how often it became ready.
         pid: of its process, if it is a child of ours and running.
+        subscriptions: who wants to hear of which of its resources.
 
     """
 
@@ -109,11 +101,10 @@ class Link:
         self.notes: tuple[str, ...] = ()
         self.starts = 0
         self.pid: int | None = None
+        self.subscriptions = Subscriptions()
         self._around = around
         self._waiting: dict[Cell[Client], None] = {}
-        self._changed = trio.Event()
-        self._heard = trio.Event()
-        self._listing = False
+        self._following: Following | None = None
         self._tried = trio.Event()
         self._ready_at: float | None = None
         self._over = False
@@ -327,7 +318,10 @@ class Link:
                     raise await unreached(session, exc, "handshake") from exc
             self.pid = getattr(transport, "pid", None)
             bounds = around.bounds
-            yield Client(session, greeting, around.client_info, max_pages=bounds.list_pages, max_tools=bounds.tools)
+            yield Client(
+                session, greeting, around.client_info,
+                max_pages=bounds.list_pages, max_tools=bounds.tools, prefix=source.export_prefix,
+            )  # fmt: skip
 
     # Serving
 
@@ -370,21 +364,18 @@ class Link:
         cell.fail(DeadlineExceeded(f"{self.name} was still {self.state}", "no"))
 
     async def _serve(self, client: Client) -> str:
-        """List, take calls, and keep the list fresh until the connection is lost; returns why it was."""
-        self._changed, self._heard, self._listing = trio.Event(), trio.Event(), False
+        """List, take calls, and keep the lists fresh until the connection is lost; returns why it was."""
+        following = self._following = Following(
+            client, self.source, subscriptions=self.subscriptions, counters=self._around.counters,
+            pause=self._pause, publish=partial(self._publish_lists, client),
+        )  # fmt: skip
         failure: Exception | None = None
         reason = ""
         async with trio.open_nursery() as nursery:
             try:
-                if client.greeting.modern and client.announces_tools:
-                    nursery.start_soon(self._listen, client)
-                    # What changes before the server listens to us would be missed by a list made earlier.
-                    with trio.move_on_after(LISTEN_PATIENCE):
-                        await self._heard.wait()
-                self._listing = True
-                await self._list(client)
+                await following.first(nursery)
                 self._admit(client)
-                nursery.start_soon(self._refresh, client)
+                following.keep(nursery)
                 reason = await client.session.wait_lost()
             except ConnectionLost as exc:
                 failure = await unreached(client.session, exc, "list")
@@ -397,63 +388,26 @@ class Link:
             raise failure
         return reason
 
-    def _told(self, method: str, _params: Raw, _within: Id | None) -> None:
-        if method == "notifications/tools/list_changed":
-            self._around.counters.add("link.list_changed")
-            self._changed.set()
-        elif method == "notifications/subscriptions/acknowledged":
-            if self._listing:
-                self._changed.set()  # nobody told us what changed until now
-            self._heard.set()
+    def _told(self, method: str, params: Raw, _within: Id | None) -> None:
+        if self._following is not None:
+            self._following.told(method, params)
 
-    async def _refresh(self, client: Client) -> None:
-        """List anew after changes: one list at a time, and one more for all changes meanwhile."""
-        while True:
-            await self._changed.wait()
-            await trio.sleep(DEBOUNCE)
-            self._changed = trio.Event()
-            try:
-                await self._list(client)
-            except CallError as exc:
-                # What was listed before stays: a stale list serves better than none.
-                self._around.counters.add("link.refresh_failed")
-                log.warning("listing anew failed source=%s error=%s", self.name, exc)
-
-    async def _list(self, client: Client) -> None:
-        started = trio.current_time()
-        tools, self.notes = await client.list_tools(deadline=started + self.source.first_list)
-        if isinstance(self.source, Http):
-            # Such a tool must not be called over HTTP (MCP 2026-07-28, tools); the others may.
-            self.notes += tuple(f"tool {tool.name!r}: {tool.header_fault}" for tool in tools if tool.header_fault)
-            tools = tuple(tool for tool in tools if not tool.header_fault)
-        await self._publish("ready", tools, client.greeting)
-
-    async def _listen(self, client: Client) -> None:
-        """Hold a `subscriptions/listen` open. When it is acknowledged anew, `_told` has the tools listed again."""
-        failures = 0
-        while True:
-            began = trio.current_time()
-            try:
-                await client.listen()
-            except CallFailed as exc:
-                if exc.code in (jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_PARAMS):
-                    return  # it announced what it does not do
-            except CallError as exc:
-                log.debug("listen lost source=%s error=%s", self.name, exc)
-            finally:
-                self._heard.set()  # the first list need not wait for it any longer
-            failures = 0 if trio.current_time() - began >= STEADY else failures + 1
-            await trio.sleep(self._pause(failures))
+    async def _publish_lists(self, client: Client, lists: Mapping[Kind, Listed]) -> None:
+        tools = lists.get("tools")
+        if tools is not None:
+            self.notes = tools.notes
+        await self._publish("ready", lists, client.greeting)
 
     async def _publish(
-        self, state: State, tools: tuple[Tool, ...] | None = None, greeting: Greeting | None = None
+        self, state: State, lists: Mapping[Kind, Listed] = NO_LISTS, greeting: Greeting | None = None
     ) -> None:
         self.state = state
         self.epoch += 1
+        down = state == "down"
         await self._around.registry.update(
             Update(
-                self.name, self.epoch, state, tools=tools, reason=self.reason if state == "down" else "",
-                next_try=self.next_try if state == "down" else None, greeting=greeting, notes=self.notes,
+                self.name, self.epoch, state, reason=self.reason if down else "",
+                next_try=self.next_try if down else None, greeting=greeting, lists=lists,
             )
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""A client of the official SDK 1.x: `sdk1_client.py ws|sse URL TOOL ARGUMENTS`; prints what it found as JSON."""
+"""A client of the official SDK 1.x: `sdk1_client.py ws|sse|http URL TOOL ARGUMENTS`; prints what it found as JSON."""
 
 # mypy: ignore-errors
 # Its imports are of another environment.
@@ -13,9 +13,10 @@ warnings.simplefilter("ignore")  # both transports are deprecated there too
 import anyio  # noqa: E402  # after the filter
 from mcp import ClientSession  # noqa: E402
 from mcp.client.sse import sse_client  # noqa: E402
+from mcp.client.streamable_http import streamablehttp_client  # noqa: E402
 from mcp.client.websocket import websocket_client  # noqa: E402
 
-KINDS = {"ws": websocket_client, "sse": sse_client}
+KINDS = {"ws": websocket_client, "sse": sse_client, "http": streamablehttp_client}
 
 
 async def main(kind: str, url: str, tool: str, arguments: str) -> None:
@@ -24,7 +25,7 @@ async def main(kind: str, url: str, tool: str, arguments: str) -> None:
     async def told(done: float, total: float | None, message: str | None) -> None:
         progress.append(done)
 
-    async with KINDS[kind](url) as (reading, writing), ClientSession(reading, writing) as session:
+    async with KINDS[kind](url) as (reading, writing, *_), ClientSession(reading, writing) as session:
         greeting = await session.initialize()
         tools = await session.list_tools()
         result = await session.call_tool(tool, json.loads(arguments), progress_callback=told)

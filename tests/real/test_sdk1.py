@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -100,3 +101,48 @@ async def test_its_sse_client_is_served(tmp_path: Path) -> None:
         found = await client("sse", url.replace("/mcp", "/sse"), "up__echo", {"text": "hi"})
     assert found["revision"] == "2025-11-25"
     assert "hi" in found["text"]
+
+
+class Cutter:
+    """A relay to the gateway that breaks a connection, once, behind the first progress on it."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.cut = 0
+        self.resumed = 0
+
+    async def serve(self, client: trio.SocketStream) -> None:
+        async with await trio.open_tcp_stream("127.0.0.1", self.port) as server, trio.open_nursery() as nursery:
+            nursery.start_soon(self._up, client, server, nursery)
+            try:
+                async for data in server:
+                    await client.send_all(data)
+                    if b"notifications/progress" in data and not self.cut:
+                        self.cut += 1
+                        break
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+            client.socket.close()
+            nursery.cancel_scope.cancel("cut")
+
+    async def _up(self, client: trio.SocketStream, server: trio.SocketStream, nursery: trio.Nursery) -> None:
+        try:
+            async for data in client:
+                self.resumed += b"last-event-id" in data.lower()
+                await server.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        nursery.cancel_scope.cancel("the client has left")
+
+
+async def test_its_client_resumes_a_stream_that_was_cut(tmp_path: Path) -> None:
+    async with gateway(Setup(tmp_path)) as (_, url), trio.open_nursery() as nursery:
+        port = int(url.split(":")[2].partition("/")[0])
+        cutter = Cutter(port)
+        listeners = await nursery.start(partial(trio.serve_tcp, cutter.serve, 0, host="127.0.0.1"))
+        relayed = url.replace(str(port), str(listeners[0].socket.getsockname()[1]))
+        found = await client("http", relayed, "up__progress", {"steps": 5, "seconds": 2.0})
+        nursery.cancel_scope.cancel("test over")
+    assert (cutter.cut, cutter.resumed) == (1, 1)
+    assert found["progress"] == [1, 2, 3, 4, 5]
+    assert found["text"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+import trio.testing
 from msgspec import Raw
 
 from cord_trio.auth.sealing import Sealer
@@ -331,3 +332,23 @@ async def test_row_10_the_same_pages_again_end_it_and_who_opens_none_is_told_in_
         client.send(modern("r", "tools/call", {"name": "t", **retry}, OPENS))
         await trio.sleep(200)
         assert client.got[-1]["result"]["isError"] is True
+
+
+async def test_row_16_a_client_that_leaves_its_retry_cancels_the_parked_call() -> None:
+    server = Server(parks=True)
+
+    async def never(call: Call) -> Outcome:
+        if call.park:
+            await trio.sleep_forever()
+        return await server(call)
+
+    fabric = FakeFabric(t=never)
+    async with open_http(fabric) as gate:
+        asked = await gate.modern(modern(1, "tools/call", {"name": "t"}, CAN))
+        retry = {"name": "t", "inputResponses": ANN, "requestState": asked.json["result"]["requestState"]}
+        going = gate.modern_start(modern(2, "tools/call", retry, CAN))
+        await trio.testing.wait_all_tasks_blocked()
+        assert fabric.abandoned == []
+        going.leave()
+        await going.finished.wait()
+    assert fabric.abandoned == [("p1", "the client left")]

@@ -77,8 +77,9 @@ async def go_round(
                 if waits > WAITS:
                     raise CallError(f"{run.name} says to come back later, more than {WAITS} times", "unknown")
                 await trio.sleep(min(LONGEST_WAIT, FIRST_WAIT * 2 ** (waits - 1)))
-        kept = Kept("", rounds, outcome.park, None if outcome.park else state)
-        outcome = await handle(next_call(run, kept, answers, events))
+            kept = Kept("", rounds, outcome.park, None if outcome.park else state)
+            # Also while it is on its way: it may never arrive where the call is parked.
+            outcome = await handle(next_call(run, kept, answers, events))
     if channel is not None and isinstance(outcome, Complete):
         for id in opened:  # whoever still shows the page may close it (MCP 2025-11-25, elicitation)
             params = object_of({"elicitationId": msgspec.json.encode(id)})

@@ -75,7 +75,7 @@ async def perform(
             if kept.urls:
                 outcome = await _call_anew(handle, msgspec.structs.replace(run, answers=b""), kept, events)
             else:
-                outcome = await handle(next_call(run, kept, run.answers, events))
+                outcome = await _go_on(handle, next_call(run, kept, run.answers, events), abandon)
         if not run.era.modern:
             if isinstance(outcome, InputRequired):
                 outcome = await go_round(handle, run, outcome, channel, events, abandon)
@@ -91,6 +91,18 @@ async def perform(
     except Exception:
         log.exception("a call failed inside method=%s name=%s", run.method, run.name)
         return Reply(encode_error(run.id, INTERNAL_ERROR, "internal error"))
+
+
+async def _go_on(
+    handle: Callable[[Call], Awaitable[Outcome]], call: Call, abandon: Callable[[str, str], None]
+) -> Outcome:
+    """Bring answers to where they are waited for. A client that leaves meanwhile has cancelled the whole."""
+    try:
+        return await handle(call)
+    except trio.Cancelled:
+        if call.park:
+            abandon(call.park, "the client left")
+        raise
 
 
 async def _call_anew(

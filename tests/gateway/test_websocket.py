@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -126,6 +128,21 @@ async def test_a_client_that_leaves_cancels_what_it_asked_for() -> None:
         while not fabric.cancelled:  # noqa: ASYNC110  # the other side of a socket tells by no event
             await trio.sleep(0.005)
         assert fabric.cancelled == ["hang"]
+
+
+async def test_u10_an_abrupt_end_in_the_middle_of_anything_disturbs_no_other() -> None:
+    fabric = FakeFabric(hang=hang, echo=echo)
+    begun = b"\x81\xfe\x20\x00abcd{"  # a frame that says it is longer than what follows
+    async with gate(fabric) as host, client(host) as other:
+        for cut in (b"", b"\x81", begun, b"\x88\x80abcd", b"\xff" * 20, b"\x89\xff" + b"\x00" * 8):
+            stream = await trio.open_tcp_stream("127.0.0.1", int(host.rpartition(":")[2]))
+            await stream.send_all("\r\n".join(["GET /mcp HTTP/1.1", *OPENING, "", ""]).format(host=host).encode())
+            assert (await stream.receive_some())[9:12] == b"101"
+            await stream.send_all(cut)
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            stream.socket.close()  # a reset, not an end
+        assert loads(await other.request("tools/call", call("echo", modern=True)))["content"]
+        assert fabric.counters["gateway.websockets"] == 7
 
 
 async def test_a_cancelled_call_is_cancelled_alone() -> None:

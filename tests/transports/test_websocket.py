@@ -255,7 +255,7 @@ async def test_blank_messages_are_passed_over() -> None:
         assert told.messages == [b"[1]"]
 
 
-async def test_why_the_server_closed_is_told_to_whoever_waits() -> None:
+async def test_u10_why_the_server_closed_is_told_to_whoever_waits() -> None:
     async def leave(_server: Server, connection: WebSocketConnection) -> None:
         await connection.get_message()
         await connection.aclose(1001, "restarting")
@@ -268,7 +268,7 @@ async def test_why_the_server_closed_is_told_to_whoever_waits() -> None:
         assert caught.value.executed == "no"
 
 
-async def test_a_connection_that_breaks_off_is_a_loss() -> None:
+async def test_u10_a_connection_that_breaks_off_is_a_loss() -> None:
     async def broken(_server: Server, connection: WebSocketConnection) -> None:
         await connection.get_message()
         await connection._stream.aclose()
@@ -399,7 +399,7 @@ async def test_a_server_that_never_answers_fails_in_its_time() -> None:
 
 
 async def test_a_port_that_nobody_listens_on_is_told() -> None:
-    with pytest.raises(ConnectFailed, match=r"cannot connect to 127\.0\.0\.1:1: .*Connection refused"):
+    with pytest.raises(ConnectFailed, match=r"cannot connect to 127\.0\.0\.1:1: Connection refused"):
         async with listening("ws://127.0.0.1:1/", Counters(), Told()):
             raise AssertionError
 

@@ -12,7 +12,7 @@ import trio
 from trio_websocket import ConnectionRejected, wrap_client_stream, wrap_server_stream
 
 from cord_trio.errors import ConnectFailed
-from cord_trio.transports.dial import dial, find_proxy
+from cord_trio.transports.dial import ProxyFailed, dial, find_proxy
 from cord_trio.transports.http1_wire import make_tls, parse_origin
 from cord_trio.transports.http_rules import ERROR_SHOWN, connect_refused, target_of
 from cord_trio.transports.websocket import FAREWELL, GOING_AWAY, NORMAL, SUBPROTOCOL, WebSocketTransport
@@ -287,7 +287,9 @@ def _unreached(name: str, place: str, exc: Exception) -> ConnectFailed:
     cause = exc.__cause__
     first = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else exc
     words = first.strerror if isinstance(first, OSError) and first.strerror else str(first)
-    return ConnectFailed(name, "connect", f"cannot connect to {place}: {words}")
+    words = words.partition("): ")[2] or words  # Trio names the address first, which was said already
+    remedy = "" if isinstance(exc, ProxyFailed) else "is the server running, and on this port?"
+    return ConnectFailed(name, "connect", f"cannot connect to {place}: {words}", remedy)
 
 
 def _refused(name: str, exc: OpeningFailed) -> ConnectFailed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import attrs
 import pytest
 import trio
 from msgspec import Raw
@@ -14,15 +15,21 @@ from cord_trio.gateway.asking import LEG
 from cord_trio.gateway.loop import ROUNDS, WAITS
 from cord_trio.protocol.jsonrpc import encode, parse
 from tests.gateway.fakes import (
+    CAPABILITIES,
     LATEST,
     FakeFabric,
+    Item,
+    Route,
+    SourceView,
     answer,
     initialize,
     legacy,
+    modern,
     notice,
     open_http,
     open_pipe,
     text,
+    tool,
 )
 
 if TYPE_CHECKING:
@@ -280,3 +287,20 @@ async def test_every_call_says_which_revision_its_client_speaks() -> None:
         await client.ask(initialize())
         await client.ask(CALL)
     assert server.calls[0].revision == LATEST
+
+
+@pytest.mark.parametrize("method", ["tools/call", "prompts/get", "resources/read"])
+async def test_m55_a_person_is_told_which_of_several_sources_asks(method: str) -> None:
+    for sources, message in [(("bank",), "Who?"), (("bank", "other"), "[bank] Who?")]:
+        fabric = FakeFabric(t=Server({"q": FORM, "r": ROOTS}, {"q": FORM}), u=Server({"q": FORM}))
+        items = {name: Item({}, source="bank") for name in "tu"}
+        tools = {name: Route(tool(name), "bank") for name in "tu"}
+        fabric.registry.change(tools=tools, prompts=items, resources=items)
+        fabric.registry.snapshot = attrs.evolve(fabric.registry.snapshot, sources=dict.fromkeys(sources, SourceView()))
+        async with open_pipe(fabric) as client:
+            await client.ask(initialize(capabilities=CAN))
+            asked, roots = await client.ask(legacy("c", method, {"name": "t", "uri": "t"}))
+            (again,) = await client.ask(answer(asked["id"], ACCEPT), answer(roots["id"], {"roots": []}))
+            (reply,) = await client.ask(modern("m", method, {"name": "u", "uri": "u"}, {CAPABILITIES: CAN}))
+            (question,) = reply["result"]["inputRequests"].values()
+            assert [each["params"]["message"] for each in (asked, again, question)] == [message] * 3

@@ -16,7 +16,7 @@ from cord_trio.call import Complete, InputRequired
 from cord_trio.errors import CallError, InputNeeded
 from cord_trio.gateway.capabilities import ELICIT, lacking
 from cord_trio.gateway.params import is_object
-from cord_trio.gateway.questions import CannotAsk, put, read_round
+from cord_trio.gateway.questions import CannotAsk, put, read_round, with_origin
 from cord_trio.gateway.state import Kept, next_call
 from cord_trio.protocol.jsonrpc import encode_notification, object_of, parse
 
@@ -52,6 +52,7 @@ async def go_round(
     channel: Channel | None,
     events: Events | None,
     abandon: Callable[[str, str], None],
+    origin: str = "",
 ) -> Outcome:
     """How `run` ended, after the client was asked all that `first` and what follows want to know.
 
@@ -65,7 +66,7 @@ async def go_round(
     opened: list[str] = []
     while isinstance(outcome, InputRequired):
         with _or_abandon(outcome.park, abandon):
-            questions, state = read_round(outcome.result)
+            questions, state = read_round(with_origin(outcome.result, origin))
             answers = b""
             if questions:
                 rounds += 1

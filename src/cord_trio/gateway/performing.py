@@ -11,7 +11,7 @@ import trio
 from cord_trio.call import Complete, Error, InputRequired
 from cord_trio.errors import CallError
 from cord_trio.gateway.loop import go_round
-from cord_trio.gateway.questions import read_round
+from cord_trio.gateway.questions import read_round, with_origin
 from cord_trio.gateway.relay import answer, failure, question
 from cord_trio.gateway.state import MAX_ROUNDS, Kept, digest, next_call, open_state, seal_state
 from cord_trio.gateway.steps import Reply
@@ -49,6 +49,7 @@ async def perform(
     sealer: Sealer,
     channel: Channel | None = None,
     abandon: Callable[[str, str], None] = lambda _park, _reason: None,
+    origin: Callable[[Run], str] = lambda _run: "",
 ) -> Reply:
     """Make the call and return its answer. Raises nothing but cancellation.
 
@@ -60,6 +61,7 @@ async def perform(
         sealer: seals what a modern client brings back.
         channel: the way to ask a legacy client; None if there is none.
         abandon: lets go of a parked call that will not be answered.
+        origin: which source asks, where a person could not tell; else empty.
 
     """
     try:
@@ -76,10 +78,13 @@ async def perform(
                 outcome = await _call_anew(handle, msgspec.structs.replace(run, answers=b""), kept, events)
             else:
                 outcome = await _go_on(handle, next_call(run, kept, run.answers, events), abandon)
+        source = origin(run) if isinstance(outcome, InputRequired) else ""
         if not run.era.modern:
             if isinstance(outcome, InputRequired):
-                outcome = await go_round(handle, run, outcome, channel, events, abandon)
+                outcome = await go_round(handle, run, outcome, channel, events, abandon, source)
             return answer(outcome, run, us)
+        if isinstance(outcome, InputRequired):
+            outcome = msgspec.structs.replace(outcome, result=with_origin(outcome.result, source))
         try:
             return _answer_modern(outcome, run, kept, us, sealer)
         except CallError:

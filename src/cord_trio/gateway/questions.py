@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 import msgspec
+from msgspec import Raw
 
 from cord_trio.errors import BadReply, Malformed
 from cord_trio.gateway.capabilities import ELICIT, ROOTS, SAMPLE
 from cord_trio.gateway.params import decode_string
 from cord_trio.protocol.eras import ERAS, LATEST_MODERN
-from cord_trio.protocol.jsonrpc import members, parse
+from cord_trio.protocol.jsonrpc import encode, members, object_of, parse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from msgspec import Raw
 
     from cord_trio.protocol.eras import Era
     from cord_trio.protocol.jsonrpc import Json
@@ -61,6 +60,24 @@ def read_round(result: Raw) -> tuple[Mapping[str, Question], str | None]:
     if len(questions) > MAX_QUESTIONS:
         raise BadReply(f"input_required with more than {MAX_QUESTIONS} questions")
     return questions, state
+
+
+def with_origin(result: Raw, origin: str) -> Raw:
+    """An `input_required` result whose forms and pages say which source asks, so that a person can tell.
+
+    The same result if `origin` is empty. What makes no sense stays as it is: whoever reads the round says so.
+    """
+    if not origin:
+        return result
+    try:
+        parts: dict[str, Raw | bytes] = {**members(result)}
+        asked = {key: parse(raw) for key, raw in members(bytes(parts.get("inputRequests", b""))).items()}
+        for question in asked.values():
+            if question["method"] == ELICIT:
+                question["params"]["message"] = f"[{origin}] {question['params']['message']}"
+    except (Malformed, msgspec.DecodeError, KeyError, TypeError):
+        return result
+    return Raw(object_of({**parts, "inputRequests": encode(asked)})) if asked else result
 
 
 def put(era: Era, question: Question, new_id: str) -> dict[str, Json]:

@@ -35,13 +35,16 @@ if TYPE_CHECKING:
 
     from cord_trio.gateway.asking import Channel
     from cord_trio.gateway.listen import News, Watch
-    from cord_trio.gateway.ports import Fabric
+    from cord_trio.gateway.ports import Fabric, PromptRoute, ResourceRoute, Route
     from cord_trio.gateway.steps import List, Listen, Run, Subscribe
     from cord_trio.gateway.subscriptions import Subscriptions
     from cord_trio.protocol.jsonrpc import Id, Json
 
 START_PATIENCE: Final = 5.0
 """Seconds that a list waits for sources which have not been tried yet; then it is what there is."""
+
+SEVERAL: Final = 2
+"""Sources from which on a person is told which one asks."""
 
 PRINCIPAL: Final = LOCAL
 """Who everyone is, until there is authentication."""
@@ -84,10 +87,26 @@ class Service:
                 sealer=self.sealer,
                 channel=channel,
                 abandon=self._abandon,
+                origin=self._origin,
             )
         finally:
             if events is not None:
                 events.over = True
+
+    def _origin(self, run: Run) -> str:
+        """The source of what `run` is about, if there are several."""
+        snapshot = self.fabric.registry.snapshot
+        if len(snapshot.sources) < SEVERAL:
+            return ""
+        route: Route | PromptRoute | ResourceRoute | None
+        match run.method:
+            case "tools/call":
+                route = snapshot.tools.get(run.name)
+            case "prompts/get":
+                route = snapshot.prompts.get(run.name)
+            case _:
+                route = snapshot.resources.get(run.name)
+        return "" if route is None else route.source
 
     def _abandon(self, park: str, reason: str) -> None:
         self.counters.add("gateway.abandoned")

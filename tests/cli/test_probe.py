@@ -255,6 +255,15 @@ async def test_a_stranger_is_not_asked_who_authorizes() -> None:
     assert (step.what, asked) == ("it asks for authorization (401)", [])
 
 
+async def test_a_source_of_the_older_kind_is_asked_for_its_stream() -> None:
+    async with listening(answer("404 Not Found")) as place:
+        *_, step = await look(Http(name="it", url=f"http://{place}/sse", transport="sse"))
+        assert step.remedy == "check the path of `url`, often /sse"
+    async with listening(answer("200 OK", "Content-Type: text/event-stream")) as place:
+        *_, step = await look(Http(name="it", url=f"http://{place}/sse", transport="sse"))
+        assert step == Step("http", True, "an HTTP server answers (200)")
+
+
 # Proxies
 
 

@@ -184,6 +184,10 @@ async def _answer(source: Http, by: Proxy | None) -> Step:
         "mcp-protocol-version": eras.LATEST_MODERN,
         "mcp-method": "server/discover",
     }
+    asked = partial(httpx.AsyncClient.stream, method="POST", url=source.url, content=body, headers=headers)
+    if source.transport == "sse":
+        headers = {**source.headers, "accept": "text/event-stream"}
+        asked = partial(httpx.AsyncClient.stream, method="GET", url=source.url, headers=headers)
     way = None
     if by is not None:
         host = f"[{by.host}]" if ":" in by.host else by.host
@@ -193,7 +197,7 @@ async def _answer(source: Http, by: Proxy | None) -> Step:
         async with (
             # The step's own limit holds; a client's would end it with a word that says less.
             httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=None, proxy=way) as client,
-            client.stream("POST", source.url, content=body, headers=headers) as response,
+            asked(client) as response,
         ):
             return await _judge(source, client, response)
     except (httpx.HTTPError, httpx.InvalidURL) as exc:
@@ -221,7 +225,10 @@ async def _judge(source: Http, client: httpx.AsyncClient, response: httpx.Respon
     if status == 403:
         return Step("authorize", False, "it forbids this (403)", "check the credentials, and what they allow")
     if status in (404, 405, 410):
-        return Step("status", False, f"no MCP endpoint at this path ({status})", "check the path of `url`, often /mcp")
+        usual = "/sse" if source.transport == "sse" else "/mcp"
+        return Step(
+            "status", False, f"no MCP endpoint at this path ({status})", f"check the path of `url`, often {usual}"
+        )
     if status in (429, 503):
         after = response.headers.get("retry-after", "")
         when = f" in {after} s" if after.isdecimal() else " later"

@@ -14,21 +14,14 @@ from urllib.parse import urljoin
 
 import trio
 
-from cord_trio.errors import CallError, ConnectFailed, ConnectionLost, HttpFailed, Overloaded, Refused
+from cord_trio.errors import CallError, ConnectFailed, ConnectionLost, Overloaded
 from cord_trio.protocol.framing import FrameTooLarge, SseSplitter
 from cord_trio.transports import Transport
 from cord_trio.transports.http1_client import PoolLimits, open_pool
 from cord_trio.transports.http1_wire import parse_origin
-from cord_trio.transports.http_rules import (
-    ERROR_SHOWN,
-    MAX_REDIRECTS,
-    connect_refused,
-    follow,
-    media_type,
-    parse_seconds,
-    target_of,
-)
+from cord_trio.transports.http_rules import ERROR_SHOWN, connect_refused, target_of
 from cord_trio.transports.lines import OUTBOX_MESSAGES
+from cord_trio.transports.sse_sinks import EVENTS, Message, Stream
 
 if TYPE_CHECKING:
     import ssl
@@ -39,16 +32,9 @@ if TYPE_CHECKING:
     from cord_trio.protocol.framing import SseEvent
     from cord_trio.protocol.jsonrpc import Id
     from cord_trio.transports import Receiver
-    from cord_trio.transports.http1 import Headers
     from cord_trio.transports.http1_client import Exchange, Pool
 
 log = logging.getLogger("cord_trio.transports")
-
-JSON: Final = "application/json"
-EVENTS: Final = "text/event-stream"
-
-ERROR_TEXT: Final = 64 * 1024
-"""Bytes read of the body of a failure."""
 
 EARLY: Final = 64
 """Messages that a server may send before anybody listens."""
@@ -66,6 +52,8 @@ class SseTransport(Transport):
     Attributes:
         url: of the stream, as configured.
         target: path and query that messages go to; "" before the server has said.
+        redirects: whether redirects within the origin are followed.
+        name: of the source.
 
     """
 
@@ -74,7 +62,7 @@ class SseTransport(Transport):
         self.target = ""
         self.redirects = source.redirects
         self._pool = pool
-        self._name = name
+        self.name = name
         self._counters = counters
         self._splitter = SseSplitter(source.max_message)
         self._exchange: Exchange | None = None
@@ -85,10 +73,10 @@ class SseTransport(Transport):
         self._receiver: Receiver | None = None
         self._nursery: trio.Nursery | None = None
         self._early: list[bytes] = []
-        self._posts: dict[Id, _Message] = {}
-        self._unread: _Message | None = None
-        self._first: _Message | None = None
-        self._queue: deque[_Message] = deque()
+        self._posts: dict[Id, Message] = {}
+        self._unread: Message | None = None
+        self._first: Message | None = None
+        self._queue: deque[Message] = deque()
 
     # Transport
 
@@ -107,7 +95,7 @@ class SseTransport(Transport):
         if unread is not None and method == "notifications/cancelled" and self._nursery is not None:
             self._nursery.start_soon(self._cancel_later, unread, message)
             return
-        post = _Message(self, id, message)
+        post = Message(self, id, message)
         if self._first is not None:
             if len(self._queue) >= OUTBOX_MESSAGES:
                 self._counters.add("sse.outbox_full")
@@ -154,21 +142,21 @@ class SseTransport(Transport):
     async def connect(self, patience: float) -> None:
         """Open the stream and wait for its first event. Raises `ConnectFailed`."""
         with trio.move_on_after(patience):
-            stream = _Stream(self, target_of(self.url))
+            stream = Stream(self, target_of(self.url))
             self.ask(stream)
             await self._settled.wait()
         if not self._settled.is_set():
             opened = "no endpoint event" if self._exchange and self._exchange.written else "no answer"
-            raise ConnectFailed(self._name, "handshake", f"{opened} from the event stream within {patience:g} s")
+            raise ConnectFailed(self.name, "handshake", f"{opened} from the event stream within {patience:g} s")
         if self._failure is not None:
             raise self._failure
 
-    def ask(self, stream: _Stream) -> None:
+    def ask(self, stream: Stream) -> None:
         """Ask for the stream."""
         try:
             self._exchange = self._pool.request("GET", stream.target, [("Accept", EVENTS)], b"", stream)
         except CallError as exc:
-            self.fail(ConnectFailed(self._name, "connect", str(exc)))
+            self.fail(ConnectFailed(self.name, "connect", str(exc)))
 
     def close(self) -> None:
         """Nothing is heard or said any more."""
@@ -199,7 +187,7 @@ class SseTransport(Transport):
     def refuse(self, status: int, text: str) -> None:
         """The server offers no stream."""
         what = f"HTTP status {status} in reply to GET" + (f": {text}" if text else "")
-        self.fail(connect_refused(self._name, status, what, "no event stream of MCP is there"))
+        self.fail(connect_refused(self.name, status, what, "no event stream of MCP is there"))
 
     def lose(self, reason: str) -> None:
         """The stream is over, and with it the session."""
@@ -207,14 +195,14 @@ class SseTransport(Transport):
             return
         self._loss = reason
         if not self._settled.is_set():
-            self._failure = ConnectFailed(self._name, "handshake", reason)
+            self._failure = ConnectFailed(self.name, "handshake", reason)
             self._settled.set()
         for post in [*self._posts.values(), *self._queue]:
             post.close()
         self._queue.clear()
         self._over.set()
 
-    def taken(self, post: _Message, error: CallError | None) -> None:
+    def taken(self, post: Message, error: CallError | None) -> None:
         """A message was taken, or was not."""
         if post.id is not None and self._posts.get(post.id) is post:
             del self._posts[post.id]
@@ -222,7 +210,7 @@ class SseTransport(Transport):
                 self._receiver.fail(post.id, error)
         elif error is not None:
             self._counters.add("http.message_failed")
-            log.debug("message failed source=%s error=%s", self._name, error)
+            log.debug("message failed source=%s error=%s", self.name, error)
         if self._first is post:
             self._first = None
             while self._queue:
@@ -245,12 +233,12 @@ class SseTransport(Transport):
             there = urljoin(self.url, said)
             same = parse_origin(there) == parse_origin(self.url)
         except ValueError:
-            self.fail(ConnectFailed(self._name, "handshake", f"its endpoint {said[:ERROR_SHOWN]!r} is no URL of HTTP"))
+            self.fail(ConnectFailed(self.name, "handshake", f"its endpoint {said[:ERROR_SHOWN]!r} is no URL of HTTP"))
             return
         if not same:
             # Whoever could choose it freely would be sent our headers, and with them our credentials.
             shown = there.partition("?")[0][:ERROR_SHOWN]
-            self.fail(ConnectFailed(self._name, "handshake", f"its endpoint is of another origin: {shown!r}"))
+            self.fail(ConnectFailed(self.name, "handshake", f"its endpoint is of another origin: {shown!r}"))
             return
         self.target = target_of(there)
         self._settled.set()
@@ -265,7 +253,7 @@ class SseTransport(Transport):
             if len(self._early) > EARLY:
                 self.lose(f"more than {EARLY} messages before the handshake")
 
-    async def _cancel_later(self, post: _Message, message: bytes) -> None:
+    async def _cancel_later(self, post: Message, message: bytes) -> None:
         """Tell the server of a withdrawn request once it has surely read it."""
         with trio.move_on_after(SETTLE):
             await post.answered.wait()
@@ -273,137 +261,7 @@ class SseTransport(Transport):
             self.send(message)
         except CallError as exc:
             self._counters.add("http.message_failed")
-            log.debug("cancel unsent source=%s error=%s", self._name, exc)
-
-
-class _Stream:
-    """The response to the GET. A `ResponseSink`."""
-
-    def __init__(self, transport: SseTransport, target: str) -> None:
-        self.target = target
-        self._transport = transport
-        self._redirects = 0
-        self._status = 0
-        self._location = ""
-        self._text: bytes | None = None
-
-    def head(self, status: int, headers: Headers) -> None:
-        self._status = status
-        self._location = headers.get("location") or ""
-        self._text = None if status == 200 and media_type(headers) == EVENTS else b""
-
-    def body(self, data: bytes) -> None:
-        if self._text is None:
-            self._transport.take(data)
-        elif len(self._text) < ERROR_TEXT:
-            self._text += data
-
-    def end(self) -> None:
-        transport = self._transport
-        if self._text is None:
-            transport.lose("the event stream ended")
-            return
-        if 300 <= self._status < 400 and transport.redirects and self._redirects < MAX_REDIRECTS:
-            found = follow(transport.url, self.target, self._status, self._location)
-            if isinstance(found, str):
-                self._redirects += 1
-                self.target = found
-                transport.url = urljoin(transport.url, found)
-                transport.ask(self)
-                return
-            transport.refuse(self._status, str(found))
-        elif self._status == 200:
-            transport.refuse(200, "and no event stream")
-        else:
-            transport.refuse(self._status, self._text.decode(errors="replace").strip()[:ERROR_SHOWN])
-
-    def failed(self, error: CallError) -> None:
-        if self._status == 0:
-            self._transport.fail(ConnectFailed(self._transport._name, "connect", str(error)))
-        else:
-            self._transport.lose(f"the event stream broke off: {error}")
-
-
-class _Message:
-    """One message on its way. A `ResponseSink`."""
-
-    def __init__(self, transport: SseTransport, id: Id | None, message: bytes) -> None:
-        self.id = id
-        self.answered = trio.Event()
-        self._transport = transport
-        self._message = message
-        self._exchange: Exchange | None = None
-        self._pool: Pool | None = None
-        self._target = ""
-        self._redirects = 0
-        self._status = 0
-        self._location = ""
-        self._retry_after: float | None = None
-        self._challenge = ""
-        self._text = b""
-
-    @property
-    def written(self) -> bool:
-        """Whether any byte of it may have reached the server."""
-        return self._exchange is not None and self._exchange.written
-
-    def start(self, pool: Pool, target: str) -> None:
-        """Send it. Raises `CallError` if that cannot be."""
-        self._pool, self._target = pool, target
-        self._exchange = pool.request("POST", target, [("Content-Type", JSON)], self._message, self)
-
-    def close(self) -> None:
-        """Hear no more of it."""
-        self.answered.set()
-        if self._exchange is not None:
-            self._exchange.close()
-
-    def head(self, status: int, headers: Headers) -> None:
-        self._status = status
-        self._location = headers.get("location") or ""
-        self._retry_after = parse_seconds(headers.get("retry-after"))
-        self._challenge = headers.get("www-authenticate") or ""
-        if 200 <= status < 300:  # any of them, whatever the body: the answer comes on the stream
-            self._done(None)
-
-    def body(self, data: bytes) -> None:
-        if len(self._text) < ERROR_TEXT:
-            self._text += data
-
-    def end(self) -> None:
-        status = self._status
-        text = self._text.decode(errors="replace").strip()[:ERROR_SHOWN]
-        if 200 <= status < 300:
-            return
-        if 300 <= status < 400:
-            self._redirect()
-        elif status == 429 or (status == 503 and self._retry_after is not None):
-            self._done(Refused(text, status=status, retry_after=self._retry_after))
-        else:
-            self._done(HttpFailed(status, text, challenge=self._challenge))
-
-    def failed(self, error: CallError) -> None:
-        self._done(error)
-
-    def _redirect(self) -> None:
-        transport, pool = self._transport, self._pool
-        found = follow(transport.url, self._target, self._status, self._location)
-        if isinstance(found, HttpFailed):
-            self._done(found)
-        elif not transport.redirects or self._redirects >= MAX_REDIRECTS or pool is None:
-            self._done(HttpFailed(self._status, f"redirects to {found!r}, and it is not followed any further"))
-        else:
-            self._redirects += 1
-            self._text = b""
-            try:
-                self.start(pool, found)
-            except CallError as exc:
-                self._done(exc)
-
-    def _done(self, error: CallError | None) -> None:
-        if not self.answered.is_set():
-            self.answered.set()
-            self._transport.taken(self, error)
+            log.debug("cancel unsent source=%s error=%s", self.name, exc)
 
 
 @asynccontextmanager

@@ -86,6 +86,8 @@ async def test_a_profile_answers_for_what_it_names_alone() -> None:
         assert isinstance(await part.handle(call), Complete) is fine, call
     with pytest.raises(ToolNotFound):
         await part.handle(Call("tools/call", "notes__add"))
+    with pytest.raises(ToolNotFound):
+        await part.handle(Call("tasks/get", "notes__add"))
     with part.subscribe("local", ["cord://time/b"], print):
         pass
     with pytest.raises(CallFailed):

@@ -23,7 +23,7 @@ from cord_trio.errors import (
     SourceDown,
     ToolNotFound,
 )
-from cord_trio.gateway.performing import perform
+from cord_trio.gateway.performing import Performer
 from cord_trio.gateway.shapes import shape_result
 from cord_trio.gateway.steps import Run
 from cord_trio.protocol.eras import ERAS
@@ -50,7 +50,7 @@ async def answer_of(
         return end
 
     run = Run("i", ERAS[revision], "tools/call", "t", {}, {}, capabilities)
-    reply = await perform(handle, run, None, IDENTITY, sealer=Sealer(bytes(32)))
+    reply = await Performer(handle, IDENTITY, Sealer(bytes(32))).perform(run, None)
     assert reply.message is not None
     value = json.loads(reply.message)
     assert (value["jsonrpc"], value["id"]) == ("2.0", "i")

@@ -13,7 +13,7 @@ from msgspec import Raw
 from cord_trio.auth.sealing import Sealer
 from cord_trio.call import Call, Error, InputRequired, Outcome
 from cord_trio.errors import CallFailed
-from cord_trio.gateway.performing import perform
+from cord_trio.gateway.performing import Performer
 from cord_trio.gateway.state import MAX_ROUNDS, STATE_LIFE
 from cord_trio.gateway.steps import Run
 from cord_trio.protocol.eras import ERAS
@@ -147,7 +147,7 @@ async def test_a_state_is_another_principals_to_nobody() -> None:
     ann = Run(1, ERAS[MODERN], "tools/call", "t", {}, {}, b'{"elicitation":{}}', principal="ann")
 
     async def answer(run: Run) -> Json:
-        reply = await perform(server, run, None, IDENTITY, sealer=sealer)
+        reply = await Performer(server, IDENTITY, sealer).perform(run, None)
         return json.loads(reply.message or b"")
 
     state = (await answer(ann))["result"]["requestState"]

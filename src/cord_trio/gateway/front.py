@@ -16,7 +16,17 @@ from cord_trio.gateway.capabilities import askable
 from cord_trio.gateway.catalogue import HINTS
 from cord_trio.gateway.greeting import capabilities_of, instructions_of
 from cord_trio.gateway.params import check_params, decode_string, is_integer, is_object
-from cord_trio.gateway.requests import CALLS, LISTS, read_level, read_list, read_listen, read_run, read_subscribe
+from cord_trio.gateway.requests import (
+    CALLS,
+    LISTS,
+    TASK_CALLS,
+    read_level,
+    read_list,
+    read_listen,
+    read_run,
+    read_subscribe,
+    read_task,
+)
 from cord_trio.gateway.routing import SESSION_HEADER, bad_version, doubled, refuse, says_modern, unequal
 from cord_trio.gateway.steps import (
     ACCEPTED,
@@ -75,7 +85,7 @@ class Front:
         self.signature = b'"_meta":{"%b":%b}' % (META_SERVER_INFO.encode(), identity)
         """The `_meta` member of a modern result of our own."""
         self._snapshot = snapshot
-        self._said: tuple[int, bytes] = (-1, b"")
+        self._said = (-1, b"", b"")
 
     def read(self, message: bytes, caller: Caller) -> Step:
         """What to do about `message`. Never raises."""
@@ -167,6 +177,8 @@ class Front:
             if headers is not None and isinstance(step, Run) and (fault := self._param_fault(step, headers)):
                 return refuse(id, HEADER_MISMATCH, fault)
             return step
+        if method in TASK_CALLS:
+            return read_task(id, era, method, params, meta, bytes(capabilities), caller.principal)
         if method in LISTS:
             return read_list(id, era, LISTS[method], params, caller.principal)
         match method:
@@ -185,21 +197,21 @@ class Front:
     def _discovery(self) -> bytes:
         return b'{"resultType":"complete","supportedVersions":%b,%b,%b,%b}' % (
             _SUPPORTED,
-            self._of_us(),
+            self._of_us(modern=True),
             HINTS,
             self.signature,
         )
 
-    def _of_us(self) -> bytes:
+    def _of_us(self, *, modern: bool) -> bytes:
         """`capabilities` and `instructions`, as they are with the newest snapshot."""
         snapshot = self._snapshot()
-        version, said = self._said
+        version, *said = self._said
         if version != snapshot.version:
             text = instructions_of(snapshot)
             more = b',"instructions":%b' % jsonrpc.encode(text) if text else b""
-            said = b'"capabilities":%b%b' % (capabilities_of(snapshot), more)
-            self._said = snapshot.version, said
-        return said
+            said = [b'"capabilities":%b%b' % (capabilities_of(snapshot, modern=era), more) for era in (False, True)]
+            self._said = snapshot.version, said[0], said[1]
+        return said[modern]
 
     # --- legacy -------------------------------------------------------------------------------------------
 
@@ -211,7 +223,7 @@ class Front:
         result = b'{"protocolVersion":%b,"serverInfo":%b,%b}' % (
             jsonrpc.encode(revision),
             self.identity,
-            self._of_us(),
+            self._of_us(modern=False),
         )
         capabilities, info = params.get("capabilities"), params.get("clientInfo")
         client = Client(

@@ -23,18 +23,18 @@ CAPABILITIES: Final[dict[str, Json]] = {
 MAX_INSTRUCTIONS: Final = 16 * 1024
 """Characters of all instructions together."""
 
-UNCARRIED: Final = frozenset({TASKS})
-"""Extensions of servers that we do not offer to clients, since we would have to take part in them."""
 
+def capabilities_of(snapshot: Snapshot, *, modern: bool) -> bytes:
+    """What is offered: ours, and the extensions of the servers, each with the settings of who has it first.
 
-def capabilities_of(snapshot: Snapshot) -> bytes:
-    """What is offered: ours, and the extensions of the servers, each with the settings of who has it first."""
+    Tasks as an extension are not defined for legacy clients.
+    """
     extensions: dict[str, Json] = {}
     for source in snapshot.sources.values():
         offered = source.greeting.capabilities.get("extensions") if source.greeting is not None else None
         if isinstance(offered, dict):
             for name, settings in offered.items():
-                if name not in UNCARRIED:
+                if modern or name != TASKS:
                     extensions.setdefault(name, settings)
     return encode(CAPABILITIES | {"extensions": extensions} if extensions else CAPABILITIES)
 

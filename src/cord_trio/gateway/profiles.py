@@ -105,7 +105,7 @@ class PartOfFabric:
         name = call.name or ""
         profile = self._profile
         match call.method:
-            case "tools/call":
+            case "tools/call" | "tasks/get" | "tasks/update" | "tasks/cancel":
                 if not named(profile.tools, name):
                     raise ToolNotFound(name)
             case "resources/read":

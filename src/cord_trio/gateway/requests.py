@@ -39,6 +39,9 @@ LISTS: Final[Mapping[str, Kind]] = {
 CALLS: Final = frozenset({"tools/call", "prompts/get", "resources/read", "completion/complete"})
 """The methods that are relayed to whoever owns what they name."""
 
+TASK_CALLS: Final = frozenset({"tasks/get", "tasks/update", "tasks/cancel"})
+"""The methods of the tasks extension, which is modern alone."""
+
 _WANTED: Final = {
     "toolsListChanged": "tools",
     "promptsListChanged": "prompts",
@@ -95,6 +98,17 @@ def read_run(
                 return invalid(id, f"{ANSWERS} is not an object")
             answers = bytes(given or b"")
     return Run(id, era, method, name, params, relayed, capabilities, token, level, principal, state, answers)
+
+
+def read_task(
+    id: Id, era: Era, method: str, params: dict[str, Raw], meta: Mapping[str, Raw], capabilities: bytes, principal: str
+) -> Step:
+    """One of `TASK_CALLS`."""
+    name = decode_string(params.pop("taskId", None))
+    if not name:
+        return invalid(id, f"{method} needs taskId, a string")
+    relayed = {key: value for key, value in meta.items() if key not in HOP_LOCAL_META}
+    return Run(id, era, method, name, params, relayed, capabilities, principal=principal)
 
 
 def read_list(id: Id, era: Era, kind: Kind, params: Mapping[str, Raw], principal: str) -> Step:

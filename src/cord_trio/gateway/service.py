@@ -15,7 +15,7 @@ from cord_trio.gateway.catalogue import PAGE_ITEMS, Catalogue
 from cord_trio.gateway.events import Events
 from cord_trio.gateway.front import Front
 from cord_trio.gateway.listen import Changes, Updated
-from cord_trio.gateway.performing import perform
+from cord_trio.gateway.performing import Performer
 from cord_trio.gateway.sessions import SWEEP, Sessions
 from cord_trio.gateway.steps import UNAVAILABLE, Reply
 from cord_trio.protocol.jsonrpc import (
@@ -67,6 +67,7 @@ class Service:
         self.counters = fabric.counters
         self.sealer = sealer or Sealer(secrets.token_bytes(KEY_BYTES))
         self.front = Front(identity, lambda: fabric.registry.snapshot)
+        self._performer = Performer(fabric.handle, identity, self.sealer, abandon=self._abandon, origin=self._origin)
         self.catalogue = Catalogue(self.sealer, page)
         self.sessions = Sessions(lambda: secrets.token_hex(16), self.counters)
         self.changes = Changes(fabric.registry, self.catalogue, self.counters)
@@ -79,16 +80,7 @@ class Service:
         """The answer to a relayed request. Raises nothing but cancellation."""
         self.counters.add("gateway.calls")
         try:
-            return await perform(
-                self.fabric.handle,
-                run,
-                events,
-                self.front.identity,
-                sealer=self.sealer,
-                channel=channel,
-                abandon=self._abandon,
-                origin=self._origin,
-            )
+            return await self._performer.perform(run, events, channel)
         finally:
             if events is not None:
                 events.over = True

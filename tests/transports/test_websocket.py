@@ -206,6 +206,17 @@ async def test_leaving_closes_as_the_protocol_wants_it() -> None:
         assert [json.loads(text)["method"] for text in server.messages] == ["notifications/x"]
 
 
+async def test_what_was_sent_before_leaving_arrives() -> None:
+    async with served() as server:
+        async with talking(server.url) as (_, transport):
+            for number in range(300):
+                transport.send(b'{"method":"notifications/x","params":"%b%d"}' % (b"y" * 2000, number))
+        with trio.fail_after(5):
+            await server.over.wait()
+        assert len(server.messages) == 300
+        assert server.closed == (1000, None)
+
+
 async def test_a_cancelled_request_is_told_once_and_by_name() -> None:
     async with served() as server, talking(server.url) as (session, _):
         with trio.move_on_after(0.05):

@@ -57,8 +57,11 @@ class FullServer:
     async def serve(self, transport: MemoryTransport) -> None:
         connection = Connection(self, transport)
         self.connections.append(connection)
-        with transport:
-            await transport.run(connection)
+        try:
+            with transport:
+                await transport.run(connection)
+        finally:
+            connection.over = True
 
     def sent(self, method: str) -> list[Json]:
         """The parameters of what came of `method`."""

@@ -25,6 +25,7 @@ ROWS: list[list[str]] = [
         "auth",
         "transports",
         "answering",
+        "pending",
         "session",
         "handshake",
         "snapshot",
@@ -32,7 +33,7 @@ ROWS: list[list[str]] = [
         "registry",
         "layers",
     ],
-    ["following", "parking", "pool", "link", "routing", "agents"],
+    ["following", "parking", "pool", "surroundings", "link", "routing", "agents"],
     ["fabric"],
     ["gateway", "mesh", "testing", "web"],
     ["cli"],
@@ -53,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 USUAL = {"attrs", "msgspec", "outcome", "trio"}
 
-PROTOCOL = ["jsonrpc", "framing", "peer", "eras", "headers", "tools", "items", "uris", "mcp"]
+PROTOCOL = ["jsonrpc", "framing", "peer", "eras", "headers", "tools", "items", "uris", "mcp", "questions"]
 """The order inside the protocol."""
 
 PURE = {"errors", "protocol", "call", "counters"}

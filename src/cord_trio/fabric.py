@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -69,7 +70,11 @@ class Fabric:
         self.links = {name: Link(source, around) for name, source in config.enabled.items()}
         self.agents = Agents(self.route, lambda: self.registry.snapshot)
         self.draining = trio.Event()
-        self._handlers = {name: self._stacked(link, around.rng) for name, link in self.links.items()}
+        self._parks = around.parks
+        self._handlers: dict[str, Handler] = {}
+        self._resumed: dict[str, Handler] = {}
+        for name, link in self.links.items():
+            self._handlers[name], self._resumed[name] = self._stacked(link, around.rng)
         self._finder = Finder({source.export_prefix: name for name, source in config.enabled.items()})
         self._running = 0
         self._quiet = trio.Event()
@@ -141,11 +146,21 @@ class Fabric:
 
     def route(self, call: Call) -> Awaitable[Outcome]:
         """How `call` ended, as part of work that was accepted already. Raises as `call` does."""
+        if call.park:
+            return self._resume(call)
         if call.method == "tools/call" and call.name is not None:
             found = self.registry.snapshot.tools.get(call.name)
             if found is not None:
                 return self._handlers[found.source](call)
         return self._route_unlisted(call)
+
+    def abandon(self, park: str, reason: str) -> None:
+        """Let go of the call that waits under the token `park`: its caller will not answer."""
+        self._parks.abandon(park, reason)
+
+    def _resume(self, call: Call) -> Awaitable[Outcome]:
+        """Go on with the call that waits for `call`. It is never made anew, so nothing is retried."""
+        return self._resumed[self._parks.find(call).source](call)
 
     async def _route_unlisted(self, call: Call) -> Outcome:
         """Route what is not listed (yet)."""
@@ -291,7 +306,8 @@ class Fabric:
             if name.startswith(f"{source}__"):
                 raise SourceDown(source, "; ".join(map(str, problems)))
 
-    def _stacked(self, link: Link, rng: Random) -> Handler:
+    def _stacked(self, link: Link, rng: Random) -> tuple[Handler, Handler]:
+        """What takes calls of a source, and what takes answers to those that wait."""
         source, timer, counters = link.source, self.timer, self.counters
 
         def send(call: Call) -> Awaitable[Outcome]:
@@ -319,8 +335,15 @@ class Fabric:
         ]  # fmt: skip
         if source.rate is not None:
             around.append(layers.rate(source.rate, source.burst, timer=timer, counters=counters, name=source.name))
-        around.append(layers.limit(source.slots, timer=timer, counters=counters, name=source.name))
-        return stack(send, *around)
+        slots = layers.Slots(source.slots, timer=timer, counters=counters, name=source.name)
+        limited = layers.limit(slots, timer=timer, counters=counters, name=source.name)
+        return stack(send, *around, limited), stack(self._parks.resume, around[0], limited)
+
+
+def _roots(given: Sequence[str]) -> bytes:
+    """The answer to who asks for roots (MCP 2025-11-25, roots)."""
+    uris = [each if each.startswith("file:") else Path(each).expanduser().absolute().as_uri() for each in given]
+    return jsonrpc.encode({"roots": [{"uri": uri} for uri in uris]})
 
 
 def _told_as(own: str, public: str, prefix: str, sink: Callable[[str], None]) -> Callable[[str], None]:
@@ -376,6 +399,7 @@ async def open_fabric(
             client_info={"name": "cord_trio", "version": __version__},
             bounds=config.bounds,
             starts=trio.CapacityLimiter(config.bounds.starts or STARTS_PER_CORE * cores),
+            roots=_roots(config.gateway.roots),
         )
         await core.start(service, registry.run)
         await core.start(service, timer.run)
@@ -398,6 +422,7 @@ async def open_fabric(
         # Calls of tasks that are not the fabric's fail now, but may need the timer for it.
         with trio.move_on_after(LAST_CALLS):
             await fabric._wait_quiet()
+        around.parks.close()
         core.cancel_scope.cancel("the fabric's block has ended")
     if block_error is not None:
         raise block_error

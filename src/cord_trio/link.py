@@ -12,7 +12,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-import attrs
 import trio
 
 from cord_trio.cell import Cell
@@ -22,26 +21,27 @@ from cord_trio.errors import CallError, ConnectFailed, ConnectionLost, DeadlineE
 from cord_trio.following import STEADY, Following, Subscriptions
 from cord_trio.handshake import FreshNeeded, negotiate, unreached
 from cord_trio.observe import Node
+from cord_trio.pool import Pool, refuse
+from cord_trio.protocol.questions import NOBODY, ROOTS, askable
 from cord_trio.registry import NO_LISTS, Update
 from cord_trio.session import open_session
+from cord_trio.surroundings import Surroundings
 from cord_trio.transports.opening import is_interpreter, older_way, open_source
 from cord_trio.transports.process import Graces
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Mapping
-    from random import Random
 
     from msgspec import Raw
 
+    from cord_trio.answering import Answer, Asked
     from cord_trio.call import Call, Outcome
-    from cord_trio.cell import Timer
-    from cord_trio.config import Bounds, Source
-    from cord_trio.counters import Counters
+    from cord_trio.config import Source
     from cord_trio.handshake import EraChoice, Greeting
     from cord_trio.protocol.jsonrpc import Id, Json
-    from cord_trio.registry import Registry
     from cord_trio.snapshot import Kind, Listed, State
-    from cord_trio.transports.guardian import Guardian
+
+__all__ = ["Link", "Surroundings"]
 
 log = logging.getLogger("cord_trio.link")
 
@@ -53,21 +53,6 @@ START_HOLD: Final = 3.0
 
 SHARED: Final = "shared"
 """Key of the session that everybody may use: it declares nothing that could be asked of one person."""
-
-
-@attrs.frozen(eq=False)
-class Surroundings:
-    """What all links of one fabric share."""
-
-    registry: Registry
-    guardian: Guardian
-    timer: Timer
-    counters: Counters
-    rng: Random
-    client_info: Mapping[str, Json]
-    bounds: Bounds
-    starts: trio.CapacityLimiter
-    """Held by interpreters while they start: more at once than cores only make all of them late."""
 
 
 class Link:
@@ -82,11 +67,12 @@ class Link:
         failure: the last failure to connect, with its step and remedy; None once it is ready.
         next_try: Trio time of the next attempt while it is down.
         epoch: counts what it told the registry.
-        sessions: what is open, by key; so far there is the shared one alone.
+        sessions: what is open to everybody, by key: the shared one.
         notes: what was left out of the last list.
         starts: how often it became ready.
         pid: of its process, if it is a child of ours and running.
         subscriptions: who wants to hear of which of its resources.
+        pool: the sessions of single principals beside the shared one.
 
     """
 
@@ -102,6 +88,10 @@ class Link:
         self.starts = 0
         self.pid: int | None = None
         self.subscriptions = Subscriptions()
+        self.pool = Pool(
+            source.name, self._converse_alone, parks=around.parks, timer=around.timer, counters=around.counters,
+            size=around.bounds.interactive, idle=around.bounds.interactive_idle, roots=around.roots,
+        )  # fmt: skip
         self._around = around
         self._waiting: dict[Cell[Client], None] = {}
         self._following: Following | None = None
@@ -124,7 +114,12 @@ class Link:
     @property
     def in_flight(self) -> int:
         """Requests that await the source's reply."""
-        return sum(len(client.session.peer.open) for client in self.sessions.values())
+        return sum(len(client.session.peer.open) for _, client in self._open())
+
+    def _open(self) -> list[tuple[str, Client]]:
+        """All sessions that are open, each with its name."""
+        own = [(f"of {key[0]}", each.client) for key, each in self.pool.sessions.items()]
+        return [*self.sessions.items(), *((name, client) for name, client in own if client is not None)]
 
     @property
     def tried(self) -> bool:
@@ -146,7 +141,7 @@ class Link:
             "notes": len(self.notes) or None,
         }
         sessions = []
-        for key, client in self.sessions.items():
+        for key, client in self._open():
             pending = client.session.peer.open.values()
             nearest = min((call.deadline for call in pending), default=math.inf)
             about = {
@@ -168,15 +163,31 @@ class Link:
         client = self.sessions.get(SHARED)
         if client is None or client.session.loss is not None:  # closing a lost one may take seconds
             return self._call_later(call, name)
+        if call.capabilities != NOBODY and not client.greeting.modern:
+            return self._call_interactive(client, call, name)
         return client.call(call, name)
 
     async def _call_later(self, call: Call, name: str | None) -> Outcome:
         client = await self._ready(call.deadline)
+        if call.capabilities != NOBODY and not client.greeting.modern:
+            return await self._call_interactive(client, call, name)
         return await client.call(call, name)
+
+    async def _call_interactive(self, client: Client, call: Call, name: str | None) -> Outcome:
+        """Call a legacy server that may ask the caller, on a session of that caller's; `client` is the shared one."""
+        declares = askable(call.capabilities, client.greeting.revision)
+        session = None if declares == NOBODY else self.pool.session(call.principal, declares)
+        return await (client if session is None else session).call(call, name)
 
     async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the source connected until cancelled or the registry ends. Never raises for what the source did."""
-        task_status.started()
+        async with trio.open_nursery() as interactive:
+            self.pool.open(interactive)
+            task_status.started()
+            await self._keep()
+            interactive.cancel_scope.cancel("the link has ended")
+
+    async def _keep(self) -> None:
         failures = 0
         try:
             while True:
@@ -283,12 +294,12 @@ class Link:
     async def _turn_to_start(self) -> AsyncGenerator[None, None]:
         """One of the places for interpreters that start; given back early by one that hangs."""
         starts, timer = self._around.starts, self._around.timer
-        await starts.acquire_on_behalf_of(self)
         hold = Cell[None]()
+        await starts.acquire_on_behalf_of(hold)
 
         def give_back() -> None:
             if hold.settle(None):
-                starts.release_on_behalf_of(self)
+                starts.release_on_behalf_of(hold)
 
         timer.add(hold, trio.current_time() + START_HOLD, give_back)
         try:
@@ -298,17 +309,42 @@ class Link:
             give_back()
 
     @asynccontextmanager
-    async def _converse(self, era: EraChoice) -> AsyncGenerator[Client, None]:
+    async def _converse_alone(self, declares: Mapping[str, Json], answer: Answer) -> AsyncGenerator[Client, None]:
+        """A legacy session beside the shared one, which declares what its one principal can be asked."""
+        async with AsyncExitStack() as stack:
+            async with AsyncExitStack() as starting:
+                if is_interpreter(self.source):
+                    await starting.enter_async_context(self._turn_to_start())
+                client = await stack.enter_async_context(self._converse("legacy", declares, answer))
+            yield client
+
+    async def _answer(self, asked: Asked) -> bytes:
+        """What the shared session answers: it can ask nobody, but may learn the roots of everybody."""
+        return await refuse(asked, self._around.roots, declared=asked.method == ROOTS and self._around.has_roots)
+
+    @asynccontextmanager
+    async def _converse(
+        self, era: EraChoice, declares: Mapping[str, Json] | None = None, answer: Answer | None = None
+    ) -> AsyncGenerator[Client, None]:
+        """A conversation in `era`: the shared one, unless `answer` answers what `declares` says can be asked."""
         around, source = self._around, self._way
+        shared = answer is None
+        if declares is None:
+            declares = {"roots": {}} if around.has_roots else {}
         graces = Graces(close=around.bounds.stop_close, term=around.bounds.stop_terminate)
         async with (
             open_source(source, guardian=around.guardian, counters=around.counters, graces=graces) as transport,
             open_session(
-                transport, name=self.name, timer=around.timer, counters=around.counters, told=self._told
+                transport,
+                name=self.name,
+                timer=around.timer,
+                counters=around.counters,
+                answer=answer or self._answer,
+                told=self._told if shared else None,
             ) as session,
         ):
             greeting = await negotiate(
-                session, era=era, patience=source.connect, client_info=around.client_info, capabilities={}
+                session, era=era, patience=source.connect, client_info=around.client_info, capabilities=declares
             )
             transport.speak(greeting.revision, modern=greeting.modern)
             if not greeting.modern:
@@ -316,7 +352,8 @@ class Link:
                     session.notify("notifications/initialized")
                 except ConnectionLost as exc:
                     raise await unreached(session, exc, "handshake") from exc
-            self.pid = getattr(transport, "pid", None)
+            if shared:
+                self.pid = getattr(transport, "pid", None)
             bounds = around.bounds
             yield Client(
                 session, greeting, around.client_info,

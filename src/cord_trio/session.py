@@ -17,9 +17,9 @@ import trio
 from msgspec import Raw
 
 from cord_trio.answering import Answering
-from cord_trio.cell import Cell, Timer
 from cord_trio.counters import Counters
 from cord_trio.errors import BadReply, CallError, CallFailed, ConnectionLost, DeadlineExceeded, Malformed
+from cord_trio.pending import Pending
 from cord_trio.protocol import jsonrpc
 from cord_trio.protocol.mcp import LEVELS
 from cord_trio.protocol.peer import Peer
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from cord_trio.answering import Answer
     from cord_trio.call import EventSink
+    from cord_trio.cell import Timer
     from cord_trio.errors import Executed
     from cord_trio.protocol.jsonrpc import Envelope, Id
     from cord_trio.transports import Transport
@@ -74,43 +75,6 @@ _decode_progress = msgspec.json.Decoder(_Progress).decode
 _decode_logged = msgspec.json.Decoder(_Logged).decode
 _decode_batch = msgspec.json.Decoder(list[Raw]).decode
 _decode_cancelled = msgspec.json.Decoder(_Cancelled).decode
-
-
-class Pending(Cell[Raw]):
-    """A request of ours that awaits its reply."""
-
-    __slots__ = ("cancellable", "deadline", "events", "id", "latest", "method", "patience", "session")
-
-    def __init__(
-        self,
-        session: Session,
-        id: int,
-        method: str,
-        deadline: float,
-        events: EventSink | None,
-        cancellable: bool,
-        patience: float,
-        latest: float,
-    ) -> None:
-        super().__init__()
-        self.session = session
-        self.id = id
-        self.method = method
-        self.deadline = deadline
-        self.events = events
-        self.cancellable = cancellable
-        self.patience = patience
-        self.latest = latest
-
-    def abandoned(self) -> None:
-        """The waiting task was cancelled."""
-        self.session.withdraw(self, "the caller was cancelled")
-
-    def expired(self) -> None:
-        """The deadline passed."""
-        executed = self.session.executed(self.id)
-        self.session.withdraw(self, "the deadline passed")
-        self.fail(DeadlineExceeded(f"{self.session.name}: {self.method}", executed))
 
 
 class Session:
@@ -228,6 +192,29 @@ class Session:
             return await pending.wait(pending.abandoned)
         finally:
             self._timer.discard(pending)
+
+    async def begin(self, pending: Pending, message: bytes, *, name: str | None = None) -> None:
+        """Send a request whose entry needs no task that waits for it, and whose deadline is another's to keep.
+
+        Raises:
+            ConnectionLost, DeadlineExceeded, Overloaded: it was not sent.
+
+        """
+        transport = self.transport
+        if transport.congested and self._loss is None:
+            with trio.move_on_at(pending.deadline) as waiting:
+                await transport.wait_uncongested()
+            if waiting.cancelled_caught:
+                raise DeadlineExceeded(f"{self.name}: {pending.method}: its connection takes no more bytes", "no")
+        if self._loss is not None:
+            raise ConnectionLost(self._loss, "no")
+        self.peer.open[pending.id] = pending
+        try:
+            transport.send(message, id=pending.id, method=pending.method, name=name)
+        except BaseException as exc:
+            self.peer.abandon(pending.id)
+            self.ending = self.ending or isinstance(exc, ConnectionLost)
+            raise
 
     def notify(self, method: str, params: bytes = b"") -> None:
         """Tell the peer something, without waiting.

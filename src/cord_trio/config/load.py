@@ -209,13 +209,14 @@ def _bounds(top: Table) -> Bounds:
 
 def _gateway(top: Table, bounds: Bounds) -> GatewayConfig:
     table = top.table("gateway") or Table({}, "gateway", top.report)
-    table.only(("http", "grace", "allowed_hosts", "allowed_origins", "page_size", "sse"))
+    table.only(("http", "grace", "allowed_hosts", "allowed_origins", "page_size", "sse", "roots"))
     given: dict[str, Json] = {
         "grace": table.number("grace"),
         "allowed_hosts": table.texts("allowed_hosts"),
         "allowed_origins": table.texts("allowed_origins"),
         "page_size": table.count("page_size"),
         "sse": table.flag("sse"),
+        "roots": table.texts("roots"),
     }
     given = {"grace": bounds.drain, **{name: value for name, value in given.items() if value is not None}}
     address = table.text("http")

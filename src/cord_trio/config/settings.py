@@ -58,6 +58,9 @@ class Bounds:
         http_connections: connections that the gateway holds.
         parks: calls of one principal that wait for an answer of hers.
         park_time: how long such a call waits.
+        interactive: sessions of single principals with one legacy source that may ask them; further callers
+            share the session that asks nobody.
+        interactive_idle: how long such a session is kept that nobody uses.
         hops: fabrics and agents that one call may pass.
 
     """
@@ -89,6 +92,8 @@ class Bounds:
     http_connections: int = 1024
     parks: int = 32
     park_time: float = 600.0
+    interactive: int = 16
+    interactive_idle: float = 600.0
     hops: int = 16
 
     def __attrs_post_init__(self) -> None:
@@ -112,6 +117,7 @@ class GatewayConfig:
         allowed_hosts: further `Host` headers to accept, beside the address itself.
         allowed_origins: further `Origin` headers to accept, beside loopback ones.
         page_size: tools in one page of a list.
+        roots: folders that servers are told of that ask for roots, and whose callers have none: paths or `file:` URIs.
         sse: whether HTTP+SSE (2024-11-05) is served too, at `/sse`; it is deprecated.
 
     """
@@ -123,6 +129,7 @@ class GatewayConfig:
     allowed_origins: tuple[str, ...] = attrs.field(default=(), converter=_texts)
     page_size: int = 1000
     sse: bool = False
+    roots: tuple[str, ...] = attrs.field(default=(), converter=_texts)
 
     def __attrs_post_init__(self) -> None:
         raise_problems("gateway", self._faults())

@@ -67,7 +67,7 @@ CALL = legacy("c", "tools/call", {"name": "t", "arguments": {"a": 1}})
 
 
 @pytest.mark.parametrize("parks", [True, False])
-async def test_row_8_questions_come_on_the_pipe_and_answers_go_up(*, parks: bool) -> None:
+async def test_c23_c24_row_8_questions_come_on_the_pipe_and_answers_go_up(*, parks: bool) -> None:
     server = Server({"q1": FORM, "q2": SAMPLE, "q3": ROOTS}, {"q4": FORM}, parks=parks)
     async with open_pipe(FakeFabric(t=server)) as client:
         await client.ask(initialize(capabilities=CAN))
@@ -94,7 +94,7 @@ async def test_row_8_questions_come_on_the_pipe_and_answers_go_up(*, parks: bool
         assert parse(three.params["arguments"]) == {"a": 1}
 
 
-async def test_row_8_over_http_questions_come_on_the_calls_own_stream_and_answers_get_202() -> None:
+async def test_c23_c24_row_8_over_http_questions_come_on_the_calls_own_stream_and_answers_get_202() -> None:
     async with open_http(FakeFabric(t=Server({"q": FORM}))) as gate:
         session = await gate.open(capabilities=CAN)
         call = gate.start("POST", "/mcp", CALL, session)
@@ -136,7 +136,7 @@ async def test_row_13_who_cannot_be_asked_is_told_in_words(capabilities: Json, q
     assert fabric.abandoned == [("p1", "the client gives no answer")]
 
 
-async def test_m54_a_client_that_takes_no_stream_declares_nothing() -> None:
+async def test_trap_54_a_client_that_takes_no_stream_declares_nothing() -> None:
     server = Server({"q": FORM})
     async with open_http(FakeFabric(t=server)) as gate:
         session = await gate.open(capabilities=CAN)
@@ -237,7 +237,7 @@ async def test_a_person_has_ten_minutes(autojump_clock: object) -> None:
         assert len(withdrawn) == 2
 
 
-async def test_m57_rounds_are_bounded_for_legacy_clients_too(autojump_clock: object) -> None:
+async def test_trap_57_rounds_are_bounded_for_legacy_clients_too(autojump_clock: object) -> None:
     server = Server(*({"q": ROOTS} for _ in range(ROUNDS + 1)))
     later = Server()
     later.rounds = tuple({} for _ in range(WAITS + 1))
@@ -290,7 +290,7 @@ async def test_every_call_says_which_revision_its_client_speaks() -> None:
 
 
 @pytest.mark.parametrize("method", ["tools/call", "prompts/get", "resources/read"])
-async def test_m55_a_person_is_told_which_of_several_sources_asks(method: str) -> None:
+async def test_trap_55_a_person_is_told_which_of_several_sources_asks(method: str) -> None:
     for sources, message in [(("bank",), "Who?"), (("bank", "other"), "[bank] Who?")]:
         fabric = FakeFabric(t=Server({"q": FORM, "r": ROOTS}, {"q": FORM}), u=Server({"q": FORM}))
         items = {name: Item({}, source="bank") for name in "tu"}

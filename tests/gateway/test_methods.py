@@ -30,6 +30,7 @@ from tests.gateway.fakes import (
     Item,
     Snapshot,
     SourceView,
+    hang,
     initialize,
     legacy,
     modern,
@@ -235,6 +236,27 @@ async def test_row_27_messages_that_are_none_pass_as_they_are() -> None:
             assert answer["result"]["messages"] == messages
 
 
+@pytest.mark.parametrize("method", ASKS)
+async def test_c11_row_16_what_is_no_tool_is_cancelled_as_tools_are(method: str) -> None:
+    fabric = FakeFabric()
+    fabric.answers["x:y"] = hang
+    async with open_pipe(fabric) as client, open_http(fabric) as gate:
+        await client.ask(initialize())
+        for message in (modern(1, method, ASKS[method]), legacy(1, method, ASKS[method])):
+            await client.ask(message)
+            assert await client.ask(notice("notifications/cancelled", {"requestId": 1})) == []
+        left = gate.modern_start(modern(1, method, ASKS[method]))
+        session = await gate.open()
+        going = gate.start("POST", "/mcp", legacy(1, method, ASKS[method]), session)
+        await wait_all_tasks_blocked()
+        left.leave()
+        await left.finished.wait()
+        assert fabric.cancelled == ["x:y"] * 3
+        await gate.post(notice("notifications/cancelled", {"requestId": 1}), session)
+        await going.finished.wait()
+        assert fabric.cancelled == ["x:y"] * 4
+
+
 # --- logs ---------------------------------------------------------------------------------------------------
 
 LEVELS = ["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"]
@@ -285,7 +307,7 @@ async def test_row_18_a_legacy_session_sets_its_level_for_all_its_calls() -> Non
         assert (await gate.post(call, ann, ("Accept", "application/json"))).json["result"] == {"content": []}
 
 
-async def test_row_18_a_pipe_sets_its_level_too() -> None:
+async def test_m27_row_18_a_pipe_sets_its_level_too() -> None:
     async with open_pipe(FakeFabric(t=chatty)) as client:
         await client.ask(initialize())
         assert logged(await client.ask(legacy(1, "tools/call", {"name": "t"}))) == LEVELS[1:]

@@ -73,7 +73,7 @@ def said(answer: Json) -> Json:
     return json.loads(answer["result"]["content"][0]["text"])
 
 
-async def test_row_8_a_parked_question_is_answered_by_a_retry() -> None:
+async def test_c23_m16_row_8_a_parked_question_is_answered_by_a_retry() -> None:
     server = Server(parks=True)
     async with open_pipe(FakeFabric(t=server)) as client:
         first = await call(client, {"arguments": {"a": 1.0, "b": [1, {"c": 2}]}})
@@ -187,7 +187,7 @@ async def test_another_gateways_state_does_not_open() -> None:
         ),
     ],
 )
-async def test_row_13_what_was_not_declared_is_named_with_status_400(
+async def test_m16_row_13_what_was_not_declared_is_named_with_status_400(
     capabilities: Json, question: Json, needed: Json
 ) -> None:
     fabric = FakeFabric(t=Server(parks=True, q1=question))
@@ -240,7 +240,7 @@ async def test_only_three_methods_ask() -> None:
         assert answer["error"]["code"] == -32603
 
 
-async def test_m58_rounds_are_bounded_and_none_sees_answers_of_another() -> None:
+async def test_trap_57_rounds_are_bounded_and_none_sees_answers_of_another() -> None:
     calls: list[Call] = []
 
     async def server(call: Call) -> Outcome:

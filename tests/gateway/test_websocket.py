@@ -13,15 +13,16 @@ import pytest
 import trio
 
 from cord_trio.cell import Timer
-from cord_trio.config import WebSocket
+from cord_trio.config import Config, WebSocket
 from cord_trio.counters import Counters
 from cord_trio.errors import CallFailed, ConnectFailed, ConnectionLost
+from cord_trio.fabric import open_fabric
 from cord_trio.gateway import serve_gateway
 from cord_trio.handshake import negotiate
 from cord_trio.session import open_session
 from cord_trio.transports.http1_server import HttpLimits
 from cord_trio.transports.websocket_open import open_websocket
-from tests.gateway.fakes import ENVELOPE, LATEST, MODERN, FakeFabric, echo, hang
+from tests.gateway.fakes import ENVELOPE, LATEST, MODERN, FakeFabric, echo, hang, tool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -116,6 +117,20 @@ async def test_the_probe_finds_the_modern_era() -> None:
     async with gate(FakeFabric(echo=echo)) as host, client(host) as session:
         greeting = await negotiate(session, patience=2, client_info={"name": "c"}, capabilities={})
         assert (greeting.revision, greeting.modern) == (MODERN, True)
+
+
+async def test_a_fabric_is_a_modern_client_of_another_one() -> None:
+    far = FakeFabric(echo=echo)
+    async with gate(far) as host:
+        source = WebSocket(name="far", url=f"ws://{host}/mcp")
+        async with open_fabric(Config(sources=[source])) as fabric:
+            await fabric.wait_started()
+            assert fabric.registry.snapshot.sources["far"].state == "ready"
+            assert json.loads((await fabric.call("far__echo", {"x": 2})).text) == {"x": 2}
+            far.registry.publish([tool("other")])
+            while "far__other" not in fabric.registry.snapshot.tools:  # noqa: ASYNC110  # two hops away
+                await trio.sleep(0.01)
+        assert [call.name for call in far.calls] == ["echo"]
 
 
 async def test_a_client_that_leaves_cancels_what_it_asked_for() -> None:

@@ -13,7 +13,8 @@ import trustme
 
 from cord_trio.config import WebSocket
 from cord_trio.counters import Counters
-from cord_trio.errors import ConnectFailed, ConnectionLost
+from cord_trio.errors import ConnectFailed, ConnectionLost, HttpFailed
+from cord_trio.handshake import refused
 from cord_trio.transports.dial import Proxy, find_proxy
 from cord_trio.transports.http1_client import PoolLimits, open_pool
 from cord_trio.transports.http1_server import serve_http
@@ -303,6 +304,17 @@ async def test_a_websocket_goes_through_a_tunnel_also_without_tls() -> None:
         with pytest.raises(ConnectFailed, match="does not take the credentials"):
             async with open_websocket(source, name="far", counters=Counters(), environ=proxy.environ):
                 raise AssertionError
+
+
+async def test_a_407_in_reply_to_plain_http_is_said_to_be_a_proxys() -> None:
+    async with between() as proxy:
+        proxy.answer = b"HTTP/1.1 407 Auth\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        assert (await ask("http://docs.example", proxy.environ)).status == 407
+        failure = refused("far", HttpFailed(407, "", challenge=""))
+        assert (failure.step, failure.remedy) == (
+            "connect",
+            "a proxy asks for credentials: user:password@ in its variable",
+        )
 
 
 async def test_loopback_never_goes_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -285,6 +285,9 @@ class WebSocket(Common):
         yield from super().faults()
         yield from _url_faults(self.url, ("ws", "wss"))
         yield from _header_faults(self.headers)
+        for name in self.headers:
+            if name.lower().startswith("sec-websocket-"):
+                yield f"headers.{name}", "is written by the transport", "remove it"
 
 
 @attrs.frozen(kw_only=True)

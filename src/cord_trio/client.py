@@ -46,8 +46,6 @@ MAX_HEADS: Final = 10_000
 MAX_DECLARED: Final = 256
 """Sets of capabilities of which the envelope is kept."""
 
-BRACE: Final = ord("{")
-
 NAMED_BY: Final[Mapping[str, bytes]] = {
     "tools/call": b'"name":',
     "prompts/get": b'"name":',
@@ -108,6 +106,7 @@ class Client:
         self.session = session
         self.prefix = prefix
         self.greeting = greeting
+        self._modern = greeting.modern
         self.max_pages = max_pages
         self.max_tools = max_tools
         meta = mcp.envelope_meta(greeting.revision, client_info, {}) if greeting.modern else {}
@@ -145,12 +144,12 @@ class Client:
                 deadline=call.deadline, events=call.events, patience=call.patience, latest=call.latest,
             )  # fmt: skip
         except CallFailed as exc:
-            if exc.code != HEADER_MISMATCH or method != "tools/call" or relisted or not self.greeting.modern:
+            if exc.code != HEADER_MISMATCH or method != "tools/call" or relisted or not self._modern:
                 return Error(exc.code, exc.message, exc.data)
             await self.list_tools(deadline=call.deadline)
             return await self.call(call, name, relisted=True)
         finally:
-            if call.log_level is not None:
+            if session.logging:
                 session.logging.pop(id, None)
         return self.outcome(method, result)
 
@@ -184,25 +183,27 @@ class Client:
             BadReply: it breaks the protocol.
 
         """
-        if memoryview(result)[0] != BRACE:
+        text = bytes(result)
+        if not text.startswith(b"{"):
             raise BadReply(f"{self.session.name}: the result of {method} is not an object")
-        outcome = self._outcome(method, result) if self.greeting.modern else Complete(result)
-        if self.prefix and type(outcome) is Complete and b'ri"' in bytes(result):
+        if self._modern and not text.startswith(mcp.COMPLETE_HEAD):
+            kind = self._kind(text)
+            if kind == mcp.INPUT_REQUIRED and method in INPUT_METHODS:
+                return InputRequired(result)
+            if kind == mcp.TASK and method == "tools/call":
+                return Task(result)
+            if kind != mcp.COMPLETE:
+                what = f"{method} was answered with resultType {kind!r}, which it cannot have"
+                raise BadReply(f"{self.session.name}: {what}")
+        if self.prefix and b'ri"' in text:
             return Complete(relink(method, result, partial(export_uri, self.prefix)))
-        return outcome
+        return Complete(result)
 
-    def _outcome(self, method: str, result: Raw) -> Outcome:
+    def _kind(self, text: bytes) -> str:
         try:
-            kind = mcp.result_type(result)
+            return mcp.result_type(text)
         except Malformed as exc:
             raise BadReply(f"{self.session.name}: {exc}") from exc
-        if kind == "complete":
-            return Complete(result)
-        if kind == "input_required" and method in INPUT_METHODS:
-            return InputRequired(result)
-        if kind == "task" and method == "tools/call":
-            return Task(result)
-        raise BadReply(f"{self.session.name}: {method} was answered with resultType {kind!r}, which it cannot have")
 
     def _declaring(self, capabilities: bytes) -> bytes:
         """The members of `_meta` that tell the server what it can ask in one request."""

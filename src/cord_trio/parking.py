@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cord_trio.cell import Timer
     from cord_trio.client import Client
     from cord_trio.counters import Counters
+    from cord_trio.protocol.jsonrpc import Id
 
 log = logging.getLogger("cord_trio.parking")
 
@@ -55,10 +56,11 @@ ANSWERS: Final = "inputResponses"
 class Question:
     """One question of a server, waiting for its answer."""
 
-    __slots__ = ("answer", "error", "key", "method", "params", "settled")
+    __slots__ = ("answer", "error", "id", "key", "method", "params", "settled")
 
-    def __init__(self, key: str, method: str, params: Raw) -> None:
-        self.key = key
+    def __init__(self, id: Id, method: str, params: Raw) -> None:
+        self.id = id
+        self.key = ""
         self.method = method
         self.params = params
         self.settled = trio.Event()
@@ -194,7 +196,7 @@ class Running:
         self._waiter: Cell[Outcome] | None = None
         self._attached = call
         self._token = ""
-        self._questions: dict[str, Question] = {}
+        self._questions: dict[Question, None] = {}
         self._asked = 0
         self._result: outcome.Outcome[Any] | None = None
         self._progress: Raw | None = None
@@ -241,12 +243,12 @@ class Running:
         """
         answers = self._checked(call)
         self._unpark()
-        for key, answer in answers.items():
-            self._questions[key].settle(bytes(answer))
+        for question, answer in answers.items():
+            question.settle(bytes(answer))
         return await self._attach(call)
 
-    async def ask(self, method: str, params: Raw) -> bytes:
-        """The caller's answer to a question of the server.
+    async def ask(self, id: Id, method: str, params: Raw) -> bytes:
+        """The caller's answer to the question `id` of the server.
 
         Raises:
             CallFailed: nobody answers.
@@ -254,9 +256,8 @@ class Running:
         """
         if len(self._questions) >= MAX_QUESTIONS:
             raise CallFailed(INTERNAL_ERROR, f"more than {MAX_QUESTIONS} questions at once")
-        self._asked += 1
-        question = Question(f"q{self._asked}", method, params)
-        self._questions[question.key] = question
+        question = Question(id, method, params)
+        self._questions[question] = None
         self._gather()
         token = progress_token(params)
         ticks = 0
@@ -268,7 +269,7 @@ class Running:
                 if token is not None and not question.settled.is_set():
                     self._tick(token, ticks)
         finally:
-            self._questions.pop(question.key, None)
+            self._questions.pop(question, None)
         if question.error is not None:
             raise question.error
         return question.answer
@@ -330,20 +331,18 @@ class Running:
         if waiter is not None:
             waiter.fail(DeadlineExceeded(f"{session.name}: {self.call.method}", executed))
 
-    def _checked(self, call: Call) -> Mapping[str, Raw]:
+    def _checked(self, call: Call) -> Mapping[Question, Raw]:
         """The answers of `call` to questions that are open, each as its method wants it."""
         try:
             given = members(call.params.get(ANSWERS, Raw(b"{}")))
         except Malformed as exc:
             raise CallFailed(INVALID_PARAMS, f"{ANSWERS} is not an object", executed="no") from exc
-        answers = {
-            key: given[key] for key, each in self._questions.items() if key in given and not each.settled.is_set()
-        }
-        for key, answer in answers.items():
-            question = self._questions[key]
+        answers = {each: given[each.key] for each in self._questions if each.key in given and not each.settled.is_set()}
+        for question, answer in answers.items():
             fault = answer_fault(question.method, question.params, answer)
             if fault is not None:
-                raise CallFailed(INVALID_PARAMS, f"the answer {key!r} makes no sense: {fault}", executed="no")
+                what = f"the answer {question.key!r} makes no sense: {fault}"
+                raise CallFailed(INVALID_PARAMS, what, executed="no")
         return answers
 
     # Its server
@@ -398,7 +397,7 @@ class Running:
 
     @trio.lowlevel.enable_ki_protection
     def _put(self) -> None:
-        open = {key: each for key, each in self._questions.items() if not each.settled.is_set()}
+        open = [each for each in self._questions if not each.settled.is_set()]
         waiter = self._waiter
         if not open or waiter is None:
             return
@@ -410,7 +409,14 @@ class Running:
             self.cancel("too many calls wait for answers")
             waiter.fail(exc)
             return
-        asked = object_of({key: inner(each.method, each.params) for key, each in open.items()})
+        # In the order in which they came; the tasks that answer them may have begun in another.
+        order = {id: place for place, (_, id) in enumerate(self._client.session.peer.asked)}
+        open.sort(key=lambda each: order.get(each.id, 0))
+        for each in open:
+            if not each.key:
+                self._asked += 1
+                each.key = f"q{self._asked}"
+        asked = object_of({each.key: inner(each.method, each.params) for each in open})
         self._leaving = Cell()
         self._parks.timer.add(self._leaving, trio.current_time() + self._parks.time, self.expire)
         result = Raw(b'{"resultType":"input_required","inputRequests":%b}' % asked)
@@ -433,6 +439,6 @@ class Running:
             self._done(self)
 
     def _give_up(self, why: str) -> None:
-        for question in self._questions.values():
+        for question in self._questions:
             if not question.settled.is_set():
                 question.give_up(why)

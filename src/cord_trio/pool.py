@@ -207,7 +207,7 @@ class Interactive:
         running = self._whose(asked.within)
         if running is None:
             return await refuse(asked, self._pool.roots, declared=True)
-        return await running.ask(asked.method, asked.params)
+        return await running.ask(asked.id, asked.method, asked.params)
 
     def _whose(self, within: Id | None) -> Running | None:
         """The call in which the server asks: by the stream that carried it, else the latest; all are one person's."""

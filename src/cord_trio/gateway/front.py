@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import attrs
 import msgspec
 
 from cord_trio.errors import Malformed
@@ -124,7 +123,7 @@ class Front:
         if not members or len(members) > MAX_BATCH:
             return refuse(None, INVALID_REQUEST, f"an array has 1 to {MAX_BATCH} messages (gateway.batch)")
         if caller.headers is not None:
-            caller = attrs.evolve(caller, askable=False)  # an array of answers has no place for questions
+            caller = msgspec.structs.replace(caller, askable=False)  # an array of answers has no place for questions
         steps: list[Step] = []
         for member in members:
             if bytes(member)[:1] != b"{":

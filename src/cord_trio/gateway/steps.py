@@ -50,8 +50,7 @@ class Client:
     info: bytes = b"{}"
 
 
-@attrs.frozen
-class Caller:
+class Caller(msgspec.Struct, frozen=True):
     """Whose message it is, as far as the transport knows.
 
     Attributes:
@@ -72,8 +71,7 @@ class Caller:
     level: str | None = None
 
 
-@attrs.frozen
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """Answer at once. `message` None: there is nothing to say."""
 
     message: bytes | None

@@ -8,8 +8,7 @@ import trio
 
 from cord_trio.gateway.stdio_endpoint import serve_pipe
 from cord_trio.gateway.steps import BAD_REQUEST, UNAVAILABLE
-from cord_trio.transports.websocket import SUBPROTOCOL
-from cord_trio.transports.websocket_open import OpeningFailed, accept_websocket
+from cord_trio.transports.http_rules import SUBPROTOCOL
 
 if TYPE_CHECKING:
     from cord_trio.gateway.service import Service
@@ -50,6 +49,9 @@ async def serve_websocket(service: Service, request: Request, response: Response
 
 
 async def _serve(service: Service, request: Request, response: Response, max_message: int) -> None:
+    # Here, since what speaks the protocol takes long to import, and few use it.
+    from cord_trio.transports.websocket_open import OpeningFailed, accept_websocket
+
     sock, rest = response.hand_over()
     stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
     service.counters.add("gateway.websockets")

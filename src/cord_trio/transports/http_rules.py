@@ -11,6 +11,9 @@ from cord_trio.transports.http1_wire import parse_origin
 if TYPE_CHECKING:
     from cord_trio.transports.http1 import Headers
 
+SUBPROTOCOL: Final = "mcp"
+"""What a WebSocket that carries MCP is opened with."""
+
 MAX_REDIRECTS: Final = 5
 """Redirects that one request follows, all within its origin."""
 

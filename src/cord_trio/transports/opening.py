@@ -18,7 +18,6 @@ from cord_trio.transports.memory import memory_transport_pair
 from cord_trio.transports.process import GRACES, Graces
 from cord_trio.transports.sse import open_sse
 from cord_trio.transports.stdio import open_stdio
-from cord_trio.transports.websocket_open import open_websocket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -62,6 +61,9 @@ async def open_source(
             async with _open_function(source) as memory:
                 yield memory
         case WebSocket():
+            # Here, since what speaks the protocol takes long to import, and few use it.
+            from cord_trio.transports.websocket_open import open_websocket
+
             async with open_websocket(source, name=source.name, counters=counters) as socket:
                 yield socket
 

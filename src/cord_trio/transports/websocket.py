@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cord_trio.transports")
 
-SUBPROTOCOL: Final = "mcp"
-
 PING_INTERVAL: Final = 20.0
 """Seconds of silence after which the peer is asked whether it is there."""
 

@@ -14,8 +14,8 @@ from trio_websocket import ConnectionRejected, wrap_client_stream, wrap_server_s
 from cord_trio.errors import ConnectFailed
 from cord_trio.transports.dial import ProxyFailed, dial, find_proxy
 from cord_trio.transports.http1_wire import make_tls, parse_origin
-from cord_trio.transports.http_rules import ERROR_SHOWN, connect_refused, target_of
-from cord_trio.transports.websocket import FAREWELL, GOING_AWAY, NORMAL, SUBPROTOCOL, WebSocketTransport
+from cord_trio.transports.http_rules import ERROR_SHOWN, SUBPROTOCOL, connect_refused, target_of
+from cord_trio.transports.websocket import FAREWELL, GOING_AWAY, NORMAL, WebSocketTransport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping

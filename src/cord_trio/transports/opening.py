@@ -16,11 +16,11 @@ from cord_trio.errors import ConnectFailed, HttpFailed
 from cord_trio.transports.http import open_http
 from cord_trio.transports.memory import memory_transport_pair
 from cord_trio.transports.process import GRACES, Graces
-from cord_trio.transports.sse import open_sse
 from cord_trio.transports.stdio import open_stdio
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
+    from contextlib import AbstractAsyncContextManager
 
     from cord_trio.config import Source
     from cord_trio.counters import Counters
@@ -54,14 +54,18 @@ async def open_source(
             ) as child:  # fmt: skip
                 yield child
         case Http():
-            opening = open_sse if source.transport == "sse" else open_http
+            opening: Callable[..., AbstractAsyncContextManager[Transport]] = open_http
+            if source.transport == "sse":
+                # Here, as below: few use it, and everybody would pay for the import.
+                from cord_trio.transports.sse import open_sse
+
+                opening = open_sse
             async with opening(source, name=source.name, counters=counters) as http:
                 yield http
         case InProcess():
             async with _open_function(source) as memory:
                 yield memory
         case WebSocket():
-            # Here, since what speaks the protocol takes long to import, and few use it.
             from cord_trio.transports.websocket_open import open_websocket
 
             async with open_websocket(source, name=source.name, counters=counters) as socket:

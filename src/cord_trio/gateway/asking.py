@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import attrs
+import msgspec
 import trio
 
 from cord_trio.cell import Cell
@@ -48,8 +48,7 @@ class Asked:
         return self._cells.pop(id, None) is not None
 
 
-@attrs.frozen
-class Channel:
+class Channel(msgspec.Struct, frozen=True):
     """A way to ask a legacy client during one call.
 
     Attributes:

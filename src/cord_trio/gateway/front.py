@@ -246,10 +246,7 @@ class Front:
             return refuse(id, INVALID_REQUEST, fault)
         if method in CALLS:
             capabilities = client.capabilities if caller.askable else b"{}"
-            step = read_run(id, client.era, method, params, meta, capabilities, caller.principal)
-            if isinstance(step, Run) and caller.level is not None:
-                return msgspec.structs.replace(step, level=caller.level)
-            return step
+            return read_run(id, client.era, method, params, meta, capabilities, caller.principal, caller.level)
         if method in LISTS:
             return read_list(id, client.era, LISTS[method], params, caller.principal)
         match method:

@@ -71,7 +71,7 @@ class Outlet:
         self.events = events
         self.done = False
         self.trail: Trail | None = None
-        self._moved = trio.Event()
+        self._moved: trio.Event | None = None  # made when somebody waits, which is rare
 
     def open(self, since: int | None = None) -> None:
         """Begin the event stream, if it has not begun; with the events after number `since`, if one is given."""
@@ -97,8 +97,9 @@ class Outlet:
         if not self._response.ended:
             self._response.end()  # a connection that broke unnoticed, mostly
         self._response, self._common = response, common
-        moved, self._moved = self._moved, trio.Event()
-        moved.set()
+        moved, self._moved = self._moved, None
+        if moved is not None:
+            moved.set()
         response.start(OK, (*EVENT_FIELDS, *common))
         for event in events:
             response.write(event)
@@ -111,6 +112,8 @@ class Outlet:
         if self.done:
             await trio.lowlevel.checkpoint()
         else:
+            if self._moved is None:
+                self._moved = trio.Event()
             await self._moved.wait()
 
     def _write(self, message: bytes) -> None:
@@ -144,7 +147,8 @@ class Outlet:
         if not (self.opened or self._json) and message is not None and reply.status == OK:
             self.open()
         self.done = True
-        self._moved.set()
+        if self._moved is not None:
+            self._moved.set()
         if self.opened:
             if message is not None:
                 self._write(message)

@@ -58,8 +58,9 @@ def read_run(
     meta: Mapping[str, Raw],
     capabilities: bytes,
     principal: str,
+    level: str | None = None,
 ) -> Step:
-    """One of `CALLS`."""
+    """One of `CALLS`. `level` is that of a legacy client's session."""
     match method:
         case "resources/read":
             name = decode_string(params.pop("uri", None))
@@ -81,7 +82,6 @@ def read_run(
                 del params["arguments"]
     params.pop("task", None)  # asks for a legacy task, which we do not declare
     token = token_text(meta.get(PROGRESS_TOKEN))
-    level = None
     if era.modern and META_LOG_LEVEL in meta:
         level = decode_string(meta[META_LOG_LEVEL])
         if level not in LEVELS:

@@ -52,7 +52,8 @@ class FullServer:
         self.connections: list[Connection] = []
 
     def source(self, name: str = "x", **more: Json) -> InProcess:
-        return InProcess(name=name, serve=self.serve, era="modern" if self.modern else "legacy", **more)
+        fields: Json = {"era": "modern" if self.modern else "legacy", **more}
+        return InProcess(name=name, serve=self.serve, **fields)
 
     async def serve(self, transport: MemoryTransport) -> None:
         connection = Connection(self, transport)
@@ -79,7 +80,7 @@ class Request:
         self.arguments: Json = self.params.get("arguments") or {}
 
     def answer(self, result: Json) -> None:
-        if self.connection.server.modern:
+        if self.connection.modern:
             result = {"resultType": "complete"} | result
         self.connection.send({"id": self.id, "result": result})
 
@@ -103,6 +104,7 @@ class Connection:
         self.server = server
         self.transport = transport
         self.capabilities: Json = None
+        self.modern = server.modern
         self.listening: dict[Json, Json] = {}
         self.subscribed: set[str] = set()
         self.cancelled: list[Json] = []
@@ -117,7 +119,7 @@ class Connection:
             self.transport.send(json.dumps({"jsonrpc": "2.0", **message}).encode())
 
     def tell(self, method: str, params: Json = None) -> None:
-        if self.server.modern and method.endswith(("list_changed", "resources/updated")):
+        if self.modern and method.endswith(("list_changed", "resources/updated")):
             for id in self.listening:
                 meta = {"_meta": {PREFIX + "subscriptionId": id}}
                 self.send({"method": method, "params": {**(params or {}), **meta}})
@@ -154,13 +156,15 @@ class Connection:
 
     def _requested(self, request: Request) -> None:
         server, method, params = self.server, request.method, request.params
+        if method == "initialize":
+            self.modern = False
         if method in server.answers:
             result = server.answers[method](request)
             if result is not None:
                 request.answer(result)
-        elif method == "server/discover" and server.modern:
+        elif method == "server/discover" and self.modern:
             request.answer({"supportedVersions": ["2026-07-28"], "capabilities": server.capabilities})
-        elif method == "initialize" and not server.modern:
+        elif method == "initialize" and not self.modern:
             self.capabilities = params["capabilities"]
             info = {"name": "full", "version": "1"}
             request.answer(
@@ -184,15 +188,15 @@ class Connection:
             request.answer({"contents": [{"uri": params["uri"], "text": "read"}]})
         elif method == "completion/complete":
             request.answer({"completion": {"values": [json.dumps(params["ref"])]}})
-        elif method == "resources/subscribe" and not server.modern:
+        elif method == "resources/subscribe" and not self.modern:
             self.subscribed.add(params["uri"])
             request.answer({})
-        elif method == "resources/unsubscribe" and not server.modern:
+        elif method == "resources/unsubscribe" and not self.modern:
             self.subscribed.discard(params["uri"])
             request.answer({})
-        elif method == "logging/setLevel" and not server.modern:
+        elif method == "logging/setLevel" and not self.modern:
             request.answer({})
-        elif method == "subscriptions/listen" and server.modern:
+        elif method == "subscriptions/listen" and self.modern:
             self.listening[request.id] = params["notifications"]
             meta = {"_meta": {PREFIX + "subscriptionId": request.id}}
             self.send({"method": "notifications/subscriptions/acknowledged", "params": params | meta})

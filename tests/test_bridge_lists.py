@@ -9,8 +9,8 @@ import pytest
 import trio
 from msgspec import Raw
 
-from cord_trio.call import Call, Complete, Error, InputRequired
-from cord_trio.errors import CallFailed, SourceDown
+from cord_trio.call import Call, Complete, Error, InputRequired, Task
+from cord_trio.errors import BadReply, CallFailed, SourceDown
 from cord_trio.fabric import Fabric, open_fabric
 from cord_trio.following import DEBOUNCE, LISTEN_PATIENCE
 from tests.full_server import FullServer, Request, settled, text
@@ -191,7 +191,7 @@ async def test_uris_in_results_are_exported(modern: bool, autojump_clock: MockCl
 
 
 @both_eras
-async def test_f83_the_page_of_an_app_is_exported_with_its_tool(modern: bool, autojump_clock: MockClock) -> None:
+async def test_row_29_the_page_of_an_app_is_exported_with_its_tool(modern: bool, autojump_clock: MockClock) -> None:
     server = FullServer(modern=modern)
     listed = {"name": "show", "inputSchema": {"type": "object"}, "_meta": {"ui": {"resourceUri": "ui://app/page"}}}
     server.answers["tools/list"] = lambda request: {"tools": [listed]}
@@ -220,7 +220,7 @@ async def test_a_modern_server_is_told_what_each_caller_can_be_asked(autojump_cl
         key = "io.modelcontextprotocol/clientCapabilities"
         assert [params["_meta"][key] for params in server.sent("tools/call")] == [
             {},
-            {"elicitation": {"form": {}}, "extensions": {"a/b": {}}},
+            {"elicitation": {"form": {}}, "extensions": {"io.modelcontextprotocol/tasks": {}, "a/b": {}}},
             {},
         ]
 
@@ -242,6 +242,50 @@ async def test_questions_of_a_modern_server_pass_and_the_retry_brings_the_answer
         retry = call("tools/call", "x__ask", inputResponses={"k": {"roots": []}}, requestState="s\n")
         answered = result(await fabric.handle(retry))
         assert json.loads(answered["content"][0]["text"]) == [{"k": {"roots": []}}, "s\n"]
+
+
+async def test_row_22_a_task_is_asked_for_at_the_server_of_its_tool(autojump_clock: MockClock) -> None:
+    server = FullServer(modern=True)
+    state = {"taskId": "t1", "status": "working"}
+    link = {"type": "resource_link", "uri": "file:///made", "name": "made"}
+    server.tools["slow"] = lambda request: {"resultType": "task", **state}
+    server.answers["tasks/get"] = lambda request: {"resultType": "task", **state, "result": {"content": [link]}}
+    async with open_fabric([server.source()]) as fabric:
+        await fabric.wait_started()
+        assert isinstance(await fabric.handle(Call("tools/call", "x__slow")), Task)
+        got = result(await fabric.handle(call("tasks/get", "x__slow", taskId="t1")))
+        assert got["result"]["content"][0]["uri"] == "cord://x/file:///made"
+        sent = server.sent("tasks/get")[0]
+        assert sent["taskId"] == "t1"
+        assert "name" not in sent
+        with pytest.raises(CallFailed, match="unknown or expired taskId"):
+            await fabric.handle(call("tasks/get", "x__none", taskId="t1"))
+
+
+@pytest.mark.parametrize("resource", ["prompts/get", "resources/read"])
+async def test_only_a_tool_becomes_a_task(resource: str, autojump_clock: MockClock) -> None:
+    server = FullServer(modern=True)
+    server.answers[resource] = lambda request: {"resultType": "task", "taskId": "t1"}
+    async with open_fabric([server.source()]) as fabric:
+        await fabric.wait_started()
+        with pytest.raises(BadReply, match="resultType 'task'"):
+            await fabric.handle(call(resource, "x__greet" if resource == "prompts/get" else "cord://x/file:///a"))
+
+
+async def test_a_server_that_speaks_another_revision_now_is_asked_again(autojump_clock: MockClock) -> None:
+    server = FullServer(modern=True)
+    refusals = iter([True])
+
+    def echo(request: Request) -> Json:
+        if next(refusals, False):
+            return request.fail(-32022, "unsupported", {"supported": ["2026-07-28"], "requested": "x"})
+        return text("hi")
+
+    server.tools["echo"] = echo
+    async with open_fabric([server.source()]) as fabric:
+        await fabric.wait_started()
+        assert (await fabric.call("x__echo")).text == "hi"
+        assert len(server.connections) == 2
 
 
 @both_eras

@@ -11,9 +11,18 @@ from msgspec import Raw
 
 from cord_trio.call import Call, Complete, Error, InputRequired
 from cord_trio.config import Bounds, Config, GatewayConfig
-from cord_trio.errors import CallError, CallFailed, ConnectionLost, DeadlineExceeded, Overloaded, SourceDown
+from cord_trio.errors import (
+    CallError,
+    CallFailed,
+    ConnectionLost,
+    DeadlineExceeded,
+    InputNeeded,
+    Overloaded,
+    SourceDown,
+)
 from cord_trio.fabric import Fabric, open_fabric
 from cord_trio.parking import GATHER, LAST_WORD, TICK
+from cord_trio.pool import FAREWELL
 from tests.full_server import FullServer, Request, settled, text
 
 if TYPE_CHECKING:
@@ -21,6 +30,7 @@ if TYPE_CHECKING:
 
     from trio.testing import MockClock
 
+    from cord_trio.agents import Context
     from cord_trio.call import EventSink, Outcome
 
 Json: TypeAlias = Any
@@ -95,7 +105,7 @@ def server(**tools: Callable[[Request], Json]) -> FullServer:
 def quiet(fabric: Fabric) -> bool:
     """Whether nothing is held for any call."""
     return len(fabric._parks) == 0 and all(
-        not each.running for link in fabric.links.values() for each in link.pool.sessions.values()
+        each.users == 0 for link in fabric.links.values() for each in link.pool.sessions
     )
 
 
@@ -219,8 +229,6 @@ async def test_of_two_retries_one_goes_on(autojump_clock: MockClock) -> None:
     ("method", "params", "answer"),
     [
         ("elicitation/create", FORM, {"action": "maybe"}),
-        ("elicitation/create", FORM, {"action": "accept", "content": {}}),
-        ("elicitation/create", FORM, {"action": "accept", "content": {"name": 7}}),
         ("elicitation/create", FORM, {"action": "accept", "content": []}),
         ("elicitation/create", FORM, None),
         ("sampling/createMessage", SAMPLE, {"content": {}}),
@@ -247,7 +255,6 @@ async def test_row_4_two_principals_never_share_a_session_that_asks(autojump_clo
     far = server()
     async with open_fabric([far.source()]) as fabric:
         ada, bob = await fabric.handle(first()), await fabric.handle(first(principal="bob"))
-        await fabric.handle(first("x__echo"))
         await fabric.handle(first("x__echo", capabilities=b'{"elicitation":{}}'))
         await fabric.handle(first("x__echo", capabilities=b'{ "elicitation" : {"form":{}}}'))
         assert [connection.capabilities for connection in far.connections] == [
@@ -287,7 +294,7 @@ async def test_a_session_that_nobody_uses_is_closed_but_not_one_with_a_parked_ca
         pool = fabric.links["x"].pool
         assert len(pool.sessions) == 2
         await trio.sleep(100)
-        assert [key[0] for key in pool.sessions] == ["ada"]
+        assert [each.key[0] for each in pool.sessions] == ["ada"]
         assert said(await fabric.handle(retry(asked, {"q1": ACCEPT}))) == ACCEPT
         await trio.sleep(100)
         assert not pool.sessions
@@ -301,7 +308,7 @@ async def test_beyond_the_bound_the_longest_unused_session_goes_else_the_shared_
     async with open_fabric(Config(sources=[far.source()], bounds=Bounds(interactive=1))) as fabric:
         await fabric.handle(first("x__echo"))
         asked = await fabric.handle(first(principal="bob"))
-        assert [key[0] for key in fabric.links["x"].pool.sessions] == ["bob"]
+        assert [each.key[0] for each in fabric.links["x"].pool.sessions] == ["bob"]
         outcome = await fabric.handle(first(principal="cy"))
         assert said(outcome)["code"] == -32601  # nobody can be asked there
         assert fabric.counters["link.interactive_refused"] == 1
@@ -383,7 +390,7 @@ async def test_row_16_a_caller_that_leaves_while_attached_cancels_the_call(autoj
         with trio.move_on_after(0.001):  # before the second question can have been put
             await fabric.handle(retry(asked, {"q1": ACCEPT}))
         await settled()
-        assert len(far.connections[1].cancelled) == 2
+        assert [len(connection.cancelled) for connection in far.connections] == [0, 1, 1]
         assert quiet(fabric)
 
 
@@ -566,7 +573,7 @@ async def test_more_parked_calls_than_the_bound_are_refused_by_name(autojump_clo
         await fabric.handle(retry(asked[0], {"q1": ACCEPT}))
         assert isinstance(await fabric.handle(first()), InputRequired)
         await settled()
-        assert len(far.connections[1].cancelled) == 1
+        assert [len(connection.cancelled) for connection in far.connections] == [0, 0, 0, 1, 0]
 
 
 async def test_questions_beyond_the_bound_are_refused(autojump_clock: MockClock) -> None:
@@ -581,28 +588,58 @@ async def test_questions_beyond_the_bound_are_refused(autojump_clock: MockClock)
         assert len(refusals) == 1
 
 
+async def test_calls_at_once_have_sessions_of_their_own_where_a_question_does_not_say_whose_it_is(
+    autojump_clock: MockClock,
+) -> None:
+    far = server()
+    async with open_fabric(Config(sources=[far.source()], bounds=Bounds(interactive=3))) as fabric:
+        asked = [await fabric.handle(first()) for _ in range(3)]
+        assert len(far.connections) == 4
+        for number, each in enumerate(asked):
+            answer = {"action": "accept", "content": {"name": str(number)}}
+            assert said(await fabric.handle(retry(each, {"q1": answer}))) == answer
+        await fabric.handle(first("x__echo"))
+        assert len(far.connections) == 4  # one that is free is used again
+
+
+async def test_a_session_on_which_a_call_was_left_is_nobody_elses(autojump_clock: MockClock) -> None:
+    held: list[Request] = []
+    far = server(hold=held.append, ask=asking())
+    async with open_fabric([far.source()]) as fabric:
+        await fabric.wait_started()
+        with trio.move_on_after(1):
+            await fabric.handle(first("x__hold"))
+        asked = await fabric.handle(first())
+        replies: list[Json] = []
+        held[0].ask("elicitation/create", FORM, replies.append)  # by a server that does not care that it was cancelled
+        await settled()
+        assert replies[0]["result"] == {"action": "cancel"}
+        await trio.sleep(FAREWELL)
+        assert [connection.over for connection in far.connections] == [False, True, False]
+        assert said(await fabric.handle(retry(asked, {"q1": ACCEPT}))) == ACCEPT
+
+
 async def test_a_question_belongs_to_the_call_that_its_stream_names_else_to_the_latest(
     autojump_clock: MockClock,
 ) -> None:
     held: list[Request] = []
     far = server(hold=held.append)
     endings: dict[str, Outcome] = {}
-    async with open_fabric([far.source()]) as fabric:
+    async with open_fabric(Config(sources=[far.source()], bounds=Bounds(interactive=1))) as fabric:
 
         async def run(name: str) -> None:
             endings[name] = await fabric.handle(first("x__hold"))
 
         async with trio.open_nursery() as nursery:
-            for name in ("one", "two"):
+            for name in ("one", "two"):  # there is no room for another session
                 nursery.start_soon(run, name)
                 await settled()
             held[0].ask("roots/list", {}, lambda reply: held[0].answer(text('"one"')))
             await trio.sleep(1)
             assert list(endings) == ["two"]  # whose call it is cannot be told; whose person it is can
-            pool = fabric.links["x"].pool
-            (session,) = pool.sessions.values()
+            (session,) = fabric.links["x"].pool.sessions
             assert session.client is not None
-            one = min(session.running)
+            one = min(int(id) for id in session.running)
             line = b'{"jsonrpc":"2.0","id":"s1","method":"roots/list"}'
             session.client.session.feed([line], one)
             await trio.sleep(1)
@@ -654,3 +691,196 @@ async def test_a_broken_result_after_a_question_is_told(autojump_clock: MockCloc
         asked = await fabric.handle(first())
         with pytest.raises(CallError, match="not an object"):
             await fabric.handle(retry(asked, {"q1": {"roots": []}}))
+
+
+# Servers of both eras
+
+
+async def test_a_server_of_both_eras_is_met_by_a_legacy_caller_in_its_own(autojump_clock: MockClock) -> None:
+    far = DualServer()
+    far.tools["ask"] = asking()
+    async with open_fabric([far.source(era="auto")]) as fabric:
+        await fabric.wait_started()
+        asked = await fabric.handle(first(revision="2025-11-25"))
+        assert questions(asked)
+        assert said(await fabric.handle(retry(asked, {"q1": ACCEPT}))) == ACCEPT
+        far.legacy = False
+        outcome = await fabric.handle(first("x__echo", principal="bob", revision="2025-11-25"))
+        assert isinstance(outcome, Complete)  # where it is modern alone, it is met so
+        for call in (first("x__echo", revision="2026-07-28"), first("x__echo", revision="")):
+            assert isinstance(await fabric.handle(call), Complete)
+        assert len(far.connections) == 3
+
+
+class DualServer(FullServer):
+    """Decides for each connection by how it is greeted."""
+
+    legacy = True
+
+    def __init__(self) -> None:
+        super().__init__(modern=True)
+        self.answers["initialize"] = self.greet
+
+    def greet(self, request: Request) -> Json:
+        if not self.legacy:
+            return request.fail(-32601, "no")
+        info = {"name": "dual", "version": "1"}
+        result = {"protocolVersion": "2025-11-25", "capabilities": self.capabilities, "serverInfo": info}
+        request.connection.send({"id": request.id, "result": result})
+        return None
+
+
+# Agents' answers
+
+
+def agent_answers(*rounds: Json) -> tuple[Json, list[Json]]:
+    seen: list[Json] = []
+    left = iter(rounds)
+
+    async def answer(asked: Json) -> Json:
+        await trio.lowlevel.checkpoint()
+        seen.append({key: (question.method, question.params) for key, question in asked.items()})
+        return next(left)
+
+    return answer, seen
+
+
+@pytest.mark.parametrize("modern", [True, False], ids=["modern", "legacy"])
+async def test_an_agent_answers_what_its_call_is_asked(modern: bool, autojump_clock: MockClock) -> None:
+    far = FullServer(modern=modern)
+    if modern:
+        asks = {"k": {"method": "elicitation/create", "params": FORM}}
+
+        def tool(request: Request) -> Json:
+            given = request.params.get("inputResponses")
+            if given is None:
+                return {"resultType": "input_required", "inputRequests": asks, "requestState": "s"}
+            assert request.params["requestState"] == "s"
+            return text(json.dumps(given["k"]))
+
+        far.tools["ask"] = tool
+    else:
+        far.tools["ask"] = asking()
+    answer, seen = agent_answers({"k": ACCEPT, "q1": ACCEPT})
+
+    async def agent(ctx: Context, payload: Json) -> object:
+        return (await ctx.call("x__ask", answer=answer)).text
+
+    async with open_fabric([far.source()]) as fabric:
+        await fabric.wait_started()
+        fabric.agent("a", agent)
+        assert json.loads(str(await fabric.ask("a"))) == ACCEPT
+        assert [list(each.values()) for each in seen] == [[("elicitation/create", FORM)]]
+        if not modern:  # nobody is asked without
+            assert json.loads((await fabric.call("x__ask")).text)["code"] == -32601
+        assert len(fabric._parks) == 0
+
+
+async def test_an_answer_that_fails_lets_the_call_go(autojump_clock: MockClock) -> None:
+    far = server()
+
+    async def answer(asked: Json) -> Json:
+        raise ZeroDivisionError
+
+    async with open_fabric([far.source()]) as fabric:
+        await fabric.wait_started()
+        with pytest.raises(ZeroDivisionError):
+            await fabric.call("x__ask", answer=answer)
+        await settled()
+        assert len(far.connections[1].cancelled) == 1
+        assert quiet(fabric)
+
+
+async def test_an_agent_that_is_asked_for_ever_is_told(autojump_clock: MockClock) -> None:
+    far = server(ask=asking(rounds=100))
+    answer, seen = agent_answers(*({f"q{number}": ACCEPT} for number in range(1, 100)))
+    async with open_fabric([far.source()]) as fabric:
+        await fabric.wait_started()
+        with pytest.raises(InputNeeded, match="elicitation/create"):
+            await fabric.call("x__ask", answer=answer)
+        assert len(seen) == 10
+        await settled()
+        assert len(far.connections[1].cancelled) == 1
+        assert quiet(fabric)
+
+
+async def test_a_server_that_only_wants_to_be_visited_again_is(autojump_clock: MockClock) -> None:
+    far = FullServer(modern=True)
+    visits: list[Json] = []
+
+    def tool(request: Request) -> Json:
+        visits.append(request.params.get("requestState"))
+        return text("done") if len(visits) == 3 else {"resultType": "input_required", "requestState": str(len(visits))}
+
+    far.tools["wait"] = tool
+    answer, seen = agent_answers()
+    async with open_fabric([far.source()]) as fabric:
+        await fabric.wait_started()
+        assert (await fabric.call("x__wait", answer=answer)).text == "done"
+        assert (visits, seen) == ([None, "1", "2"], [])
+
+
+# Agents as tools
+
+
+async def test_an_exported_agent_is_a_tool(autojump_clock: MockClock) -> None:
+    async def writer(ctx: Context, payload: Json) -> object:
+        """Writes what it is told.
+
+        And more.
+        """
+        ctx.emit(0.5, 1, "half")
+        return {"got": payload, "for": ctx.principal} if payload != "plain" else "text"
+
+    seen: list[Json] = []
+    async with open_fabric([server().source()]) as fabric:
+        await fabric.wait_started()
+        fabric.agent("hidden", writer)
+        fabric.agent("writer", writer, turn=2, export=True)
+        snapshot = fabric.registry.snapshot
+        assert list(snapshot.tools) == ["x__echo", "x__ask", "agent__writer"]
+        listed = json.loads(snapshot.encoded_tools)[-1]
+        assert (listed["name"], listed["description"]) == ("agent__writer", "Writes what it is told.")
+        given = {"arguments": Raw(b'{"payload":"plain"}')}
+        assert said_text(await fabric.handle(Call("tools/call", "agent__writer", given))) == "text"
+        outcome = await fabric.handle(
+            Call(
+                "tools/call", "agent__writer", {"arguments": Raw(b'{"a":1}')}, principal="ada",
+                events=lambda method, params: seen.append(json.loads(bytes(params))),
+            )
+        )  # fmt: skip
+        assert json.loads(said_text(outcome)) == {"got": {"a": 1}, "for": "ada"}
+        assert seen == [{"progressToken": 0, "progress": 0.5, "total": 1, "message": "half"}]
+        assert (await fabric.call("agent__writer", {"payload": [1]})).structured == {"got": [1], "for": "local"}
+
+
+async def test_what_becomes_of_an_exported_agent_reaches_its_caller(autojump_clock: MockClock) -> None:
+    ends: list[str] = []
+
+    async def fails(ctx: Context, payload: Json) -> object:
+        raise ValueError("no such thing")
+
+    async def hangs(ctx: Context, payload: Json) -> object:
+        try:
+            await trio.sleep_forever()
+        finally:
+            ends.append("cancelled")
+
+    async with open_fabric([]) as fabric:
+        fabric.agent("fails", fails, export=True)
+        fabric.agent("hangs", hangs, export=True)
+        result = await fabric.call("agent__fails")
+        assert (result.is_error, result.text) == (True, "no such thing")
+        with trio.move_on_after(1):
+            await fabric.call("agent__hangs")
+        assert ends == ["cancelled"]
+        with pytest.raises(DeadlineExceeded):
+            await fabric.handle(Call("tools/call", "agent__hangs", deadline=trio.current_time() + 1))
+        assert ends == ["cancelled"] * 2
+        assert fabric.counters["fabric.agent_failed"] == 1
+
+
+def said_text(outcome: Outcome) -> str:
+    assert isinstance(outcome, Complete)
+    text: str = json.loads(bytes(outcome.result))["content"][0]["text"]
+    return text

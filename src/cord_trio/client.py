@@ -11,9 +11,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from cord_trio.call import Call, Complete, Error, InputRequired, Outcome, Task
-from cord_trio.errors import BadReply, CallError, CallFailed, Malformed
+from cord_trio.errors import BadReply, CallError, CallFailed, ConnectionLost, Malformed
 from cord_trio.protocol import items, jsonrpc, mcp
-from cord_trio.protocol.eras import HEADER_MISMATCH, INPUT_METHODS
+from cord_trio.protocol.eras import HEADER_MISMATCH, INPUT_METHODS, UNSUPPORTED_VERSION
 from cord_trio.protocol.mcp import LEVELS, declared_upstream
 from cord_trio.protocol.uris import export_uri, relink
 from cord_trio.session import LISTEN
@@ -43,6 +43,9 @@ MAX_NOTES: Final = 100
 MAX_HEADS: Final = 10_000
 """Beginnings of requests that are kept, one for each name that is called."""
 
+TASK_METHODS: Final = frozenset({"tasks/get", "tasks/update", "tasks/cancel"})
+"""What is asked of a task in the background; its state may come as either type of result (tasks extension)."""
+
 MAX_DECLARED: Final = 256
 """Sets of capabilities of which the envelope is kept."""
 
@@ -51,7 +54,7 @@ NAMED_BY: Final[Mapping[str, bytes]] = {
     "prompts/get": b'"name":',
     "resources/read": b'"uri":',
 }
-"""Under which member a request says what it is about."""
+"""Under which member a request says what it is about, if that is not among its parameters."""
 
 CAPABILITY: Final[Mapping[Kind, str]] = {
     "tools": "tools",
@@ -144,6 +147,11 @@ class Client:
                 deadline=call.deadline, events=call.events, patience=call.patience, latest=call.latest,
             )  # fmt: skip
         except CallFailed as exc:
+            if exc.code == UNSUPPORTED_VERSION and self._modern:
+                # It was another server's when we asked which it speaks: ask again, on a new connection.
+                lost = ConnectionLost(f"the server no longer speaks {self.greeting.revision}", "no")
+                session.lost(lost)
+                raise lost from exc
             if exc.code != HEADER_MISMATCH or method != "tools/call" or relisted or not self._modern:
                 return Error(exc.code, exc.message, exc.data)
             await self.list_tools(deadline=call.deadline)
@@ -192,7 +200,7 @@ class Client:
                 return InputRequired(result)
             if kind == mcp.TASK and method == "tools/call":
                 return Task(result)
-            if kind != mcp.COMPLETE:
+            if kind != mcp.COMPLETE and not (kind == mcp.TASK and method in TASK_METHODS):
                 what = f"{method} was answered with resultType {kind!r}, which it cannot have"
                 raise BadReply(f"{self.session.name}: {what}")
         if self.prefix and b'ri"' in text:
@@ -231,7 +239,8 @@ class Client:
 
     def _head(self, method: str, name: str | None) -> bytes:
         """What stands between the id and the parameters of a request, kept for each name that is used."""
-        named = b"" if name is None else b"%b%b," % (NAMED_BY[method], jsonrpc.encode(name))
+        member = NAMED_BY.get(method)
+        named = b"" if name is None or member is None else b"%b%b," % (member, jsonrpc.encode(name))
         head = b',"method":%b,"params":{%b' % (jsonrpc.encode(method), named)
         if len(self._heads) >= MAX_HEADS:
             self._heads.clear()

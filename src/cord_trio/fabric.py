@@ -6,6 +6,7 @@ closes its sessions and children), and the core that they all stand on.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 from contextlib import asynccontextmanager, contextmanager
@@ -16,16 +17,17 @@ import trio
 
 from cord_trio import layers
 from cord_trio.agents import Agents, call_tool, converse
-from cord_trio.call import LOCAL, Error, stack
+from cord_trio.agents.exporting import EVENTS, as_tool, failure_of, payload_of, result_of
+from cord_trio.call import LOCAL, Complete, Error, stack
 from cord_trio.cell import Timer
 from cord_trio.config import Config
 from cord_trio.counters import Counters
-from cord_trio.errors import Draining, Overloaded, SourceDown, ToolNotFound
+from cord_trio.errors import CallError, DeadlineExceeded, Draining, Overloaded, SourceDown, ToolNotFound
 from cord_trio.link import Link, Surroundings
 from cord_trio.observe import Node
 from cord_trio.protocol import jsonrpc
 from cord_trio.protocol.uris import export_uri
-from cord_trio.registry import Registry
+from cord_trio.registry import AGENTS, Registry
 from cord_trio.routing import ROUTED, Finder, unknown
 from cord_trio.transports.guardian import open_guardian
 from cord_trio.version import __version__
@@ -34,12 +36,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
     from random import Random
 
-    from cord_trio.agents import Agent, AgentFunction
+    from cord_trio.agents import Agent, AgentFunction, Answer
     from cord_trio.call import Call, EventSink, Handler, Outcome
     from cord_trio.config import Source
     from cord_trio.protocol.jsonrpc import Json
-    from cord_trio.protocol.mcp import ToolResult
+    from cord_trio.protocol.mcp import Tool, ToolResult
     from cord_trio.protocol.tools import Annotations
+
+log = logging.getLogger("cord_trio.fabric")
 
 LAST_CALLS: Final = 3.0
 """Seconds for calls made from outside the fabric's block to end, once its links have."""
@@ -71,17 +75,27 @@ class Fabric:
         self.agents = Agents(self.route, lambda: self.registry.snapshot)
         self.draining = trio.Event()
         self._parks = around.parks
+        self._exported: dict[str, Tool] = {}
         self._handlers: dict[str, Handler] = {}
         self._resumed: dict[str, Handler] = {}
         for name, link in self.links.items():
             self._handlers[name], self._resumed[name] = self._stacked(link, around.rng)
+        self._handlers[AGENTS] = self._ask_exported
         self._finder = Finder({source.export_prefix: name for name, source in config.enabled.items()})
         self._running = 0
         self._quiet = trio.Event()
 
     # Agents
 
-    def agent(self, name: str, function: AgentFunction, *, turn: int = 1, tools: Sequence[str] = ("*",)) -> Agent:
+    def agent(
+        self,
+        name: str,
+        function: AgentFunction,
+        *,
+        turn: int = 1,
+        tools: Sequence[str] = ("*",),
+        export: bool = False,
+    ) -> Agent:
         """Make an agent that can be asked under `name`.
 
         Args:
@@ -89,12 +103,17 @@ class Fabric:
             function: `async (context, payload) -> answer`; the answer may be a `context.handoff(...)`.
             turn: how many of its handlers run at once; the others wait in order.
             tools: globs over exported names: the tools it may call.
+            export: whether it is listed as a tool too, `agent__NAME`, for all who can call tools.
 
         Raises:
             ValueError: the name is taken, or is none.
 
         """
-        return self.agents.add(name, function, turn=turn, tools=tools)
+        agent = self.agents.add(name, function, turn=turn, tools=tools)
+        if export:
+            self._exported[name] = as_tool(agent)
+            self.registry.export_agents(tuple(self._exported.values()))
+        return agent
 
     async def ask(self, name: str, payload: object = None) -> object:
         """What agent `name` answers to `payload`, or whoever it hands the work to.
@@ -114,10 +133,34 @@ class Fabric:
         finally:
             self._leave()
 
+    async def _ask_exported(self, call: Call) -> Outcome:
+        """Ask an agent that is listed as a tool. It runs in this task, so leaving cancels it."""
+        route = self.registry.snapshot.tools[call.name or ""]
+        token = EVENTS.set(call.events)
+        try:
+            with trio.CancelScope(deadline=call.deadline) as scope:
+                answer = await converse(self.agents, route.tool.name, payload_of(call), principal=call.principal)
+                return Complete(result_of(answer))
+        except CallError:
+            raise
+        except Exception as exc:
+            self.counters.add("fabric.agent_failed")
+            log.warning("exported agent failed agent=%s", route.tool.name, exc_info=exc)
+            return Complete(failure_of(exc))
+        finally:
+            EVENTS.reset(token)
+        assert scope.cancelled_caught
+        raise DeadlineExceeded(route.public, "unknown")
+
     # Tools
 
     async def call(
-        self, tool: str, arguments: Mapping[str, Json] | None = None, *, events: EventSink | None = None
+        self,
+        tool: str,
+        arguments: Mapping[str, Json] | None = None,
+        *,
+        events: EventSink | None = None,
+        answer: Answer | None = None,
     ) -> ToolResult:
         """What the tool with this exported name answered; a tool that says it failed is an answer too.
 
@@ -125,6 +168,7 @@ class Fabric:
             tool: such as `time__get_current_time`.
             arguments: plain values.
             events: takes its progress and log notifications.
+            answer: answers what the server asks in the middle of it; without it nothing can be asked.
 
         Raises:
             CallError: it did not answer; `executed` says what is known.
@@ -132,7 +176,7 @@ class Fabric:
         """
         self._enter()
         try:
-            return await call_tool(self.route, tool, arguments, principal=LOCAL, events=events)
+            return await call_tool(self.route, tool, arguments, principal=LOCAL, events=events, answer=answer)
         finally:
             self._leave()
 

@@ -22,6 +22,7 @@ from cord_trio.following import STEADY, Following, Subscriptions
 from cord_trio.handshake import FreshNeeded, negotiate, unreached
 from cord_trio.observe import Node
 from cord_trio.pool import Pool, refuse
+from cord_trio.protocol.eras import LEGACY
 from cord_trio.protocol.questions import NOBODY, ROOTS, askable
 from cord_trio.registry import NO_LISTS, Update
 from cord_trio.session import open_session
@@ -91,6 +92,7 @@ class Link:
         self.pool = Pool(
             source.name, self._converse_alone, parks=around.parks, timer=around.timer, counters=around.counters,
             size=around.bounds.interactive, idle=around.bounds.interactive_idle, roots=around.roots,
+            correlates=isinstance(source, Http),
         )  # fmt: skip
         self._around = around
         self._waiting: dict[Cell[Client], None] = {}
@@ -100,6 +102,7 @@ class Link:
         self._over = False
         self._past_log_lines = 0
         self._legacy_until = -math.inf
+        self._modern_alone = False
         self._way = source  # `source` itself, or as an older server wants to be spoken to
 
     @property
@@ -118,7 +121,7 @@ class Link:
 
     def _open(self) -> list[tuple[str, Client]]:
         """All sessions that are open, each with its name."""
-        own = [(f"of {key[0]}", each.client) for key, each in self.pool.sessions.items()]
+        own = [(f"of {each.key[0]}", each.client) for each in self.pool.sessions]
         return [*self.sessions.items(), *((name, client) for name, client in own if client is not None)]
 
     @property
@@ -163,21 +166,39 @@ class Link:
         client = self.sessions.get(SHARED)
         if client is None or client.session.loss is not None:  # closing a lost one may take seconds
             return self._call_later(call, name)
-        if call.capabilities != NOBODY and not client.greeting.modern:
+        if call.capabilities != NOBODY and self._may_ask(client, call):
             return self._call_interactive(client, call, name)
         return client.call(call, name)
 
+    def _may_ask(self, client: Client, call: Call) -> bool:
+        """Whether `call` needs a session of its own: the server is legacy, or is best met so by a legacy caller."""
+        if not client.greeting.modern:
+            return True
+        return call.revision in LEGACY and self.source.era == "auto" and not self._modern_alone
+
     async def _call_later(self, call: Call, name: str | None) -> Outcome:
         client = await self._ready(call.deadline)
-        if call.capabilities != NOBODY and not client.greeting.modern:
+        if call.capabilities != NOBODY and self._may_ask(client, call):
             return await self._call_interactive(client, call, name)
         return await client.call(call, name)
 
     async def _call_interactive(self, client: Client, call: Call, name: str | None) -> Outcome:
         """Call a legacy server that may ask the caller, on a session of that caller's; `client` is the shared one."""
-        declares = askable(call.capabilities, client.greeting.revision)
+        modern = client.greeting.modern
+        declares = askable(call.capabilities, call.revision if modern else client.greeting.revision)
         session = None if declares == NOBODY else self.pool.session(call.principal, declares)
-        return await (client if session is None else session).call(call, name)
+        if session is None:
+            return await client.call(call, name)
+        if modern:
+            try:
+                await session.opened(call.deadline)
+            except BaseException as exc:
+                session.release()
+                if not isinstance(exc, SourceDown):
+                    raise
+                self._modern_alone = True  # as far as can be told on this connection
+                return await client.call(call, name)
+        return await session.call(call, name)
 
     async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the source connected until cancelled or the registry ends. Never raises for what the source did."""
@@ -366,6 +387,7 @@ class Link:
         """From here on calls go to `client`."""
         self.state, self.reason, self.failure = "ready", "", None
         self.sessions[SHARED] = client
+        self._modern_alone = False
         self.starts += 1
         self._ready_at = trio.current_time()
         self._tried.set()

@@ -183,9 +183,15 @@ class Running:
         id: of the request.
         over: whether the server's call has ended.
 
+    Args:
+        client: of a session that may ask its caller.
+        call: what to call.
+        parks: where it waits for its caller.
+        done: told when it is over, and whether the server may still be at it.
+
     """
 
-    def __init__(self, client: Client, call: Call, parks: Parks, done: Callable[[Running], None]) -> None:
+    def __init__(self, client: Client, call: Call, parks: Parks, done: Callable[[Running, bool], None]) -> None:
         self.call = call
         self.id = client.session.peer.mint()
         self.over = False
@@ -282,7 +288,7 @@ class Running:
         if not self.over and pending is not None:
             pending.settled = True
             self._client.session.withdraw(pending, reason)
-        self._finish()
+        self._finish(left=pending is not None)
         self._give_up(reason)
 
     @trio.lowlevel.enable_ki_protection
@@ -339,7 +345,7 @@ class Running:
             raise CallFailed(INVALID_PARAMS, f"{ANSWERS} is not an object", executed="no") from exc
         answers = {each: given[each.key] for each in self._questions if each.key in given and not each.settled.is_set()}
         for question, answer in answers.items():
-            fault = answer_fault(question.method, question.params, answer)
+            fault = answer_fault(question.method, answer)
             if fault is not None:
                 what = f"the answer {question.key!r} makes no sense: {fault}"
                 raise CallFailed(INVALID_PARAMS, what, executed="no")
@@ -428,7 +434,7 @@ class Running:
             self._parks.release(token)
         self._parks.timer.discard(self._leaving)
 
-    def _finish(self) -> None:
+    def _finish(self, *, left: bool = False) -> None:
         """The server's call is over."""
         if not self.over:
             self.over = True
@@ -436,7 +442,7 @@ class Running:
             self._parks.timer.discard(self._gathering)
             if not self._token:
                 self._parks.timer.discard(self._leaving)
-            self._done(self)
+            self._done(self, left)
 
     def _give_up(self, why: str) -> None:
         for question in self._questions:

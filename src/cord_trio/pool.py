@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cord_trio.link")
 
+FAREWELL: Final = 1.0
+"""Seconds until a session is closed on which a call was left."""
+
 NO_ROOTS: Final = b'{"roots":[]}'
 """The answer to who asks for roots and is given none."""
 
@@ -46,7 +49,9 @@ class Pool:
     """The interactive sessions of one source.
 
     Attributes:
-        sessions: what is open or being opened, by principal and what it declares.
+        sessions: what is open or being opened, the oldest first.
+        correlates: whether a question says to which call it belongs. Where it does not, each call has a session
+            to itself while it runs, since the people behind one principal may be many.
 
     """
 
@@ -60,6 +65,7 @@ class Pool:
         counters: Counters,
         size: int,
         idle: float,
+        correlates: bool,
         roots: bytes = NO_ROOTS,
     ) -> None:
         self.name = name
@@ -69,7 +75,8 @@ class Pool:
         self.counters = counters
         self.idle = idle
         self.roots = roots
-        self.sessions: dict[Key, Interactive] = {}
+        self.correlates = correlates
+        self.sessions: dict[Interactive, None] = {}
         self._size = size
         self._nursery: trio.Nursery | None = None
 
@@ -78,20 +85,30 @@ class Pool:
         self._nursery = nursery
 
     def session(self, principal: str, declares: bytes) -> Interactive | None:
-        """The session of `principal` that says it can be asked what is in `declares`; None if there is no room."""
+        """A session of `principal` that says it can be asked what is in `declares`; None if there is no room.
+
+        It is given for one call; whoever does not make that gives it back with `release`.
+        """
         key = (principal, declares)
-        found = self.sessions.get(key)
-        if found is not None and not found.over:
-            return found
+        same = [each for each in self.sessions if each.key == key and not each.haunted]
+        found = next((each for each in same if self.correlates or not each.users), None)
+        if found is None:
+            found = self._new(key) or min(same, key=lambda each: each.users, default=None)
+        if found is not None:
+            found.users += 1
+        return found
+
+    def _new(self, key: Key) -> Interactive | None:
         if self._nursery is None:
             return None
         if len(self.sessions) >= self._size:
-            unused = next((each for each in self.sessions.values() if not each.running and not each.waiting), None)
+            unused = next((each for each in self.sessions if not each.users), None)
             if unused is None:
                 self.counters.add("link.interactive_refused")
                 return None
             unused.retire("another session takes its place")
-        found = self.sessions[key] = Interactive(self, key)
+        found = Interactive(self, key)
+        self.sessions[found] = None
         self.counters.add("link.interactive")
         self._nursery.start_soon(found.run, name=f"interactive {self.name}")
         return found
@@ -102,8 +119,10 @@ class Interactive:
 
     Attributes:
         client: None unless it is open.
+        users: calls that were given it, and are not over.
         running: the calls on it, in the order in which they were made.
         waiting: calls that wait for it to open.
+        haunted: whether a call on it was left that its server may still be at, and ask in: no other may hear that.
         over: whether it takes no more calls.
 
     """
@@ -111,8 +130,10 @@ class Interactive:
     def __init__(self, pool: Pool, key: Key) -> None:
         self.key = key
         self.client: Client | None = None
+        self.users = 0
         self.running: dict[Id, Running] = {}
         self.waiting: dict[Cell[Client], None] = {}
+        self.haunted = False
         self.over = False
         self._pool = pool
         self._declares: Json = parse(key[1])
@@ -149,7 +170,11 @@ class Interactive:
             CallError: what else can end a call.
 
         """
-        client = self.client or await self._opened(call.deadline)
+        try:
+            client = await self.opened(call.deadline)
+        except BaseException:
+            self.release()
+            raise
         running = Running(client, call, self._pool.parks, self._done)
         self.running[running.id] = running
         self._pool.timer.discard(self._idle)
@@ -160,7 +185,16 @@ class Interactive:
         self._end(reason)
         self._scope.cancel(reason)
 
-    async def _opened(self, deadline: float) -> Client:
+    async def opened(self, deadline: float) -> Client:
+        """The client, as soon as the session is open.
+
+        Raises:
+            SourceDown: it could not be opened.
+            DeadlineExceeded: it was not by `deadline`.
+
+        """
+        if self.client is not None:
+            return self.client
         cell: Cell[Client] = Cell()
         self.waiting[cell] = None
         self._pool.timer.add(cell, deadline, partial(self._late, cell))
@@ -169,31 +203,36 @@ class Interactive:
         finally:
             self._pool.timer.discard(cell)
 
+    def release(self) -> None:
+        """A call is over, or is not to be."""
+        self.users -= 1
+        self._rest()
+
     def _leave(self, cell: Cell[Client]) -> None:
         self.waiting.pop(cell, None)
-        self._rest()
 
     def _late(self, cell: Cell[Client]) -> None:
         self._leave(cell)
         cell.fail(DeadlineExceeded(f"a session of its own with {self._pool.name} was not open", "no"))
 
-    def _done(self, running: Running) -> None:
+    def _done(self, running: Running, left: bool) -> None:
         self.running.pop(running.id, None)
-        self._rest()
+        self.haunted = self.haunted or (left and not self._pool.correlates)
+        self.release()
 
     def _rest(self) -> None:
         """Retire it after a while, if nobody uses it."""
         self._pool.timer.discard(self._idle)
-        if not self.running and not self.waiting and not self.over:
+        if not self.users and not self.over:
             self._idle = Cell()
-            due = trio.current_time() + self._pool.idle
-            self._pool.timer.add(self._idle, due, partial(self.retire, "nobody has used it for long"))
+            # One that nobody may use any more still has to tell its server that a call was cancelled.
+            due = trio.current_time() + (FAREWELL if self.haunted else self._pool.idle)
+            self._pool.timer.add(self._idle, due, partial(self.retire, "nobody uses it"))
 
     def _end(self, reason: str) -> None:
         self.over = True
         self.client = None
-        if self._pool.sessions.get(self.key) is self:
-            del self._pool.sessions[self.key]
+        self._pool.sessions.pop(self, None)
         self._pool.timer.discard(self._idle)
         waiting, self.waiting = self.waiting, {}
         for cell in waiting:

@@ -21,7 +21,10 @@ PROMPT: Final = "prompts/get"
 READ: Final = "resources/read"
 COMPLETE: Final = "completion/complete"
 
-ROUTED: Final = frozenset({PROMPT, READ, COMPLETE})
+TASKS: Final = frozenset({"tasks/get", "tasks/update", "tasks/cancel"})
+"""About the task that a call of a tool has become; the call is named after the tool."""
+
+ROUTED: Final = frozenset({PROMPT, READ, COMPLETE}) | TASKS
 """What is routed here; calls of tools are by the fabric itself."""
 
 
@@ -76,6 +79,10 @@ class Finder:
         if call.method == READ:
             resource = self.resource(snapshot, name)
             return None if resource is None else (*resource, call)
+        if call.method in TASKS:
+            tool = snapshot.tools.get(name)
+            # HTTP repeats the task's id in a header (MCP 2026-07-28, transports).
+            return None if tool is None else (tool.source, parse(call.params.get("taskId", Raw(b'""'))), call)
         try:
             ref = members(call.params.get("ref", Raw(b"{}")))
             kind = parse(ref.get("type", Raw(b"null")))
@@ -115,6 +122,8 @@ def unknown(call: Call) -> CallFailed:
     name = call.name or ""
     if call.method == READ:
         return CallFailed(INVALID_PARAMS, f"no resource {name!r}", b'{"uri":%b}' % encode(name), executed="no")
+    if call.method in TASKS:
+        return CallFailed(INVALID_PARAMS, "unknown or expired taskId", executed="no")
     what = "prompt" if call.method == PROMPT else "prompt or resource template"
     return CallFailed(INVALID_PARAMS, f"no {what} named {name!r}", executed="no")
 

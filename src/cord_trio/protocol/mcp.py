@@ -259,19 +259,11 @@ def decode_discovered(raw: Raw | bytes) -> Discovered:
 
 
 def declared_upstream(capabilities: bytes) -> bytes:
-    """What a server is told that it can ask, of what the caller said: all but what we could not carry back."""
+    """What a modern server is told of a caller who says it can be asked this; nothing if it makes no sense."""
     try:
-        value = parse(capabilities)
+        return capabilities if isinstance(parse(capabilities), dict) else b"{}"
     except msgspec.DecodeError:
         return b"{}"
-    if not isinstance(value, dict):
-        return b"{}"
-    extensions = value.get("extensions")
-    if isinstance(extensions, dict) and TASKS_EXTENSION in extensions:
-        value["extensions"] = {name: each for name, each in extensions.items() if name != TASKS_EXTENSION}
-        if not value["extensions"]:
-            del value["extensions"]
-    return encode(value)
 
 
 def supported_versions(data: Raw | bytes) -> tuple[str, ...]:

@@ -29,14 +29,6 @@ NOBODY: Final = b"{}"
 
 _ASKS: Final[Mapping[str, str]] = {"elicitation": ELICIT, "sampling": SAMPLE, "roots": ROOTS}
 _HOP_LOCAL: Final = frozenset({"_meta", "task", "elicitationId"})
-_TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
-    "string": str,
-    "boolean": bool,
-    "integer": (int, float),
-    "number": (int, float),
-    "array": list,
-}
-
 _sorted = msgspec.json.Encoder(order="deterministic").encode
 
 
@@ -91,25 +83,17 @@ def inner(method: str, params: Raw) -> bytes:
     return object_of({"method": encode(method), "params": object_of(parts)})
 
 
-def answer_fault(method: str, params: Raw, answer: Raw) -> str | None:
-    """What is wrong with the `answer` to a question; None if nothing is."""
+def answer_fault(method: str, answer: Raw) -> str | None:
+    """What is wrong with an `answer`; None if nothing is. Whether a form is filled in well, its server judges."""
     value = _plain(answer)
     if method == ROOTS:
         return None if isinstance(value.get("roots"), list) else "roots is not a list"
     if method == SAMPLE:
         whole = isinstance(value.get("role"), str) and isinstance(value.get("model"), str)
         return None if whole and isinstance(value.get("content"), dict | list) else "role, content or model is missing"
-    action = value.get("action")
-    if action not in ("accept", "decline", "cancel"):
+    if value.get("action") not in ("accept", "decline", "cancel"):
         return "action is none of accept, decline and cancel"
-    content = value.get("content")
-    if content is not None and not isinstance(content, dict):
-        return "content is not an object"
-    question = _plain(params)
-    if action != "accept" or question.get("mode") == "url":
-        return None
-    schema = question.get("requestedSchema")
-    return _form_fault(schema, content or {}) if isinstance(schema, dict) else None
+    return None if isinstance(value.get("content", {}), dict | None) else "content is not an object"
 
 
 def progress_token(params: Raw) -> int | str | None:
@@ -117,24 +101,6 @@ def progress_token(params: Raw) -> int | str | None:
     meta = _plain(params).get("_meta")
     token = meta.get("progressToken") if isinstance(meta, dict) else None
     return token if isinstance(token, int | str) and not isinstance(token, bool) else None
-
-
-def _form_fault(schema: Mapping[str, Json], content: Mapping[str, Json]) -> str | None:
-    required, fields = schema.get("required"), schema.get("properties")
-    for name in required if isinstance(required, list) else ():
-        if isinstance(name, str) and name not in content:
-            return f"content lacks {name!r}"
-    for name, field in fields.items() if isinstance(fields, dict) else ():
-        if name not in content or not isinstance(field, dict):
-            continue
-        value = content[name]
-        kind = _TYPES.get(str(field.get("type")))
-        if kind is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
-            return f"{name!r} is not of type {field['type']}"
-        choices = field.get("enum")
-        if isinstance(choices, list) and value not in choices:
-            return f"{name!r} is none of its choices"
-    return None
 
 
 def _known(name: str, settings: Mapping[str, Json]) -> dict[str, Json]:

@@ -128,6 +128,8 @@ def _relinked(method: str, text: bytes, export: Callable[[str], str]) -> Raw:
             _each(parts, "content", lambda block: _block(block, export))
         case "prompts/get":
             _each(parts, "messages", lambda message: _message(message, export))
+        case "tasks/get" if "result" in parts:
+            parts["result"] = relink("tools/call", parts["result"], export)
         case "resources/read":
             _each(parts, "contents", lambda item: _with_uri(item, export))
     if b'esourceUri"' in bytes(parts.get("_meta", b"")):

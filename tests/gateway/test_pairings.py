@@ -53,12 +53,6 @@ pairings = pytest.mark.parametrize(
 )
 
 
-MIXED = pytest.mark.xfail(
-    strict=True, reason="calls at once share a session, on which a legacy server does not say whose question it is"
-)
-STRICT = pytest.mark.xfail(strict=True, reason="a form's answer is compared with its schema, not left to the server")
-
-
 @attrs.define(eq=False)
 class Person:
     """A client of either era whose user answers every question in her own words."""
@@ -271,15 +265,7 @@ async def test_row_9_a_page_is_opened(client: str, server: str, autojump_clock: 
         assert asked["params"]["url"] == PAGE["url"]
 
 
-@pytest.mark.parametrize(
-    ("client", "server"),
-    [
-        pytest.param("legacy", "legacy", marks=MIXED),
-        ("legacy", "modern"),
-        pytest.param("modern", "legacy", marks=MIXED),
-        ("modern", "modern"),
-    ],
-)
+@pairings
 async def test_people_who_are_asked_at_once_give_their_own_answers(
     client: str, server: str, autojump_clock: MockClock
 ) -> None:
@@ -299,7 +285,6 @@ async def test_people_who_are_asked_at_once_give_their_own_answers(
         }
 
 
-@STRICT
 async def test_row_8_what_a_legacy_client_fills_in_is_the_legacy_servers_to_judge(autojump_clock: MockClock) -> None:
     """The official suite's client fills in other fields than those asked for, and its server says so in a result."""
     odd = {**FORM, "requestedSchema": {"type": "object", "properties": {}, "required": ["another"]}}

@@ -195,7 +195,14 @@ async def test_parameters_that_make_no_sense_are_refused_here(method: str, param
     assert fabric.calls == []
 
 
-@pytest.mark.parametrize("said", [Error(-32002, "none", b'{"uri":"up:y"}'), Error(-32602, "none", b'{"uri":"up:y"}')])
+@pytest.mark.parametrize(
+    "said",
+    [
+        Error(-32002, "none", b'{"uri":"up:y"}'),
+        Error(-32602, "none", b'{"uri":"up:y"}'),
+        Error(0, "Unknown resource: up:y"),
+    ],
+)
 async def test_row_24_a_missing_resource_has_the_code_of_the_era_and_our_uri(said: Error) -> None:
     async with open_pipe(server(said)) as client:
         await client.ask(initialize())

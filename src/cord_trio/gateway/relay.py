@@ -140,7 +140,7 @@ def _error(run: Run, code: int, message: str, data: bytes, us: bytes) -> Reply:
         return Reply(encode_error(run.id, INTERNAL_ERROR, f"the server behind this refused: {message} ({code})"))
     if code == URL_ELICITATION_REQUIRED and not _opens_urls(run):
         return _unanswered(run, _with_urls(message, data), "no", us)
-    if run.method == "resources/read" and (code == RESOURCE_NOT_FOUND or (code == INVALID_PARAMS and _about_uri(data))):
+    if run.method == "resources/read" and _not_found(code, message, data):
         code = INVALID_PARAMS if era.modern else RESOURCE_NOT_FOUND
         data = b'{"uri":%b}' % encode(run.name)
     elif code == RESOURCE_NOT_FOUND and era.modern:
@@ -156,8 +156,12 @@ def _refused(declared: bytes, data: bytes) -> bool:
         return False
 
 
-def _about_uri(data: bytes) -> bool:
-    return bool(data) and is_object(data) and "uri" in members(data)
+def _not_found(code: int, message: str, data: bytes) -> bool:
+    """Whether an error says that a resource does not exist, in whatever way servers do."""
+    if code == INVALID_PARAMS:
+        return bool(data) and is_object(data) and "uri" in members(data)
+    # Servers on the official Python SDK 1.x answer so, with a code that is none.
+    return code == RESOURCE_NOT_FOUND or (code == 0 and message.startswith("Unknown resource"))
 
 
 def _opens_urls(run: Run) -> bool:

@@ -426,6 +426,14 @@ async def test_row_20_an_http_session_is_told_as_soon_as_it_has_a_stream(autojum
         assert bad.json["error"]["code"] == -32602
 
 
+async def test_what_sessions_subscribed_to_ends_with_the_gateway() -> None:
+    fabric = FakeFabric()
+    async with open_http(fabric) as gate:
+        await gate.post(legacy(1, "resources/subscribe", {"uri": "x:a"}), await gate.open())
+        assert len(fabric.subscribed) == 1
+    assert fabric.subscribed == []
+
+
 async def test_row_28_a_batch_may_hold_any_of_them() -> None:
     fabric = full(FakeFabric())
     async with open_http(fabric) as gate, open_pipe(fabric) as client:

@@ -158,12 +158,15 @@ class Service:
         return Reply(encode_error(id, INTERNAL_ERROR, str(Draining())), UNAVAILABLE)
 
     async def watch(self) -> None:
-        """Watch the registry and the sessions' age until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.changes.run)
-            nursery.start_soon(self._sweep)
-            await self.fabric.draining.wait()
-            self.changes.end("draining")
+        """Watch the registry and the sessions' age until cancelled; then every session is over."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.changes.run)
+                nursery.start_soon(self._sweep)
+                await self.fabric.draining.wait()
+                self.changes.end("draining")
+        finally:
+            self.sessions.close_all("the gateway has ended")
 
     async def _sweep(self) -> None:
         while True:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import trio
 import trio.testing
 
 from cord_trio.config import InProcess
+from cord_trio.errors import ConnectionLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from cord_trio.errors import CallError, ConnectionLost
+    from cord_trio.errors import CallError
     from cord_trio.transports.memory import MemoryTransport
 
 Json: TypeAlias = Any
@@ -115,7 +117,7 @@ class Connection:
 
     def send(self, message: Json) -> None:
         self.open.pop(message.get("id"), None)
-        if not self.over:
+        with suppress(ConnectionLost):
             self.transport.send(json.dumps({"jsonrpc": "2.0", **message}).encode())
 
     def tell(self, method: str, params: Json = None) -> None:

@@ -619,7 +619,7 @@ async def test_a_session_on_which_a_call_was_left_is_nobody_elses(autojump_clock
         assert said(await fabric.handle(retry(asked, {"q1": ACCEPT}))) == ACCEPT
 
 
-async def test_a_question_belongs_to_the_call_that_its_stream_names_else_to_the_latest(
+async def test_where_calls_share_a_session_only_questions_within_a_call_are_put_to_its_caller(
     autojump_clock: MockClock,
 ) -> None:
     held: list[Request] = []
@@ -634,16 +634,19 @@ async def test_a_question_belongs_to_the_call_that_its_stream_names_else_to_the_
             for name in ("one", "two"):  # there is no room for another session
                 nursery.start_soon(run, name)
                 await settled()
-            held[0].ask("roots/list", {}, lambda reply: held[0].answer(text('"one"')))
+            replies: list[Json] = []
+            held[0].ask("elicitation/create", FORM, replies.append)
             await trio.sleep(1)
-            assert list(endings) == ["two"]  # whose call it is cannot be told; whose person it is can
+            assert endings == {}  # whose question it is cannot be told, so it is nobody's
+            assert [reply["result"] for reply in replies] == [{"action": "cancel"}]
+            assert fabric.counters["link.questions_unclear"] == 1
             (session,) = fabric.links["x"].pool.sessions
             assert session.client is not None
             one = min(int(id) for id in session.running)
             line = b'{"jsonrpc":"2.0","id":"s1","method":"roots/list"}'
             session.client.session.feed([line], one)
             await trio.sleep(1)
-            assert list(endings) == ["two", "one"]
+            assert list(endings) == ["one"]
             for request in held:
                 request.answer(text('"done"'))
 
@@ -728,6 +731,29 @@ class DualServer(FullServer):
         result = {"protocolVersion": "2025-11-25", "capabilities": self.capabilities, "serverInfo": info}
         request.connection.send({"id": request.id, "result": result})
         return None
+
+
+async def test_row_10_pages_that_are_done_with_are_known_to_who_waits(autojump_clock: MockClock) -> None:
+    page = {"mode": "url", "message": "m", "url": "https://a/", "elicitationId": "e1"}
+    far = server(pay=lambda request: request.fail(-32042, "pay first", {"elicitations": [page]}))
+    async with open_fabric([far.source()]) as fabric:
+        outcome = await fabric.handle(first("x__pay"))
+        assert isinstance(outcome, Error)
+        assert (outcome.code, json.loads(outcome.data)) == (-32042, {"elicitations": [page]})
+        start = trio.current_time()
+        assert not await fabric.wait_pages(["e1"], 60)
+        assert trio.current_time() == start + 60
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fabric.wait_pages, ["e1"], 60)
+            await trio.sleep(1)
+            far.connections[1].tell("notifications/elicitation/complete", {"elicitationId": "e1"})
+            far.connections[1].tell("notifications/elicitation/complete", {"elicitationId": 7})
+        assert trio.current_time() < start + 62
+        assert await fabric.wait_pages(["e1"], 60)
+        await trio.sleep(1000)
+        far.connections[0].tell("notifications/elicitation/complete", {"elicitationId": "e2"})
+        await settled()
+        assert len(fabric._pages) == 1
 
 
 # Agents' answers

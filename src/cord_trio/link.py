@@ -21,6 +21,7 @@ from cord_trio.errors import CallError, ConnectFailed, ConnectionLost, DeadlineE
 from cord_trio.following import STEADY, Following, Subscriptions
 from cord_trio.handshake import FreshNeeded, negotiate, unreached
 from cord_trio.observe import Node
+from cord_trio.pages import COMPLETED
 from cord_trio.pool import Pool, refuse
 from cord_trio.protocol.eras import LEGACY
 from cord_trio.protocol.questions import NOBODY, ROOTS, askable
@@ -92,7 +93,6 @@ class Link:
         self.pool = Pool(
             source.name, self._converse_alone, parks=around.parks, timer=around.timer, counters=around.counters,
             size=around.bounds.interactive, idle=around.bounds.interactive_idle, roots=around.roots,
-            correlates=isinstance(source, Http),
         )  # fmt: skip
         self._around = around
         self._waiting: dict[Cell[Client], None] = {}
@@ -361,7 +361,7 @@ class Link:
                 timer=around.timer,
                 counters=around.counters,
                 answer=answer or self._answer,
-                told=self._told if shared else None,
+                told=self._told if shared else self._told_alone,
             ) as session,
         ):
             greeting = await negotiate(
@@ -447,7 +447,12 @@ class Link:
             raise failure
         return reason
 
+    def _told_alone(self, method: str, params: Raw, _within: Id | None) -> None:
+        if method == COMPLETED:
+            self._around.pages.told(params)
+
     def _told(self, method: str, params: Raw, _within: Id | None) -> None:
+        self._told_alone(method, params, _within)
         if self._following is not None:
             self._following.told(method, params)
 

@@ -49,9 +49,9 @@ class Pool:
     """The interactive sessions of one source.
 
     Attributes:
-        sessions: what is open or being opened, the oldest first.
-        correlates: whether a question says to which call it belongs. Where it does not, each call has a session
-            to itself while it runs, since the people behind one principal may be many.
+        sessions: what is open or being opened, the oldest first. Each call has one to itself while it runs, since
+            the people behind one principal may be many, and even over HTTP a server may ask beside the stream of
+            the call that it asks for (the Python SDK 1.x does so for sampling).
 
     """
 
@@ -65,7 +65,6 @@ class Pool:
         counters: Counters,
         size: int,
         idle: float,
-        correlates: bool,
         roots: bytes = NO_ROOTS,
     ) -> None:
         self.name = name
@@ -75,7 +74,6 @@ class Pool:
         self.counters = counters
         self.idle = idle
         self.roots = roots
-        self.correlates = correlates
         self.sessions: dict[Interactive, None] = {}
         self._size = size
         self._nursery: trio.Nursery | None = None
@@ -87,11 +85,12 @@ class Pool:
     def session(self, principal: str, declares: bytes) -> Interactive | None:
         """A session of `principal` that says it can be asked what is in `declares`; None if there is no room.
 
+        Where there is no room for one more, calls share one, and only what is asked within a call is put to its caller.
         It is given for one call; whoever does not make that gives it back with `release`.
         """
         key = (principal, declares)
         same = [each for each in self.sessions if each.key == key and not each.haunted]
-        found = next((each for each in same if self.correlates or not each.users), None)
+        found = next((each for each in same if not each.users), None)
         if found is None:
             found = self._new(key) or min(same, key=lambda each: each.users, default=None)
         if found is not None:
@@ -217,7 +216,7 @@ class Interactive:
 
     def _done(self, running: Running, left: bool) -> None:
         self.running.pop(running.id, None)
-        self.haunted = self.haunted or (left and not self._pool.correlates)
+        self.haunted = self.haunted or left
         self.release()
 
     def _rest(self) -> None:
@@ -249,10 +248,14 @@ class Interactive:
         return await running.ask(asked.id, asked.method, asked.params)
 
     def _whose(self, within: Id | None) -> Running | None:
-        """The call in which the server asks: by the stream that carried it, else the latest; all are one person's."""
+        """The call in which the server asks: by the stream that carried it, else the only one that it can be."""
         if within is not None:
             return self.running.get(within)
-        return next(reversed(self.running.values()), None)
+        if len(self.running) == 1 and not self.haunted:
+            return next(iter(self.running.values()))
+        if self.running:
+            self._pool.counters.add("link.questions_unclear")
+        return None
 
 
 async def refuse(asked: Asked, roots: bytes, *, declared: bool) -> bytes:

@@ -58,8 +58,8 @@ class Bounds:
         http_connections: connections that the gateway holds.
         parks: calls of one principal that wait for an answer of hers.
         park_time: how long such a call waits.
-        interactive: sessions of single principals with one legacy source that may ask them; further callers
-            share the session that asks nobody.
+        interactive: sessions with one legacy source that may ask their callers, one for each call that is under
+            way; further callers share one of theirs, or else the session that asks nobody.
         interactive_idle: how long such a session is kept that nobody uses.
         hops: fabrics and agents that one call may pass.
 

@@ -18,8 +18,9 @@ from cord_trio.config import Bounds, InProcess, Stdio, ToolFilter, WebSocket
 from cord_trio.counters import Counters
 from cord_trio.errors import CallError, ConnectionLost, DeadlineExceeded, SourceDown
 from cord_trio.following import DEBOUNCE, LISTEN_PATIENCE, STEADY, Following
-from cord_trio.link import START_HOLD, Link, Surroundings
+from cord_trio.link import Link, Surroundings
 from cord_trio.registry import Registry
+from cord_trio.surroundings import START_HOLD
 from cord_trio.testing import ToolServer
 from cord_trio.transports.guardian import open_guardian
 from cord_trio.transports.memory import MemoryTransport

@@ -6,7 +6,6 @@ closes its sessions and children), and the core that they all stand on.
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 from contextlib import asynccontextmanager, contextmanager
@@ -17,12 +16,13 @@ import trio
 
 from cord_trio import layers
 from cord_trio.agents import Agents, call_tool, converse
-from cord_trio.agents.exporting import EVENTS, as_tool, failure_of, payload_of, result_of
-from cord_trio.call import LOCAL, Complete, Error, stack
+from cord_trio.agents.exporting import as_tool
+from cord_trio.agents.serving import answer_call
+from cord_trio.call import LOCAL, Error, stack
 from cord_trio.cell import Timer
 from cord_trio.config import Config
 from cord_trio.counters import Counters
-from cord_trio.errors import CallError, DeadlineExceeded, Draining, Overloaded, SourceDown, ToolNotFound
+from cord_trio.errors import Draining, Overloaded, SourceDown, ToolNotFound
 from cord_trio.link import Link, Surroundings
 from cord_trio.observe import Node
 from cord_trio.protocol import jsonrpc
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from cord_trio.protocol.jsonrpc import Json
     from cord_trio.protocol.mcp import Tool, ToolResult
     from cord_trio.protocol.tools import Annotations
-
-log = logging.getLogger("cord_trio.fabric")
 
 LAST_CALLS: Final = 3.0
 """Seconds for calls made from outside the fabric's block to end, once its links have."""
@@ -75,6 +73,7 @@ class Fabric:
         self.agents = Agents(self.route, lambda: self.registry.snapshot)
         self.draining = trio.Event()
         self._parks = around.parks
+        self._pages = around.pages
         self._exported: dict[str, Tool] = {}
         self._handlers: dict[str, Handler] = {}
         self._resumed: dict[str, Handler] = {}
@@ -134,23 +133,9 @@ class Fabric:
             self._leave()
 
     async def _ask_exported(self, call: Call) -> Outcome:
-        """Ask an agent that is listed as a tool. It runs in this task, so leaving cancels it."""
+        """Ask an agent that is listed as a tool."""
         route = self.registry.snapshot.tools[call.name or ""]
-        token = EVENTS.set(call.events)
-        try:
-            with trio.CancelScope(deadline=call.deadline) as scope:
-                answer = await converse(self.agents, route.tool.name, payload_of(call), principal=call.principal)
-                return Complete(result_of(answer))
-        except CallError:
-            raise
-        except Exception as exc:
-            self.counters.add("fabric.agent_failed")
-            log.warning("exported agent failed agent=%s", route.tool.name, exc_info=exc)
-            return Complete(failure_of(exc))
-        finally:
-            EVENTS.reset(token)
-        assert scope.cancelled_caught
-        raise DeadlineExceeded(route.public, "unknown")
+        return await answer_call(self.agents, route.tool.name, call, self.counters)
 
     # Tools
 
@@ -201,6 +186,13 @@ class Fabric:
     def abandon(self, park: str, reason: str) -> None:
         """Let go of the call that waits under the token `park`: its caller will not answer."""
         self._parks.abandon(park, reason)
+
+    async def wait_pages(self, ids: Iterable[str], patience: float) -> bool:
+        """Return once servers told that the pages `ids` are done with, or after `patience` seconds; whether they did.
+
+        A server that wants pages opened before it runs a call (error -32042) may be called again then.
+        """
+        return await self._pages.wait(ids, patience)
 
     def _resume(self, call: Call) -> Awaitable[Outcome]:
         """Go on with the call that waits for `call`. It is never made anew, so nothing is retried."""

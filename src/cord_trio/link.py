@@ -50,9 +50,6 @@ log = logging.getLogger("cord_trio.link")
 LEGACY_VERDICT: Final = 24 * 3600.0
 """Seconds for which a server found to be legacy is not asked again for the modern era."""
 
-START_HOLD: Final = 3.0
-"""Seconds for which an interpreter that starts keeps others from starting; then it hangs rather than imports."""
-
 SHARED: Final = "shared"
 """Key of the session that everybody may use: it declares nothing that could be asked of one person."""
 
@@ -278,7 +275,7 @@ class Link:
         """
         async with AsyncExitStack() as starting:
             if is_interpreter(self.source):
-                await starting.enter_async_context(self._turn_to_start())
+                await starting.enter_async_context(self._around.turn_to_start())
             remembered = trio.current_time() < self._legacy_until
             try:
                 client = await self._greet(stack, remembered)
@@ -312,30 +309,12 @@ class Link:
                 raise exc from exc.__cause__  # which says more about a server that has neither
 
     @asynccontextmanager
-    async def _turn_to_start(self) -> AsyncGenerator[None, None]:
-        """One of the places for interpreters that start; given back early by one that hangs."""
-        starts, timer = self._around.starts, self._around.timer
-        hold = Cell[None]()
-        await starts.acquire_on_behalf_of(hold)
-
-        def give_back() -> None:
-            if hold.settle(None):
-                starts.release_on_behalf_of(hold)
-
-        timer.add(hold, trio.current_time() + START_HOLD, give_back)
-        try:
-            yield
-        finally:
-            timer.discard(hold)
-            give_back()
-
-    @asynccontextmanager
     async def _converse_alone(self, declares: Mapping[str, Json], answer: Answer) -> AsyncGenerator[Client, None]:
         """A legacy session beside the shared one, which declares what its one principal can be asked."""
         async with AsyncExitStack() as stack:
             async with AsyncExitStack() as starting:
                 if is_interpreter(self.source):
-                    await starting.enter_async_context(self._turn_to_start())
+                    await starting.enter_async_context(self._around.turn_to_start())
                 client = await stack.enter_async_context(self._converse("legacy", declares, answer))
             yield client
 

@@ -73,19 +73,13 @@ CALLERS = st.builds(
 class World:
     """The server's side, which knows whose each question is."""
 
-    def __init__(self, callers: list[Caller], sessions: int) -> None:
+    def __init__(self, callers: list[Caller]) -> None:
         self.callers = callers
-        # With fewer sessions than calls at once, callers of one principal share one, where nothing tells them apart.
-        self.shared = sessions < len(callers)
         self.server = FullServer()
         self.server.tools["ask"] = self.ask
         self.started: dict[int, int] = {}
         self.wrong: list[str] = []
         self.nursery: trio.Nursery | None = None
-
-    def tells_apart(self, one: int, other: int) -> bool:
-        """Whether a question of one caller must not meet the other."""
-        return one != other and (not self.shared or self.callers[one].principal != self.callers[other].principal)
 
     def ask(self, request: Request) -> Json:
         number = request.arguments["number"]
@@ -110,7 +104,7 @@ class World:
                 ) -> None:
                     content = (reply.get("result") or {}).get("content") or {}
                     of = content.get("of", name)
-                    if of != name and self.tells_apart(number, int(of.partition(".")[0])):
+                    if of != name:
                         self.wrong.append(f"{name} was answered {content}")
                     open.discard(name)
                     if not open:
@@ -133,7 +127,7 @@ def answers(outcome: InputRequired, number: int, world: World, *, some: bool) ->
     given = {}
     for key, question in json.loads(bytes(outcome.result))["inputRequests"].items():
         name = question["params"]["message"]
-        if world.tells_apart(int(name.partition(".")[0]), number):
+        if int(name.partition(".")[0]) != number:
             world.wrong.append(f"{name} was put to the caller of {number}")
         given[key] = {"action": "accept", "content": {"of": name}}
         if some:
@@ -210,7 +204,7 @@ async def play(fabric: Fabric, world: World, number: int, endings: dict[int, str
 def test_answers_reach_their_own_questions_and_nothing_is_held(
     callers: list[Caller], losses: list[float], sessions: int, seed: int
 ) -> None:
-    world = World(callers, sessions)
+    world = World(callers)
     endings: dict[int, str] = {}
     start = 0.0
 

@@ -134,7 +134,7 @@ async def test_prompts_resources_and_completions_go_to_their_source(modern: bool
         assert "name" not in sent
 
 
-async def test_an_unmapped_uri_is_read_where_exactly_one_source_has_it(autojump_clock: MockClock) -> None:
+async def test_r23_an_unmapped_uri_is_read_where_exactly_one_source_has_it(autojump_clock: MockClock) -> None:
     one, two = FullServer(), FullServer()
     one.resources = [{"uri": "db:one", "name": "one"}, {"uri": "db:both", "name": "both"}]
     two.resources = [{"uri": "db:both", "name": "both"}]

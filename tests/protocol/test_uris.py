@@ -18,6 +18,8 @@ PREFIXES = {"docs", "Web", "", "x"}
         ("https://[::1]/x", "cord://docs/~/https://%5B::1%5D/x"),
         ("file:///ä b", "cord://docs/~/file:///%C3%A4%20b"),
         ("~/x", "cord://docs/~/~/x"),
+        ("a:%zz", "cord://docs/~/a:%25zz"),
+        ("a:#b#c", "cord://docs/~/a:%23b%23c"),
         ("ui://app/page", "ui://docs/app/page"),
         ("ui://ä", "ui://docs/~/%C3%A4"),
         ("cord://docs/file:///a", "cord://docs/cord://docs/file:///a"),

@@ -26,7 +26,8 @@ UI: Final = "ui://"
 """Begins the URIs of MCP Apps; these keep it."""
 
 _MARK: Final = "~/"
-_PLAIN = re.compile(r"[A-Za-z0-9\-._~:/?#@!$&'()*+,;=%]*")
+_CHARACTER = r"(?:[A-Za-z0-9\-._~:/?@!$&'()*+,;=]|%[0-9A-Fa-f]{2})*"
+_PLAIN = re.compile(rf"{_CHARACTER}(?:#{_CHARACTER})?")
 _KEPT = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~:/@!$&'()*+,;=")
 _ESCAPED = re.compile(rb"%([0-9A-Fa-f]{2})")
 _RULE = re.compile(r"\{[^{}]*\}")

@@ -50,6 +50,9 @@ log = logging.getLogger("cord_trio.link")
 LEGACY_VERDICT: Final = 24 * 3600.0
 """Seconds for which a server found to be legacy is not asked again for the modern era."""
 
+LISTENING: Final = 1.0
+"""Seconds that a server has to open its standing stream, before it is called without one."""
+
 SHARED: Final = "shared"
 """Key of the session that everybody may use: it declares nothing that could be asked of one person."""
 
@@ -352,6 +355,10 @@ class Link:
                     session.notify("notifications/initialized")
                 except ConnectionLost as exc:
                     raise await unreached(session, exc, "handshake") from exc
+            if not (shared or greeting.modern):
+                # Some servers ask on the standing stream, and drop what they ask while nobody holds it.
+                with trio.move_on_after(LISTENING):
+                    await transport.wait_listening()
             if shared:
                 self.pid = getattr(transport, "pid", None)
             bounds = around.bounds

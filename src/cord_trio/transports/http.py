@@ -77,6 +77,7 @@ class HttpTransport(Transport):
         self._answered: dict[Post, float] = {}
         self._unread: Post | None = None
         self._greeted = trio.Event()
+        self._listening = trio.Event()
         self._loss: str | None = None
         self._lost = trio.Event()
 
@@ -146,6 +147,9 @@ class HttpTransport(Transport):
             nursery.start_soon(self._hold_stream)
             await self._lost.wait()
             nursery.cancel_scope.cancel("the session is lost")
+
+    async def wait_listening(self) -> None:
+        await self._listening.wait()
 
     async def farewell(self, pool: Pool) -> None:
         """End a legacy session at its server (MCP 2025-11-25, transports/session management)."""
@@ -217,6 +221,9 @@ class HttpTransport(Transport):
         if post.id is not None and self._posts.get(post.id) is post:
             del self._posts[post.id]
 
+    def listening(self) -> None:
+        self._listening.set()
+
     # What takes time
 
     async def _resume(self, post: Post, seconds: float) -> None:
@@ -248,8 +255,14 @@ class HttpTransport(Transport):
     async def _hold_stream(self) -> None:
         """Hold the standing stream of a legacy server that offers one (MCP 2025-11-25, transports)."""
         await self._greeted.wait()
-        if self.modern:
-            return
+        try:
+            if not self.modern:
+                await self._hold_streams()
+        finally:
+            self._listening.set()
+
+    async def _hold_streams(self) -> None:
+        """Open it, and again whenever it ends, until the server says that there is none."""
         pause, longest = STREAM_BACKOFF
         event_id: str | None = None
         opened = False
@@ -276,6 +289,7 @@ class HttpTransport(Transport):
                 target = stream.target
                 redirects += 1
                 continue
+            self._listening.set()
             opened = opened or stream.opened
             event_id = stream.event_id or event_id
             pause = STREAM_BACKOFF[0] if stream.useful else min(pause * 2, longest)

@@ -405,3 +405,21 @@ async def test_a_server_that_refuses_a_subscription_is_asked_once(autojump_clock
             await trio.sleep(100)
         assert len(server.sent("resources/subscribe")) == 1
         assert fabric.counters["link.subscribe_failed"] == 1
+
+
+async def test_what_is_wanted_while_the_server_is_asked_for_something_else_is_not_missed(
+    autojump_clock: MockClock,
+) -> None:
+    server = FullServer()
+    slow: list[Request] = []
+    server.answers["resources/subscribe"] = slow.append
+    async with open_fabric([server.source()]) as fabric:
+        await fabric.wait_started()
+        with fabric.subscribe("one", ["cord://x/file:///a"], lambda uri: None):
+            await settled()
+            with fabric.subscribe("two", ["cord://x/file:///b"], lambda uri: None):
+                await settled()
+                slow[0].answer({})
+                await settled()
+                assert [request.params["uri"] for request in slow] == ["file:///a", "file:///b"]
+                slow[1].answer({})

@@ -23,7 +23,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from cord_trio.config import Bounds, Config, GatewayConfig
 from cord_trio.errors import AgentError, CallError, Draining
 from cord_trio.fabric import Fabric, open_fabric
-from cord_trio.link import DEBOUNCE
+from cord_trio.following import DEBOUNCE
 from cord_trio.session import Session
 from cord_trio.testing import ToolServer
 from cord_trio.testing.machine import TrioMachine

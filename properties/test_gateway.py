@@ -15,7 +15,21 @@ from cord_trio.counters import Counters
 from cord_trio.errors import Overloaded
 from cord_trio.gateway.front import Front
 from cord_trio.gateway.sessions import IDLE, Session, Sessions
-from cord_trio.gateway.steps import Batch, Caller, Cancel, Client, List, Listen, Open, Reply, Run, Step
+from cord_trio.gateway.steps import (
+    Answered,
+    Batch,
+    Caller,
+    Cancel,
+    Client,
+    Level,
+    List,
+    Listen,
+    Open,
+    Reply,
+    Run,
+    Step,
+    Subscribe,
+)
 from cord_trio.protocol.eras import ERAS
 from cord_trio.testing.schedule import scheduled
 from cord_trio.transports.http1 import Headers
@@ -42,7 +56,8 @@ ids = st.integers(-(2**53), 2**64) | st.text(max_size=6)
 versions = st.sampled_from([*ERAS, "2099-01-01", "1.0", ""])
 methods = st.sampled_from(
     ["initialize", "ping", "tools/list", "tools/call", "server/discover", "subscriptions/listen", "nothing",
-     "notifications/cancelled", "notifications/initialized", "resources/read"]
+     "notifications/cancelled", "notifications/initialized", "resources/read", "prompts/get", "prompts/list",
+     "completion/complete", "resources/subscribe", "logging/setLevel"]
 )  # fmt: skip
 metas = st.fixed_dictionaries(
     {},
@@ -62,7 +77,13 @@ params = st.fixed_dictionaries(
         "arguments": st.dictionaries(st.sampled_from(["r", "x"]), values) | values,
         "cursor": values,
         "protocolVersion": versions | values,
-        "notifications": st.just({"toolsListChanged": True}) | values,
+        "notifications": st.just({"toolsListChanged": True, "resourceSubscriptions": ["a:b"]}) | values,
+        "uri": st.just("a:b") | values,
+        "level": st.just("info") | values,
+        "argument": st.just({"name": "a", "value": "b"}) | values,
+        "ref": st.just({"type": "ref/prompt", "name": "plain"}) | values,
+        "requestState": st.just("s") | values,
+        "inputResponses": st.just({}) | values,
         "requestId": ids | values,
         "reason": values,
     },
@@ -156,15 +177,29 @@ def check_step(step: Step, value: Json, caller: Caller) -> None:
             assert (type(found), found) == (type(id), id)
             assert not client.era.modern
             assert "io.modelcontextprotocol/protocolVersion" not in (value["params"].get("_meta") or {})
-        case Run(found, era, name, members, meta, _, _):
+        case Run():
+            found, era, name, members, meta = step.id, step.era, step.name, step.params, step.meta
             assert (type(found), found) == (type(id), id)
-            assert name == value["params"]["name"]
-            assert set(members) <= set(value["params"]) - {"name", "_meta"}
+            named = value["params"].get({"resources/read": "uri"}.get(step.method, "name"))
+            ref = value["params"].get("ref") if step.method == "completion/complete" else {}
+            assert name in (named, ref.get("name"), ref.get("uri"))
+            assert set(members) <= set(value["params"]) - {"name", "uri", "_meta"}
+            assert (step.state is None and not step.answers) or era.modern
             assert not any(key.startswith("io.modelcontextprotocol/") or key == "progressToken" for key in meta)
             assert era.modern or caller.client is not None
-        case List(found, era, _) | Listen(found, era, _):
+        case List(found, era) | Listen(found, era):
             assert (type(found), found) == (type(id), id)
             assert era.modern or caller.client is not None
+        case Subscribe(found, uri):
+            assert (type(found), found, uri) == (type(id), id, value["params"]["uri"])
+            assert caller.client is not None
+        case Level(found, level):
+            assert (type(found), found, level) == (type(id), id, value["params"]["level"])
+            assert caller.client is not None
+        case Answered(found):
+            assert (type(found), found) == (type(id), id)
+            assert "method" not in value or value["method"] is None
+            assert caller.client is not None
         case Cancel():
             assert id is None
         case Batch(steps):

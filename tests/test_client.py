@@ -356,7 +356,8 @@ async def test_whether_changes_are_announced(capabilities: Json, announces: bool
 
 
 async def test_listening_asks_for_tools_and_ends_with_the_servers_answer(autojump_clock: MockClock) -> None:
-    async with connected(lambda _: {"resultType": "complete"}) as (client, server):
+    tells = {"tools": {"listChanged": True}, "prompts": {}}
+    async with connected(lambda _: {"resultType": "complete"}, capabilities=tells) as (client, server):
         await client.listen()
         assert server.got[0]["method"] == "subscriptions/listen"
         assert server.got[0]["params"] == {"notifications": {"toolsListChanged": True}, "_meta": ENVELOPE}

@@ -203,6 +203,26 @@ async def test_a_server_of_another_time_is_refused_with_both_sides_named(
         assert server.methods == ["server/discover"]
 
 
+async def test_a_revision_that_is_refused_and_named_is_tried_once_more(autojump_clock: MockClock) -> None:
+    refusal = error(-32022, {"supported": ["2026-07-28"]})
+    async with conversing(discover=refusal, initialize=result(LEGACY)) as (session, server):
+        with pytest.raises(ConnectFailed, match="no common protocol revision"):
+            await greet(session)
+        assert server.methods == ["server/discover", "server/discover"]
+    async with conversing(discover=refusal) as (session, server):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_then, server, result(MODERN))
+            assert (await greet(session)).modern
+        assert server.methods == ["server/discover", "server/discover"]
+
+
+async def _then(server: Server, answer: bytes) -> None:
+    """From the first request on, answer so."""
+    while not server.methods:  # noqa: ASYNC110  # the scripted server tells by no event
+        await trio.sleep(0)
+    server.script = {"server/discover": answer}
+
+
 @pytest.mark.parametrize("status", [401, 403, 407, 429, 500, 502, 503, 504])
 async def test_a_status_that_says_nothing_of_the_era_is_no_verdict(status: int, autojump_clock: MockClock) -> None:
     failure = Refused("later", status=status) if status in (429, 503) else HttpFailed(status)

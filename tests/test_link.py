@@ -17,8 +17,10 @@ from cord_trio.cell import Timer
 from cord_trio.config import Bounds, InProcess, Stdio, ToolFilter, WebSocket
 from cord_trio.counters import Counters
 from cord_trio.errors import CallError, ConnectionLost, DeadlineExceeded, SourceDown
-from cord_trio.link import DEBOUNCE, LISTEN_PATIENCE, START_HOLD, STEADY, Link, Surroundings
+from cord_trio.following import DEBOUNCE, LISTEN_PATIENCE, STEADY, Following
+from cord_trio.link import Link, Surroundings
 from cord_trio.registry import Registry
+from cord_trio.surroundings import START_HOLD
 from cord_trio.testing import ToolServer
 from cord_trio.transports.guardian import open_guardian
 from cord_trio.transports.memory import MemoryTransport
@@ -283,11 +285,11 @@ async def test_what_a_function_makes_of_its_end_is_no_news(autojump_clock: MockC
 async def test_d05_a_bug_of_ours_is_one_reason_without_a_group(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def refresh(self: Link, client: object) -> None:
+    async def refresh(self: Following, kind: object) -> None:
         await trio.lowlevel.checkpoint()
         raise ValueError("deep inside")
 
-    monkeypatch.setattr(Link, "_refresh", refresh)
+    monkeypatch.setattr(Following, "_refresh", refresh)
     with caplog.at_level(logging.CRITICAL, "cord_trio.link"):
         async with bench(ToolServer().in_process(name="x")) as here:
             await trio.sleep(0.1)
@@ -296,10 +298,10 @@ async def test_d05_a_bug_of_ours_is_one_reason_without_a_group(
             assert "Group" not in str(here.link.failure)
 
 
-async def test_a_kind_that_is_not_supported_says_what_to_do(autojump_clock: MockClock) -> None:
+async def test_a_websocket_that_nobody_serves_is_told() -> None:
     async with bench(WebSocket(name="w", url="ws://127.0.0.1:1/")) as here:
         await here.link.wait_tried()
-        assert here.link.reason == "connect: WebSocket sources are not supported yet; use stdio or http"
+        assert here.link.reason.startswith("connect: cannot connect to 127.0.0.1:1: ")
 
 
 async def test_a_list_that_fails_keeps_the_source_down(autojump_clock: MockClock) -> None:

@@ -67,14 +67,14 @@ async def test_a_source_that_is_down_keeps_its_tools_listed() -> None:
     view = snapshot.sources["web"]
     assert (view.state, view.reason, view.next_try) == ("down", "server exited (signal 9)", 7.5)
     assert list(snapshot.tools) == ["web__get"]
-    assert (snapshot.version, snapshot.listed) == (2, 1)
+    assert (snapshot.version, snapshot.listed_tools) == (2, 1)
 
 
 async def test_the_same_list_again_is_not_a_new_list() -> None:
     snapshot = await publish(
         registry(source("web")), *(Update("web", epoch, "ready", tools("get", "put")) for epoch in (1, 2))
     )
-    assert (snapshot.version, snapshot.listed) == (2, 1)
+    assert (snapshot.version, snapshot.listed_tools) == (2, 1)
 
 
 async def test_a_note_alone_makes_no_new_list() -> None:
@@ -83,7 +83,7 @@ async def test_a_note_alone_makes_no_new_list() -> None:
         Update("web", 1, "ready", tools("get")),
         Update("web", 2, "ready", tools("get"), notes=("tool 'put' has no schema",)),
     )
-    assert (snapshot.version, snapshot.listed, len(snapshot.problems)) == (2, 1, 1)
+    assert (snapshot.version, snapshot.listed_tools, len(snapshot.problems)) == (2, 1, 1)
 
 
 async def test_an_update_that_is_late_or_repeated_changes_nothing() -> None:

@@ -19,8 +19,21 @@ ROWS: list[list[str]] = [
     # A room may import rooms of the rows above, and those before it in its own row.
     ["version", "errors"],
     ["protocol", "nats", "cell", "call", "counters"],
-    ["observe", "config", "auth", "transports", "answering", "session", "handshake", "client", "registry", "layers"],
-    ["link", "agents"],
+    [
+        "observe",
+        "config",
+        "auth",
+        "transports",
+        "answering",
+        "pending",
+        "session",
+        "handshake",
+        "snapshot",
+        "client",
+        "registry",
+        "layers",
+    ],
+    ["following", "pages", "parking", "pool", "surroundings", "link", "routing", "agents"],
     ["fabric"],
     ["gateway", "mesh", "testing", "web"],
     ["cli"],
@@ -41,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 USUAL = {"attrs", "msgspec", "outcome", "trio"}
 
-PROTOCOL = ["jsonrpc", "framing", "peer", "eras", "headers", "tools", "mcp"]
+PROTOCOL = ["jsonrpc", "framing", "peer", "eras", "headers", "tools", "items", "uris", "mcp", "questions"]
 """The order inside the protocol."""
 
 PURE = {"errors", "protocol", "call", "counters"}

@@ -45,6 +45,10 @@ class Call(msgspec.Struct, frozen=True):
         attempt: 1 for the first try, then counted up by retries.
         patience: seconds by which progress of the server moves the deadline on; 0 for a deadline that stays.
         latest: Trio time that progress moves it to at most.
+        log_level: asks for the log notifications of this call, from this level on; None if nobody wants them.
+        park: the token of a parked call that this one answers; its `params` then hold `inputResponses` alone.
+        revision: the protocol revision that the caller itself speaks, empty if none. A server of both eras is best
+            met in the caller's: what it asks for in the middle of a call may exist in one of them alone.
 
     """
 
@@ -59,6 +63,9 @@ class Call(msgspec.Struct, frozen=True):
     attempt: int = 1
     patience: float = 0.0
     latest: float = math.inf
+    log_level: str | None = None
+    park: str = ""
+    revision: str = ""
 
 
 class Complete(msgspec.Struct, frozen=True):
@@ -68,9 +75,16 @@ class Complete(msgspec.Struct, frozen=True):
 
 
 class InputRequired(msgspec.Struct, frozen=True):
-    """The peer needs answers first (MCP 2026-07-28, input required). `result` is the whole object, unparsed."""
+    """The peer needs answers first (MCP 2026-07-28, input required).
+
+    Attributes:
+        result: the whole object, unparsed; with the peer's own `requestState`, if it gave one.
+        park: the token under which the call goes on waiting, if it does; then the retry must carry it.
+
+    """
 
     result: Raw
+    park: str = ""
 
 
 class Task(msgspec.Struct, frozen=True):

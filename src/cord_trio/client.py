@@ -7,23 +7,29 @@ unparsed; what belongs to one hop alone (ids, progress tokens, the envelope) is 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from cord_trio.call import Call, Complete, Error, InputRequired, Outcome, Task
-from cord_trio.errors import BadReply, CallFailed, Malformed
-from cord_trio.protocol import jsonrpc, mcp
-from cord_trio.protocol.eras import HEADER_MISMATCH
+from cord_trio.errors import BadReply, CallError, CallFailed, ConnectionLost, Malformed
+from cord_trio.protocol import items, jsonrpc, mcp
+from cord_trio.protocol.eras import HEADER_MISMATCH, INPUT_METHODS, UNSUPPORTED_VERSION
+from cord_trio.protocol.mcp import LEVELS, declared_upstream
+from cord_trio.protocol.uris import export_uri, relink
 from cord_trio.session import LISTEN
+from cord_trio.snapshot import NOTHING_LISTED, WORDS, Listed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from msgspec import Raw
 
     from cord_trio.handshake import Greeting
+    from cord_trio.protocol.items import Page
     from cord_trio.protocol.jsonrpc import Json
     from cord_trio.protocol.mcp import Tool
     from cord_trio.session import Session
+    from cord_trio.snapshot import Item, Kind
 
 MAX_PAGES: Final = 1000
 """Pages of one list that are fetched, unless told otherwise."""
@@ -37,14 +43,45 @@ MAX_NOTES: Final = 100
 MAX_HEADS: Final = 10_000
 """Beginnings of requests that are kept, one for each name that is called."""
 
-BRACE: Final = ord("{")
+TASK_METHODS: Final = frozenset({"tasks/get", "tasks/update", "tasks/cancel"})
+"""What is asked of a task in the background; its state may come as either type of result (tasks extension)."""
+
+MAX_DECLARED: Final = 256
+"""Sets of capabilities of which the envelope is kept."""
 
 NAMED_BY: Final[Mapping[str, bytes]] = {
     "tools/call": b'"name":',
     "prompts/get": b'"name":',
     "resources/read": b'"uri":',
 }
-"""Under which member a request says what it is about."""
+"""Under which member a request says what it is about, if that is not among its parameters."""
+
+CAPABILITY: Final[Mapping[Kind, str]] = {
+    "tools": "tools",
+    "prompts": "prompts",
+    "resources": "resources",
+    "templates": "resources",
+}
+"""What a server declares if it has lists of a kind."""
+
+LISTS: Final[Mapping[Kind, str]] = {
+    "tools": "tools/list",
+    "prompts": "prompts/list",
+    "resources": "resources/list",
+    "templates": "resources/templates/list",
+}
+"""What asks for a list of each kind."""
+
+DECODERS: Final[Mapping[Kind, Callable[[Raw], Page[Any]]]] = {
+    "tools": items.decode_tools,
+    "prompts": items.decode_prompts,
+    "resources": items.decode_resources,
+    "templates": items.decode_templates,
+}
+"""What reads its pages."""
+
+TELLS: Final[tuple[Kind, ...]] = ("tools", "prompts", "resources")
+"""Kinds of which a server can tell that they changed; resources and their templates are one in this."""
 
 
 class Client:
@@ -55,6 +92,7 @@ class Client:
         greeting: what the server said of itself.
         max_pages: pages of one list that are fetched; a server with more is listed up to here.
         max_tools: tools that are listed; the others are left out and reported.
+        prefix: under which the server's URIs are exported; "" for as they are.
 
     """
 
@@ -66,14 +104,20 @@ class Client:
         *,
         max_pages: int = MAX_PAGES,
         max_tools: int = MAX_TOOLS,
+        prefix: str = "",
     ) -> None:
         self.session = session
+        self.prefix = prefix
         self.greeting = greeting
+        self._modern = greeting.modern
         self.max_pages = max_pages
         self.max_tools = max_tools
         meta = mcp.envelope_meta(greeting.revision, client_info, {}) if greeting.modern else {}
         self._envelope = jsonrpc.object_of(meta)[1:-1]
         """Members of `_meta` that every request carries, without the braces."""
+        self._client_info = client_info
+        self._declared: dict[bytes, bytes] = {}
+        self._level: str | None = None
         self._heads: dict[tuple[str, str | None], bytes] = {}
         self._mirrored: dict[str, Tool] = {}
         """Tools some of whose arguments are sent as headers too (MCP 2026-07-28, x-mcp-header)."""
@@ -91,6 +135,35 @@ class Client:
         session = self.session
         method = call.method
         id = session.peer.mint()
+        headers: Sequence[tuple[str, str]] = ()
+        if name in self._mirrored:
+            headers = mcp.param_headers(self._mirrored[name], call.params.get("arguments", jsonrpc.NOTHING))
+        if call.log_level is not None:
+            await self._raise_level(call)
+            session.logging[id] = call.log_level
+        try:
+            result = await session.exchange(
+                id, self.message(id, call, name), method=method, name=name, headers=headers,
+                deadline=call.deadline, events=call.events, patience=call.patience, latest=call.latest,
+            )  # fmt: skip
+        except CallFailed as exc:
+            if exc.code == UNSUPPORTED_VERSION and self._modern:
+                # It was another server's when we asked which it speaks: ask again, on a new connection.
+                lost = ConnectionLost(f"the server no longer speaks {self.greeting.revision}", "no")
+                session.lost(lost)
+                raise lost from exc
+            if exc.code != HEADER_MISMATCH or method != "tools/call" or relisted or not self._modern:
+                return Error(exc.code, exc.message, exc.data)
+            await self.list_tools(deadline=call.deadline)
+            return await self.call(call, name, relisted=True)
+        finally:
+            if session.logging:
+                session.logging.pop(id, None)
+        return self.outcome(method, result)
+
+    def message(self, id: int, call: Call, name: str | None) -> bytes:
+        """The request `id` that asks the server for `call`, of what it knows as `name`."""
+        method = call.method
         head = self._heads.get((method, name))
         if head is None:
             head = self._head(method, name)
@@ -99,49 +172,77 @@ class Client:
         for member, value in params.items():  # nearly always `arguments` alone
             members += b"%b:%b," % (jsonrpc.encode(member), value)
         meta = self._envelope
+        if meta and call.capabilities != b"{}":
+            meta = self._declaring(call.capabilities)
         if call.patience or call.events is not None:
             # Also where nobody listens: progress keeps the call alive.
             meta = b'%b,"progressToken":%d' % (meta, id) if meta else b'"progressToken":%d' % id
+        if call.log_level is not None and self._envelope:
+            meta = b'%b,"%b":%b' % (meta, mcp.META_LOG_LEVEL.encode(), jsonrpc.encode(call.log_level))
         if call.meta:
             more = [b"%b:%b" % (jsonrpc.encode(member), value) for member, value in call.meta.items()]
             meta = b",".join([meta, *more] if meta else more)
         if meta:
-            message = b'{"jsonrpc":"2.0","id":%d%b%b"_meta":{%b}}}' % (id, head, members, meta)
-        else:
-            message = b'{"jsonrpc":"2.0","id":%d%b}}' % (id, (head + members).removesuffix(b","))
-        headers: Sequence[tuple[str, str]] = ()
-        if name in self._mirrored:
-            headers = mcp.param_headers(self._mirrored[name], call.params.get("arguments", jsonrpc.NOTHING))
-        try:
-            result = await session.exchange(
-                id, message, method=method, name=name, headers=headers,
-                deadline=call.deadline, events=call.events, patience=call.patience, latest=call.latest,
-            )  # fmt: skip
-        except CallFailed as exc:
-            if exc.code != HEADER_MISMATCH or method != "tools/call" or relisted or not self.greeting.modern:
-                return Error(exc.code, exc.message, exc.data)
-            await self.list_tools(deadline=call.deadline)
-            return await self.call(call, name, relisted=True)
-        if memoryview(result)[0] != BRACE:
-            raise BadReply(f"{session.name}: the result of {method} is not an object")
-        return self._outcome(result) if self.greeting.modern else Complete(result)
+            return b'{"jsonrpc":"2.0","id":%d%b%b"_meta":{%b}}}' % (id, head, members, meta)
+        return b'{"jsonrpc":"2.0","id":%d%b}}' % (id, (head + members).removesuffix(b","))
 
-    def _outcome(self, result: Raw) -> Outcome:
+    def outcome(self, method: str, result: Raw) -> Outcome:
+        """What the server's result means, its URIs as they are exported.
+
+        Raises:
+            BadReply: it breaks the protocol.
+
+        """
+        text = bytes(result)
+        if not text.startswith(b"{"):
+            raise BadReply(f"{self.session.name}: the result of {method} is not an object")
+        if self._modern and not text.startswith(mcp.COMPLETE_HEAD):
+            kind = self._kind(text)
+            if kind == mcp.INPUT_REQUIRED and method in INPUT_METHODS:
+                return InputRequired(result)
+            if kind == mcp.TASK and method == "tools/call":
+                return Task(result)
+            if kind != mcp.COMPLETE and not (kind == mcp.TASK and method in TASK_METHODS):
+                what = f"{method} was answered with resultType {kind!r}, which it cannot have"
+                raise BadReply(f"{self.session.name}: {what}")
+        if self.prefix and b'ri"' in text:
+            return Complete(relink(method, result, partial(export_uri, self.prefix)))
+        return Complete(result)
+
+    def _kind(self, text: bytes) -> str:
         try:
-            kind = mcp.result_type(result)
+            return mcp.result_type(text)
         except Malformed as exc:
             raise BadReply(f"{self.session.name}: {exc}") from exc
-        if kind == "complete":
-            return Complete(result)
-        if kind == "input_required":
-            return InputRequired(result)
-        if kind == "task":
-            return Task(result)
-        raise BadReply(f"{self.session.name}: unknown resultType {kind!r}")
+
+    def _declaring(self, capabilities: bytes) -> bytes:
+        """The members of `_meta` that tell the server what it can ask in one request."""
+        meta = self._declared.get(capabilities)
+        if meta is None:
+            if len(self._declared) >= MAX_DECLARED:
+                self._declared.clear()
+            asked = declared_upstream(capabilities)
+            members = mcp.envelope_meta(self.greeting.revision, self._client_info, asked)
+            meta = self._declared[capabilities] = jsonrpc.object_of(members)[1:-1]
+        return meta
+
+    async def _raise_level(self, call: Call) -> None:
+        """Have a legacy server log at the level that `call` wants, or below (MCP 2025-11-25, logging)."""
+        level = call.log_level
+        if self.greeting.modern or level not in LEVELS or "logging" not in self.greeting.capabilities:
+            return
+        if self._level is not None and LEVELS.index(self._level) <= LEVELS.index(level):
+            return
+        self._level = level
+        try:
+            await self.request("logging/setLevel", {"level": jsonrpc.encode(level)}, deadline=call.deadline)
+        except CallError:
+            self._level = None
 
     def _head(self, method: str, name: str | None) -> bytes:
         """What stands between the id and the parameters of a request, kept for each name that is used."""
-        named = b"" if name is None else b"%b%b," % (NAMED_BY[method], jsonrpc.encode(name))
+        member = NAMED_BY.get(method)
+        named = b"" if name is None or member is None else b"%b%b," % (member, jsonrpc.encode(name))
         head = b',"method":%b,"params":{%b' % (jsonrpc.encode(method), named)
         if len(self._heads) >= MAX_HEADS:
             self._heads.clear()
@@ -156,27 +257,37 @@ class Client:
         return await self.session.request(method, jsonrpc.object_of(params), deadline=deadline)
 
     async def list_tools(self, *, deadline: float = math.inf) -> tuple[tuple[Tool, ...], tuple[str, ...]]:
-        """All tools of the server, in its order, and notes on what was left out.
+        """All tools of the server, in its order, and notes on what was left out. For the rest see `list_all`."""
+        listed = await self.list_all("tools", deadline=deadline)
+        return listed.items, listed.notes  # type: ignore[return-value]  # under that kind there are tools
 
-        A server that does not declare tools is not asked. A cursor that repeats, or that the server no longer
-        knows, ends the list. Of tools with one name the first counts.
+    def lists(self, kind: Kind) -> bool:
+        """Whether the server says that it has lists of `kind`."""
+        return CAPABILITY[kind] in self.greeting.capabilities
+
+    async def list_all(self, kind: Kind, *, deadline: float = math.inf) -> Listed:
+        """All that the server lists of `kind`, in its order, and notes on what was left out.
+
+        A server that does not declare it is not asked. A cursor that repeats, or that the server no longer
+        knows, ends the list. Of items with one name or URI the first counts.
 
         Raises:
             CallError: the list could not be fetched.
 
         """
-        if "tools" not in self.greeting.capabilities:
-            return (), ()
-        tools: dict[str, Tool] = {}
+        if not self.lists(kind):
+            return NOTHING_LISTED
+        method, word = LISTS[kind], WORDS[kind]
+        found: dict[str, Item] = {}
         notes: list[str] = []
         cursors: set[str] = set()
         cursor: str | None = None
         for _ in range(self.max_pages):
             try:
                 raw = await self.request(
-                    "tools/list", {} if cursor is None else {"cursor": jsonrpc.encode(cursor)}, deadline=deadline
+                    method, {} if cursor is None else {"cursor": jsonrpc.encode(cursor)}, deadline=deadline
                 )
-                page = mcp.decode_tools_page(raw)
+                page = DECODERS[kind](raw)
             except CallFailed as exc:
                 if exc.code == jsonrpc.METHOD_NOT_FOUND:
                     break
@@ -185,14 +296,14 @@ class Client:
                     break
                 raise
             except Malformed as exc:
-                raise BadReply(f"{self.session.name}: tools/list: {exc}") from exc
+                raise BadReply(f"{self.session.name}: {method}: {exc}") from exc
             notes += (*page.skipped, *page.notes)
-            for tool in page.tools:
-                if tools.setdefault(tool.name, tool) is not tool:
-                    notes.append(f"tool {tool.name!r} is listed twice; the first counts")
+            for item in page.items:
+                if found.setdefault(item.key, item) is not item:
+                    notes.append(f"{word} {item.key!r} is listed twice; the first counts")
             del notes[MAX_NOTES:]
             cursor = page.next_cursor
-            if cursor is None or len(tools) > self.max_tools:
+            if cursor is None or len(found) > self.max_tools:
                 break
             if cursor in cursors:
                 notes.append(f"the cursor {cursor!r} repeats; the list ends there")
@@ -200,23 +311,38 @@ class Client:
             cursors.add(cursor)
         else:
             notes.append(f"more than {self.max_pages} pages; the list ends there")
-        listed = tuple(tools.values())
+        listed = tuple(found.values())
         if len(listed) > self.max_tools:
-            notes.append(f"{len(listed)} tools; those after {self.max_tools} are left out")
+            notes.append(f"{len(listed)} {word}s; those after {self.max_tools} are left out")
             listed = listed[: self.max_tools]
-        self._mirrored = {tool.name: tool for tool in listed if tool.headers}
-        return listed, tuple(notes)
+        if kind == "tools":
+            self._mirrored = {tool.name: tool for tool in listed if isinstance(tool, mcp.Tool) and tool.headers}
+        return Listed(listed, tuple(notes))
 
     @property
     def announces_tools(self) -> bool:
         """Whether the server says that it will tell when its tools change."""
-        tools = self.greeting.capabilities.get("tools")
-        return isinstance(tools, dict) and tools.get("listChanged") is True
+        return self.announces("tools")
 
-    async def listen(self) -> None:
-        """Ask a modern server to tell of changed tools, and return when it stops telling.
+    def announces(self, kind: Kind) -> bool:
+        """Whether the server says that it will tell when its list of `kind` changes."""
+        return self._says(kind, "listChanged")
+
+    @property
+    def subscribes(self) -> bool:
+        """Whether the server says that it will tell when a resource changes."""
+        return self._says("resources", "subscribe")
+
+    def _says(self, kind: Kind, what: str) -> bool:
+        settings = self.greeting.capabilities.get(CAPABILITY[kind])
+        return isinstance(settings, dict) and settings.get(what) is True
+
+    async def listen(self, uris: Sequence[str] = ()) -> None:
+        """Ask a modern server to tell of changes, of `uris` too, and return when it stops telling.
 
         Notifications go to the session's `told`.
         """
-        wanted = {"notifications": b'{"toolsListChanged":true}'}
-        await self.request(LISTEN, wanted)
+        wanted: dict[str, Json] = {f"{kind}ListChanged": True for kind in TELLS if self.announces(kind)}
+        if uris:
+            wanted["resourceSubscriptions"] = list(uris)
+        await self.request(LISTEN, {"notifications": jsonrpc.encode(wanted)})

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 import random
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from cord_trio import layers
 from cord_trio.agents import Agents, call_tool, converse
+from cord_trio.agents.exporting import as_tool
+from cord_trio.agents.serving import answer_call
 from cord_trio.call import LOCAL, Error, stack
 from cord_trio.cell import Timer
 from cord_trio.config import Config
@@ -23,19 +26,21 @@ from cord_trio.errors import Draining, Overloaded, SourceDown, ToolNotFound
 from cord_trio.link import Link, Surroundings
 from cord_trio.observe import Node
 from cord_trio.protocol import jsonrpc
-from cord_trio.registry import Registry
+from cord_trio.protocol.uris import export_uri
+from cord_trio.registry import AGENTS, Registry
+from cord_trio.routing import ROUTED, Finder, unknown
 from cord_trio.transports.guardian import open_guardian
 from cord_trio.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
     from random import Random
 
-    from cord_trio.agents import Agent, AgentFunction
+    from cord_trio.agents import Agent, AgentFunction, Answer
     from cord_trio.call import Call, EventSink, Handler, Outcome
     from cord_trio.config import Source
     from cord_trio.protocol.jsonrpc import Json
-    from cord_trio.protocol.mcp import ToolResult
+    from cord_trio.protocol.mcp import Tool, ToolResult
     from cord_trio.protocol.tools import Annotations
 
 LAST_CALLS: Final = 3.0
@@ -67,13 +72,29 @@ class Fabric:
         self.links = {name: Link(source, around) for name, source in config.enabled.items()}
         self.agents = Agents(self.route, lambda: self.registry.snapshot, max_hops=config.bounds.hops)
         self.draining = trio.Event()
-        self._handlers = {name: self._stacked(link, around.rng) for name, link in self.links.items()}
+        self._parks = around.parks
+        self._pages = around.pages
+        self._exported: dict[str, Tool] = {}
+        self._handlers: dict[str, Handler] = {}
+        self._resumed: dict[str, Handler] = {}
+        for name, link in self.links.items():
+            self._handlers[name], self._resumed[name] = self._stacked(link, around.rng)
+        self._handlers[AGENTS] = self._ask_exported
+        self._finder = Finder({source.export_prefix: name for name, source in config.enabled.items()})
         self._running = 0
         self._quiet = trio.Event()
 
     # Agents
 
-    def agent(self, name: str, function: AgentFunction, *, turn: int = 1, tools: Sequence[str] = ("*",)) -> Agent:
+    def agent(
+        self,
+        name: str,
+        function: AgentFunction,
+        *,
+        turn: int = 1,
+        tools: Sequence[str] = ("*",),
+        export: bool = False,
+    ) -> Agent:
         """Make an agent that can be asked under `name`.
 
         Args:
@@ -81,12 +102,17 @@ class Fabric:
             function: `async (context, payload) -> answer`; the answer may be a `context.handoff(...)`.
             turn: how many of its handlers run at once; the others wait in order.
             tools: globs over exported names: the tools it may call.
+            export: whether it is listed as a tool too, `agent__NAME`, for all who can call tools.
 
         Raises:
             ValueError: the name is taken, or is none.
 
         """
-        return self.agents.add(name, function, turn=turn, tools=tools)
+        agent = self.agents.add(name, function, turn=turn, tools=tools)
+        if export:
+            self._exported[name] = as_tool(agent)
+            self.registry.export_agents(tuple(self._exported.values()))
+        return agent
 
     async def ask(self, name: str, payload: object = None) -> object:
         """What agent `name` answers to `payload`, or whoever it hands the work to.
@@ -106,10 +132,20 @@ class Fabric:
         finally:
             self._leave()
 
+    async def _ask_exported(self, call: Call) -> Outcome:
+        """Ask an agent that is listed as a tool."""
+        route = self.registry.snapshot.tools[call.name or ""]
+        return await answer_call(self.agents, route.tool.name, call, self.counters)
+
     # Tools
 
     async def call(
-        self, tool: str, arguments: Mapping[str, Json] | None = None, *, events: EventSink | None = None
+        self,
+        tool: str,
+        arguments: Mapping[str, Json] | None = None,
+        *,
+        events: EventSink | None = None,
+        answer: Answer | None = None,
     ) -> ToolResult:
         """What the tool with this exported name answered; a tool that says it failed is an answer too.
 
@@ -117,6 +153,7 @@ class Fabric:
             tool: such as `time__get_current_time`.
             arguments: plain values.
             events: takes its progress and log notifications.
+            answer: answers what the server asks in the middle of it; without it nothing can be asked.
 
         Raises:
             CallError: it did not answer; `executed` says what is known.
@@ -124,7 +161,7 @@ class Fabric:
         """
         self._enter()
         try:
-            return await call_tool(self.route, tool, arguments, principal=LOCAL, events=events)
+            return await call_tool(self.route, tool, arguments, principal=LOCAL, events=events, answer=answer)
         finally:
             self._leave()
 
@@ -138,15 +175,34 @@ class Fabric:
 
     def route(self, call: Call) -> Awaitable[Outcome]:
         """How `call` ended, as part of work that was accepted already. Raises as `call` does."""
+        if call.park:
+            return self._resume(call)
         if call.method == "tools/call" and call.name is not None:
             found = self.registry.snapshot.tools.get(call.name)
             if found is not None:
                 return self._handlers[found.source](call)
         return self._route_unlisted(call)
 
+    def abandon(self, park: str, reason: str) -> None:
+        """Let go of the call that waits under the token `park`: its caller will not answer."""
+        self._parks.abandon(park, reason)
+
+    async def wait_pages(self, ids: Iterable[str], patience: float) -> bool:
+        """Return once servers told that the pages `ids` are done with, or after `patience` seconds; whether they did.
+
+        A server that wants pages opened before it runs a call (error -32042) may be called again then.
+        """
+        return await self._pages.wait(ids, patience)
+
+    def _resume(self, call: Call) -> Awaitable[Outcome]:
+        """Go on with the call that waits for `call`. It is never made anew, so nothing is retried."""
+        return self._resumed[self._parks.find(call).source](call)
+
     async def _route_unlisted(self, call: Call) -> Outcome:
         """Route what is not listed (yet)."""
         name = call.name
+        if call.method in ROUTED and name is not None:
+            return await self._route_routed(call, name)
         if call.method != "tools/call" or name is None:
             return Error(jsonrpc.METHOD_NOT_FOUND, f"method not found: {call.method}")
         await self._wait_for_owners(name, call.deadline)
@@ -157,6 +213,49 @@ class Fabric:
             self.counters.add("fabric.tool_not_found")
             raise ToolNotFound(name, snapshot.near(name))
         return await self._handlers[found.source](call)
+
+    async def _route_routed(self, call: Call, name: str) -> Outcome:
+        """Route what is about a prompt or a resource."""
+        found = self._finder.way(self.registry.snapshot, call)
+        if found is None:
+            await self._wait_for_owners(name, call.deadline)
+            found = self._finder.way(self.registry.snapshot, call)
+        if found is None:
+            self._raise_down(name)
+            self.counters.add("fabric.not_found")
+            raise unknown(call)
+        return await self._handlers[found[0]](call)
+
+    @contextmanager
+    def subscribe(
+        self, principal: str, uris: Iterable[str], sink: Callable[[str], None]
+    ) -> Generator[None, None, None]:
+        """While entered, `sink` is called with each of `uris`, or a part of it, that is updated.
+
+        What no source has is not told of. The server behind is asked once for all who want the same.
+
+        Args:
+            principal: who wants to know.
+            uris: as they are exported.
+            sink: must not block.
+
+        """
+        del principal  # resources that differ by person come with credentials of theirs
+        key = object()
+        wanted: list[tuple[Link, str]] = []
+        try:
+            for public in dict.fromkeys(uris):
+                found = self._finder.resource(self.registry.snapshot, public)
+                link = None if found is None else self.links.get(found[0])
+                if found is not None and link is not None:
+                    told = _told_as(found[1], public, link.source.export_prefix, sink)
+                    if (link, found[1]) not in wanted:
+                        link.subscriptions.add(found[1], key, told)
+                        wanted.append((link, found[1]))
+            yield
+        finally:
+            for link, uri in wanted:
+                link.subscriptions.remove(uri, key)
 
     # Life
 
@@ -227,7 +326,9 @@ class Fabric:
         """Wait for the first attempt of those sources that may own a tool of this name."""
         for link in self.links.values():
             prefix = link.source.export_prefix
-            if not link.tried and (not prefix or name.startswith(f"{prefix}__")):
+            if not link.tried and (
+                not prefix or name.startswith(f"{prefix}__") or self._finder.source(name) == link.name
+            ):
                 with trio.move_on_at(deadline):
                     await link.wait_tried()
 
@@ -241,10 +342,16 @@ class Fabric:
             if name.startswith(f"{source}__"):
                 raise SourceDown(source, "; ".join(map(str, problems)))
 
-    def _stacked(self, link: Link, rng: Random) -> Handler:
+    def _stacked(self, link: Link, rng: Random) -> tuple[Handler, Handler]:
+        """What takes calls of a source, and what takes answers to those that wait."""
         source, timer, counters = link.source, self.timer, self.counters
 
         def send(call: Call) -> Awaitable[Outcome]:
+            if call.method != "tools/call":
+                way = self._finder.way(self.registry.snapshot, call)
+                if way is None or way[0] != source.name:
+                    raise unknown(call)
+                return link.call(way[2], way[1])
             name = call.name or ""
             route = self.registry.snapshot.tools.get(name)
             if route is None or route.source != source.name:  # it went while the call waited
@@ -266,8 +373,24 @@ class Fabric:
         ]  # fmt: skip
         if source.rate is not None:
             around.append(layers.rate(source.rate, source.burst, timer=timer, counters=counters, name=source.name))
-        around.append(layers.limit(source.slots, timer=timer, counters=counters, name=source.name))
-        return stack(send, *around)
+        slots = layers.Slots(source.slots, timer=timer, counters=counters, name=source.name)
+        limited = layers.limit(slots, timer=timer, counters=counters, name=source.name)
+        return stack(send, *around, limited), stack(self._parks.resume, around[0], limited)
+
+
+def _roots(given: Sequence[str]) -> bytes:
+    """The answer to who asks for roots (MCP 2025-11-25, roots)."""
+    uris = [each if each.startswith("file:") else Path(each).expanduser().absolute().as_uri() for each in given]
+    return jsonrpc.encode({"roots": [{"uri": uri} for uri in uris]})
+
+
+def _told_as(own: str, public: str, prefix: str, sink: Callable[[str], None]) -> Callable[[str], None]:
+    """Tells `sink` of changes in the words of whoever subscribed to `public`, which is the server's `own`."""
+
+    def told(uri: str) -> None:
+        sink(public if uri == own else export_uri(prefix, uri))
+
+    return told
 
 
 @asynccontextmanager
@@ -314,6 +437,7 @@ async def open_fabric(
             client_info={"name": "cord_trio", "version": __version__},
             bounds=config.bounds,
             starts=trio.CapacityLimiter(config.bounds.starts or STARTS_PER_CORE * cores),
+            roots=_roots(config.gateway.roots),
         )
         await core.start(service, registry.run)
         await core.start(service, timer.run)
@@ -337,6 +461,7 @@ async def open_fabric(
         # Calls of tasks that are not the fabric's fail now, but may need the timer for it.
         with trio.move_on_after(LAST_CALLS):
             await fabric._wait_quiet()
+        around.parks.close()
         core.cancel_scope.cancel("the fabric's block has ended")
     if block_error is not None:
         raise block_error

@@ -104,17 +104,11 @@ async def _discover(
     must: bool,
 ) -> Greeting | None:
     """The modern greeting, or None for a legacy server on a connection that can still be used."""
-    revision = eras.LATEST_MODERN
-    meta = mcp.envelope_meta(revision, client_info, capabilities)
-    params = jsonrpc.object_of({"_meta": jsonrpc.object_of(meta)})
     if not must:
         # A modern server never asks: one that does is legacy, and may never answer the probe.
         session.on_asked = partial(_give_up, session)
     try:
-        # Never withdrawn: a legacy server may choke on a notification before `initialize`.
-        raw = await session.request(
-            "server/discover", params, deadline=trio.current_time() + patience, cancellable=False
-        )
+        revision, raw = await _ask(session, patience, client_info, capabilities)
         found = mcp.decode_discovered(raw)
         if eras.choose_modern(found.revisions) is None:
             _require_legacy(session, found.revisions, must=must)
@@ -145,7 +139,32 @@ async def _discover(
         raise FreshNeeded(exc.reason) from exc
     finally:
         session.on_asked = None
+    session.modern = True
     return Greeting(revision, True, found.capabilities, found.server_info, found.instructions)
+
+
+async def _ask(
+    session: Session, patience: float, client_info: Mapping[str, Json], capabilities: Mapping[str, Json]
+) -> tuple[str, Raw]:
+    """The revision in which we asked `server/discover`, and what it found; raises as `session.request`."""
+    revision, again = eras.LATEST_MODERN, True
+    while True:
+        meta = mcp.envelope_meta(revision, client_info, capabilities)
+        params = jsonrpc.object_of({"_meta": jsonrpc.object_of(meta)})
+        try:
+            # Never withdrawn: a legacy server may choke on a notification before `initialize`.
+            raw = await session.request(
+                "server/discover", params, deadline=trio.current_time() + patience, cancellable=False
+            )
+        except CallFailed as exc:
+            supported = mcp.supported_versions(exc.data) if exc.code == eras.UNSUPPORTED_VERSION else ()
+            named = eras.choose_modern(supported)
+            if named is None or not again:
+                raise
+            # One that it names, if it be the same: the refusal came from another age of it, or of its proxy.
+            revision, again = named, False
+        else:
+            return revision, raw
 
 
 def _give_up(session: Session) -> None:
@@ -201,6 +220,8 @@ def refused(name: str, exc: HttpFailed) -> ConnectFailed:
         return ConnectFailed(name, "authorize", str(exc), remedy)
     if exc.status == 403:
         return ConnectFailed(name, "authorize", str(exc), "the credentials given are not enough, or our origin is not")
+    if exc.status == 407:
+        return ConnectFailed(name, "connect", str(exc), "a proxy asks for credentials: user:password@ in its variable")
     if exc.status in (404, 405):
         return ConnectFailed(name, "http", str(exc), "check the path of `url`: no MCP endpoint answers there")
     return ConnectFailed(name, "http", str(exc))

@@ -12,71 +12,49 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-import attrs
 import trio
 
 from cord_trio.cell import Cell
 from cord_trio.client import Client
 from cord_trio.config import Http
-from cord_trio.errors import CallError, CallFailed, ConnectFailed, ConnectionLost, DeadlineExceeded, SourceDown
+from cord_trio.errors import CallError, ConnectFailed, ConnectionLost, DeadlineExceeded, SourceDown
+from cord_trio.following import STEADY, Following, Subscriptions
 from cord_trio.handshake import FreshNeeded, negotiate, unreached
 from cord_trio.observe import Node
-from cord_trio.protocol import jsonrpc
-from cord_trio.registry import Update
+from cord_trio.pages import COMPLETED
+from cord_trio.pool import Pool, refuse
+from cord_trio.protocol.eras import LEGACY
+from cord_trio.protocol.questions import NOBODY, ROOTS, askable
+from cord_trio.registry import NO_LISTS, Update
 from cord_trio.session import open_session
-from cord_trio.transports.opening import is_interpreter, open_source
+from cord_trio.surroundings import Surroundings
+from cord_trio.transports.opening import is_interpreter, older_way, open_source
 from cord_trio.transports.process import Graces
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Mapping
-    from random import Random
 
     from msgspec import Raw
 
+    from cord_trio.answering import Answer, Asked
     from cord_trio.call import Call, Outcome
-    from cord_trio.cell import Timer
-    from cord_trio.config import Bounds, Source
-    from cord_trio.counters import Counters
+    from cord_trio.config import Source
     from cord_trio.handshake import EraChoice, Greeting
     from cord_trio.protocol.jsonrpc import Id, Json
-    from cord_trio.protocol.mcp import Tool
-    from cord_trio.registry import Registry, State
-    from cord_trio.transports.guardian import Guardian
+    from cord_trio.snapshot import Kind, Listed, State
+
+__all__ = ["Link", "Surroundings"]
 
 log = logging.getLogger("cord_trio.link")
-
-STEADY: Final = 10.0
-"""Seconds a connection must have been ready for the next failure to count as the first."""
-
-DEBOUNCE: Final = 0.1
-"""Seconds to wait after a `list_changed` for more of them, before listing anew."""
 
 LEGACY_VERDICT: Final = 24 * 3600.0
 """Seconds for which a server found to be legacy is not asked again for the modern era."""
 
-START_HOLD: Final = 3.0
-"""Seconds for which an interpreter that starts keeps others from starting; then it hangs rather than imports."""
-
-LISTEN_PATIENCE: Final = 1.0
-"""Seconds for which the first list waits until the server has acknowledged that it will tell of changes."""
+LISTENING: Final = 1.0
+"""Seconds that a server has to open its standing stream, before it is called without one."""
 
 SHARED: Final = "shared"
 """Key of the session that everybody may use: it declares nothing that could be asked of one person."""
-
-
-@attrs.frozen(eq=False)
-class Surroundings:
-    """What all links of one fabric share."""
-
-    registry: Registry
-    guardian: Guardian
-    timer: Timer
-    counters: Counters
-    rng: Random
-    client_info: Mapping[str, Json]
-    bounds: Bounds
-    starts: trio.CapacityLimiter
-    """Held by interpreters while they start: more at once than cores only make all of them late."""
 
 
 class Link:
@@ -91,10 +69,12 @@ class Link:
         failure: the last failure to connect, with its step and remedy; None once it is ready.
         next_try: Trio time of the next attempt while it is down.
         epoch: counts what it told the registry.
-        sessions: what is open, by key; so far there is the shared one alone.
+        sessions: what is open to everybody, by key: the shared one.
         notes: what was left out of the last list.
         starts: how often it became ready.
         pid: of its process, if it is a child of ours and running.
+        subscriptions: who wants to hear of which of its resources.
+        pool: the sessions of single principals beside the shared one.
 
     """
 
@@ -109,16 +89,21 @@ class Link:
         self.notes: tuple[str, ...] = ()
         self.starts = 0
         self.pid: int | None = None
+        self.subscriptions = Subscriptions()
+        self.pool = Pool(
+            source.name, self._converse_alone, parks=around.parks, timer=around.timer, counters=around.counters,
+            size=around.bounds.interactive, idle=around.bounds.interactive_idle, roots=around.roots,
+        )  # fmt: skip
         self._around = around
         self._waiting: dict[Cell[Client], None] = {}
-        self._changed = trio.Event()
-        self._heard = trio.Event()
-        self._listing = False
+        self._following: Following | None = None
         self._tried = trio.Event()
         self._ready_at: float | None = None
         self._over = False
         self._past_log_lines = 0
         self._legacy_until = -math.inf
+        self._modern_alone = False
+        self._way = source  # `source` itself, or as an older server wants to be spoken to
 
     @property
     def name(self) -> str:
@@ -132,7 +117,12 @@ class Link:
     @property
     def in_flight(self) -> int:
         """Requests that await the source's reply."""
-        return sum(len(client.session.peer.open) for client in self.sessions.values())
+        return sum(len(client.session.peer.open) for _, client in self._open())
+
+    def _open(self) -> list[tuple[str, Client]]:
+        """All sessions that are open, each with its name."""
+        own = [(f"of {each.key[0]}", each.client) for each in self.pool.sessions]
+        return [*self.sessions.items(), *((name, client) for name, client in own if client is not None)]
 
     @property
     def tried(self) -> bool:
@@ -154,7 +144,7 @@ class Link:
             "notes": len(self.notes) or None,
         }
         sessions = []
-        for key, client in self.sessions.items():
+        for key, client in self._open():
             pending = client.session.peer.open.values()
             nearest = min((call.deadline for call in pending), default=math.inf)
             about = {
@@ -176,15 +166,49 @@ class Link:
         client = self.sessions.get(SHARED)
         if client is None or client.session.loss is not None:  # closing a lost one may take seconds
             return self._call_later(call, name)
+        if call.capabilities != NOBODY and self._may_ask(client, call):
+            return self._call_interactive(client, call, name)
         return client.call(call, name)
+
+    def _may_ask(self, client: Client, call: Call) -> bool:
+        """Whether `call` needs a session of its own: the server is legacy, or is best met so by a legacy caller."""
+        if not client.greeting.modern:
+            return True
+        return call.revision in LEGACY and self.source.era == "auto" and not self._modern_alone
 
     async def _call_later(self, call: Call, name: str | None) -> Outcome:
         client = await self._ready(call.deadline)
+        if call.capabilities != NOBODY and self._may_ask(client, call):
+            return await self._call_interactive(client, call, name)
         return await client.call(call, name)
+
+    async def _call_interactive(self, client: Client, call: Call, name: str | None) -> Outcome:
+        """Call a legacy server that may ask the caller, on a session of that caller's; `client` is the shared one."""
+        modern = client.greeting.modern
+        declares = askable(call.capabilities, call.revision if modern else client.greeting.revision)
+        session = None if declares == NOBODY else self.pool.session(call.principal, declares)
+        if session is None:
+            return await client.call(call, name)
+        if modern:
+            try:
+                await session.opened(call.deadline)
+            except BaseException as exc:
+                session.release()
+                if not isinstance(exc, SourceDown):
+                    raise
+                self._modern_alone = True  # as far as can be told on this connection
+                return await client.call(call, name)
+        return await session.call(call, name)
 
     async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the source connected until cancelled or the registry ends. Never raises for what the source did."""
-        task_status.started()
+        async with trio.open_nursery() as interactive:
+            self.pool.open(interactive)
+            task_status.started()
+            await self._keep()
+            interactive.cancel_scope.cancel("the link has ended")
+
+    async def _keep(self) -> None:
         failures = 0
         try:
             while True:
@@ -254,51 +278,76 @@ class Link:
         """
         async with AsyncExitStack() as starting:
             if is_interpreter(self.source):
-                await starting.enter_async_context(self._turn_to_start())
-            era: EraChoice = self.source.era
-            remembered = era == "auto" and trio.current_time() < self._legacy_until
+                await starting.enter_async_context(self._around.turn_to_start())
+            remembered = trio.current_time() < self._legacy_until
             try:
-                client = await stack.enter_async_context(self._converse("legacy" if remembered else era))
-            except FreshNeeded as exc:
-                log.debug("legacy on a fresh connection source=%s why=%s", self.name, exc)
-                client = await stack.enter_async_context(self._converse("legacy"))
+                client = await self._greet(stack, remembered)
             except ConnectFailed:
-                self._legacy_until = -math.inf  # it may have become modern
+                self._legacy_until, self._way = -math.inf, self.source  # it may have become modern
                 raise
         if not client.greeting.modern and not remembered:
             self._legacy_until = trio.current_time() + LEGACY_VERDICT
         return client
 
-    @asynccontextmanager
-    async def _turn_to_start(self) -> AsyncGenerator[None, None]:
-        """One of the places for interpreters that start; given back early by one that hangs."""
-        starts, timer = self._around.starts, self._around.timer
-        await starts.acquire_on_behalf_of(self)
-        hold = Cell[None]()
-
-        def give_back() -> None:
-            if hold.settle(None):
-                starts.release_on_behalf_of(self)
-
-        timer.add(hold, trio.current_time() + START_HOLD, give_back)
+    async def _greet(self, stack: AsyncExitStack, remembered: bool) -> Client:
+        """The same, in the first era and by the first way that the source takes."""
+        era: EraChoice = "legacy" if remembered and self.source.era == "auto" else self.source.era
+        if isinstance(self._way, Http) and self._way.transport == "sse":
+            era = "legacy"  # it never was anything else
         try:
-            yield
-        finally:
-            timer.discard(hold)
-            give_back()
+            try:
+                return await stack.enter_async_context(self._converse(era))
+            except FreshNeeded as exc:
+                log.debug("legacy on a fresh connection source=%s why=%s", self.name, exc)
+                return await stack.enter_async_context(self._converse("legacy"))
+        except ConnectFailed as exc:
+            older = older_way(self._way, exc)
+            if older is None:
+                raise
+            log.debug("trying HTTP+SSE source=%s why=%s", self.name, exc)
+            self._way = older
+            try:
+                return await stack.enter_async_context(self._converse("legacy"))
+            except ConnectFailed:
+                raise exc from exc.__cause__  # which says more about a server that has neither
 
     @asynccontextmanager
-    async def _converse(self, era: EraChoice) -> AsyncGenerator[Client, None]:
-        around, source = self._around, self.source
+    async def _converse_alone(self, declares: Mapping[str, Json], answer: Answer) -> AsyncGenerator[Client, None]:
+        """A legacy session beside the shared one, which declares what its one principal can be asked."""
+        async with AsyncExitStack() as stack:
+            async with AsyncExitStack() as starting:
+                if is_interpreter(self.source):
+                    await starting.enter_async_context(self._around.turn_to_start())
+                client = await stack.enter_async_context(self._converse("legacy", declares, answer))
+            yield client
+
+    async def _answer(self, asked: Asked) -> bytes:
+        """What the shared session answers: it can ask nobody, but may learn the roots of everybody."""
+        return await refuse(asked, self._around.roots, declared=asked.method == ROOTS and self._around.has_roots)
+
+    @asynccontextmanager
+    async def _converse(
+        self, era: EraChoice, declares: Mapping[str, Json] | None = None, answer: Answer | None = None
+    ) -> AsyncGenerator[Client, None]:
+        """A conversation in `era`: the shared one, unless `answer` answers what `declares` says can be asked."""
+        around, source = self._around, self._way
+        shared = answer is None
+        if declares is None:
+            declares = {"roots": {}} if around.has_roots else {}
         graces = Graces(close=around.bounds.stop_close, term=around.bounds.stop_terminate)
         async with (
             open_source(source, guardian=around.guardian, counters=around.counters, graces=graces) as transport,
             open_session(
-                transport, name=self.name, timer=around.timer, counters=around.counters, told=self._told
+                transport,
+                name=self.name,
+                timer=around.timer,
+                counters=around.counters,
+                answer=answer or self._answer,
+                told=self._told if shared else self._told_alone,
             ) as session,
         ):
             greeting = await negotiate(
-                session, era=era, patience=source.connect, client_info=around.client_info, capabilities={}
+                session, era=era, patience=source.connect, client_info=around.client_info, capabilities=declares
             )
             transport.speak(greeting.revision, modern=greeting.modern)
             if not greeting.modern:
@@ -306,9 +355,17 @@ class Link:
                     session.notify("notifications/initialized")
                 except ConnectionLost as exc:
                     raise await unreached(session, exc, "handshake") from exc
-            self.pid = getattr(transport, "pid", None)
+            if not (shared or greeting.modern):
+                # Some servers ask on the standing stream, and drop what they ask while nobody holds it.
+                with trio.move_on_after(LISTENING):
+                    await transport.wait_listening()
+            if shared:
+                self.pid = getattr(transport, "pid", None)
             bounds = around.bounds
-            yield Client(session, greeting, around.client_info, max_pages=bounds.list_pages, max_tools=bounds.tools)
+            yield Client(
+                session, greeting, around.client_info,
+                max_pages=bounds.list_pages, max_tools=bounds.tools, prefix=source.export_prefix,
+            )  # fmt: skip
 
     # Serving
 
@@ -316,6 +373,7 @@ class Link:
         """From here on calls go to `client`."""
         self.state, self.reason, self.failure = "ready", "", None
         self.sessions[SHARED] = client
+        self._modern_alone = False
         self.starts += 1
         self._ready_at = trio.current_time()
         self._tried.set()
@@ -351,21 +409,18 @@ class Link:
         cell.fail(DeadlineExceeded(f"{self.name} was still {self.state}", "no"))
 
     async def _serve(self, client: Client) -> str:
-        """List, take calls, and keep the list fresh until the connection is lost; returns why it was."""
-        self._changed, self._heard, self._listing = trio.Event(), trio.Event(), False
+        """List, take calls, and keep the lists fresh until the connection is lost; returns why it was."""
+        following = self._following = Following(
+            client, self.source, subscriptions=self.subscriptions, counters=self._around.counters,
+            pause=self._pause, publish=partial(self._publish_lists, client),
+        )  # fmt: skip
         failure: Exception | None = None
         reason = ""
         async with trio.open_nursery() as nursery:
             try:
-                if client.greeting.modern and client.announces_tools:
-                    nursery.start_soon(self._listen, client)
-                    # What changes before the server listens to us would be missed by a list made earlier.
-                    with trio.move_on_after(LISTEN_PATIENCE):
-                        await self._heard.wait()
-                self._listing = True
-                await self._list(client)
+                await following.first(nursery)
                 self._admit(client)
-                nursery.start_soon(self._refresh, client)
+                following.keep(nursery)
                 reason = await client.session.wait_lost()
             except ConnectionLost as exc:
                 failure = await unreached(client.session, exc, "list")
@@ -378,63 +433,31 @@ class Link:
             raise failure
         return reason
 
-    def _told(self, method: str, _params: Raw, _within: Id | None) -> None:
-        if method == "notifications/tools/list_changed":
-            self._around.counters.add("link.list_changed")
-            self._changed.set()
-        elif method == "notifications/subscriptions/acknowledged":
-            if self._listing:
-                self._changed.set()  # nobody told us what changed until now
-            self._heard.set()
+    def _told_alone(self, method: str, params: Raw, _within: Id | None) -> None:
+        if method == COMPLETED:
+            self._around.pages.told(params)
 
-    async def _refresh(self, client: Client) -> None:
-        """List anew after changes: one list at a time, and one more for all changes meanwhile."""
-        while True:
-            await self._changed.wait()
-            await trio.sleep(DEBOUNCE)
-            self._changed = trio.Event()
-            try:
-                await self._list(client)
-            except CallError as exc:
-                # What was listed before stays: a stale list serves better than none.
-                self._around.counters.add("link.refresh_failed")
-                log.warning("listing anew failed source=%s error=%s", self.name, exc)
+    def _told(self, method: str, params: Raw, _within: Id | None) -> None:
+        self._told_alone(method, params, _within)
+        if self._following is not None:
+            self._following.told(method, params)
 
-    async def _list(self, client: Client) -> None:
-        started = trio.current_time()
-        tools, self.notes = await client.list_tools(deadline=started + self.source.first_list)
-        if isinstance(self.source, Http):
-            # Such a tool must not be called over HTTP (MCP 2026-07-28, tools); the others may.
-            self.notes += tuple(f"tool {tool.name!r}: {tool.header_fault}" for tool in tools if tool.header_fault)
-            tools = tuple(tool for tool in tools if not tool.header_fault)
-        await self._publish("ready", tools, client.greeting)
-
-    async def _listen(self, client: Client) -> None:
-        """Hold a `subscriptions/listen` open. When it is acknowledged anew, `_told` has the tools listed again."""
-        failures = 0
-        while True:
-            began = trio.current_time()
-            try:
-                await client.listen()
-            except CallFailed as exc:
-                if exc.code in (jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_PARAMS):
-                    return  # it announced what it does not do
-            except CallError as exc:
-                log.debug("listen lost source=%s error=%s", self.name, exc)
-            finally:
-                self._heard.set()  # the first list need not wait for it any longer
-            failures = 0 if trio.current_time() - began >= STEADY else failures + 1
-            await trio.sleep(self._pause(failures))
+    async def _publish_lists(self, client: Client, lists: Mapping[Kind, Listed]) -> None:
+        tools = lists.get("tools")
+        if tools is not None:
+            self.notes = tools.notes
+        await self._publish("ready", lists, client.greeting)
 
     async def _publish(
-        self, state: State, tools: tuple[Tool, ...] | None = None, greeting: Greeting | None = None
+        self, state: State, lists: Mapping[Kind, Listed] = NO_LISTS, greeting: Greeting | None = None
     ) -> None:
         self.state = state
         self.epoch += 1
+        down = state == "down"
         await self._around.registry.update(
             Update(
-                self.name, self.epoch, state, tools=tools, reason=self.reason if state == "down" else "",
-                next_try=self.next_try if state == "down" else None, greeting=greeting, notes=self.notes,
+                self.name, self.epoch, state, reason=self.reason if down else "",
+                next_try=self.next_try if down else None, greeting=greeting, lists=lists,
             )
         )  # fmt: skip
 

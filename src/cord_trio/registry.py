@@ -7,39 +7,57 @@ many changes become one version. Readers take one attribute and need no `await`.
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-from functools import cached_property, partial
+from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import trio
+from msgspec.structs import replace
 
 from cord_trio.cell import Cell
 from cord_trio.counters import Counters
-from cord_trio.errors import Problem
-from cord_trio.protocol.tools import SEPARATOR, exported_name
+from cord_trio.protocol.items import Prompt, Resource, Template
+from cord_trio.protocol.tools import Tool, exported_name
+from cord_trio.protocol.uris import export_template, export_uri, relink_meta
+from cord_trio.snapshot import (
+    KINDS,
+    NO_EXPORTS,
+    WORDS,
+    AnyRoute,
+    Exports,
+    Kind,
+    Listed,
+    PromptRoute,
+    ResourceRoute,
+    Route,
+    Snapshot,
+    SourceView,
+    State,
+    TemplateRoute,
+    problem,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from cord_trio.config import Source
     from cord_trio.handshake import Greeting
-    from cord_trio.protocol.mcp import Tool
+    from cord_trio.snapshot import Item
+
+__all__ = ["AGENTS", "NO_LISTS", "Exports", "Listed", "Registry", "Route", "Snapshot", "SourceView", "State", "Update"]
 
 UPDATES: Final = 64
 """Changes that may wait for the registry's task; a source that brings another one waits."""
 
 MAX_TOOLS: Final = 10_000
-"""Tools of one source; the others are left out and reported."""
+"""Tools of one source, and as many of its prompts, resources and templates; the others are left out and reported."""
 
-NEAR: Final = 3
-"""Names offered in place of one that does not exist."""
+AGENTS: Final = "agent"
+"""What stands for the source of agents that are exported as tools, and the prefix of those. No source has it."""
 
-NEAR_SEARCH: Final = 200
-"""Names compared with one that does not exist: a client that invents names must not hold up the loop."""
-
-State: TypeAlias = Literal["configured", "starting", "ready", "down", "draining"]
+NO_LISTS: Final[Mapping[Kind, Listed]] = MappingProxyType({})
+"""No list has changed."""
 
 
 @attrs.frozen
@@ -55,6 +73,7 @@ class Update:
         next_try: Trio time of the next attempt to connect, if one is planned.
         greeting: what the server said of itself; None if it did not change.
         notes: what was wrong with its list of tools; taken only together with `tools`.
+        lists: its other lists that may have changed, by kind.
 
     """
 
@@ -66,111 +85,7 @@ class Update:
     next_try: float | None = None
     greeting: Greeting | None = None
     notes: tuple[str, ...] = ()
-
-
-@attrs.frozen
-class Route:
-    """Where the tool that is exported as `public` lives. The server knows it as `tool.name`."""
-
-    public: str
-    source: str
-    tool: Tool
-
-
-@attrs.frozen(eq=False)
-class Exports:
-    """One source's part of the list: made when its tools change, and shared by all snapshots until then."""
-
-    routes: Mapping[str, Route] = attrs.field(factory=dict)
-    problems: tuple[Problem, ...] = ()
-
-    @cached_property
-    def encoded(self) -> bytes:
-        """The tools as members of a JSON list, without its brackets."""
-        return b",".join([route.tool.encode(public) for public, route in self.routes.items()])
-
-    def without(self, taken: Mapping[str, Route]) -> Exports:
-        """The part that remains when the names in `taken` are; the others become problems."""
-        clashes = [
-            _problem(
-                route.source,
-                f"tool {route.tool.name!r} is not exported: "
-                f"{taken[public].source!r} already exports its {taken[public].tool.name!r} as {public!r}",
-                "give one of the sources another prefix, or rename or deny the tool",
-            )
-            for public, route in self.routes.items()
-            if public in taken
-        ]
-        if not clashes:
-            return self
-        routes = {public: route for public, route in self.routes.items() if public not in taken}
-        return Exports(routes, (*self.problems, *clashes))
-
-
-@attrs.frozen(eq=False)
-class SourceView:
-    """One source in a snapshot. One that is down keeps its last known tools: listed is not callable.
-
-    Attributes:
-        name: as configured.
-        epoch: of its newest update; 0 before the first.
-        state: how it is.
-        reason: why it is down.
-        next_try: Trio time of the next attempt to connect, if one is planned.
-        tools: all of its tools, in its order, whether exported or not.
-        greeting: what the server said of itself when it was last connected.
-        notes: what was wrong with its list of tools.
-        exports: what it adds to the list of tools if no other source has the names.
-
-    """
-
-    name: str
-    epoch: int = 0
-    state: State = "configured"
-    reason: str = ""
-    next_try: float | None = None
-    tools: tuple[Tool, ...] = ()
-    greeting: Greeting | None = None
-    notes: tuple[str, ...] = ()
-    exports: Exports = attrs.field(factory=Exports, repr=False)
-
-
-@attrs.frozen(eq=False)
-class Snapshot:
-    """What tools exist, at one version. Never changes, so it is safe to keep.
-
-    Attributes:
-        version: 0 as configured, then counted up by one with each publication.
-        listed: the version since which the exported tools are what they are; clients need hear of no other.
-        sources: by name, in configured order.
-        tools: by exported name; in configured order of sources, then in each server's order.
-        problems: names that are not exported, tools that were left out.
-
-    """
-
-    version: int = 0
-    listed: int = 0
-    sources: Mapping[str, SourceView] = attrs.field(factory=dict)
-    tools: Mapping[str, Route] = attrs.field(factory=dict, repr=False)
-    problems: tuple[Problem, ...] = ()
-    _parts: tuple[Exports, ...] = attrs.field(default=(), repr=False)
-
-    @cached_property
-    def encoded_tools(self) -> bytes:
-        """All exported tools as a JSON list."""
-        return b"[%b]" % b",".join([part.encoded for part in self._parts if part.routes])
-
-    def near(self, name: str) -> tuple[str, ...]:
-        """The exported names closest to `name`, the closest first."""
-        name = name[:128]
-        prefix, _, bare = name.rpartition(SEPARATOR)
-        # The right tool of another source, or of none, is the likeliest mistake, and cheap to find.
-        same = [public for public in self.tools if public.rpartition(SEPARATOR)[2] == bare]
-        siblings = [public for public in self.tools if prefix and public.startswith(prefix)]
-        alike = [public for public in self.tools if abs(len(public) - len(name)) <= 2]
-        likely = dict.fromkeys([*siblings, *alike])
-        close = get_close_matches(name, list(likely)[:NEAR_SEARCH], NEAR)
-        return tuple(dict.fromkeys([*same[:NEAR], *close]))[:NEAR]
+    lists: Mapping[Kind, Listed] = NO_LISTS
 
 
 class Registry:
@@ -199,6 +114,7 @@ class Registry:
         self._send, self._receive = trio.open_memory_channel[tuple[Update, Cell[Snapshot]]](bound)
         self._watchers: dict[Cell[None], None] = {}
         self._ended = False
+        self._agents = NO_EXPORTS
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Publish changes in the order they were sent, until cancelled. Those sent meanwhile share a version."""
@@ -268,65 +184,98 @@ class Registry:
                 sources[update.source] = self._updated(view, update)
             applied.append(ack)
         if any(view is not old.sources[name] for name, view in sources.items()):
-            self.snapshot = self._next(old, sources)
-            self._counters.add("registry.version")
-            watchers, self._watchers = self._watchers, {}
-            for watcher in watchers:
-                watcher.settle(None)
+            self._show(self._next(old, sources, self._agents))
         for ack in applied:
             ack.settle(self.snapshot)
 
+    def _show(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self._counters.add("registry.version")
+        watchers, self._watchers = self._watchers, {}
+        for watcher in watchers:
+            watcher.settle(None)
+
+    @trio.lowlevel.enable_ki_protection
+    def export_agents(self, tools: Sequence[Tool]) -> None:
+        """List agents as tools, all of them at once; each is called as `agent__NAME`."""
+        routes = [Route(exported_name(AGENTS, tool.name), AGENTS, tool) for tool in tools]
+        agents = Exports(MappingProxyType({route.public: route for route in routes}))
+        snapshot = self._next(self.snapshot, dict(self.snapshot.sources), agents)
+        self._agents = agents
+        self._show(snapshot)
+
     def _updated(self, view: SourceView, update: Update) -> SourceView:
-        tools, notes, exports = view.tools, view.notes, view.exports
-        if update.tools is not None and (update.tools, update.notes) != (tools, notes):
-            tools, exports = self._exports(self._sources[view.name], update)
-            notes = update.notes
+        brought = dict(update.lists)
+        if update.tools is not None:
+            brought["tools"] = Listed(update.tools, update.notes)
+        lists, parts = view.lists, view.parts
+        for kind, listed in brought.items():
+            if listed != view.listed(kind):
+                kept, exports = self._exports(self._sources[view.name], kind, listed)
+                lists, parts = {**lists, kind: kept}, {**parts, kind: exports}
         return SourceView(
             view.name,
             update.epoch,
             update.state,
             update.reason,
             update.next_try,
-            tools,
             view.greeting if update.greeting is None else update.greeting,
-            notes,
-            exports,
+            lists,
+            parts,
         )
 
-    def _exports(self, source: Source, update: Update) -> tuple[tuple[Tool, ...], Exports]:
-        assert update.tools is not None
-        tools = update.tools[: self._max_tools]
-        problems = [_problem(source.name, note, "") for note in update.notes]
-        dropped = len(update.tools) - len(tools)
+    def _exports(self, source: Source, kind: Kind, listed: Listed) -> tuple[Listed, Exports]:
+        items = listed.items[: self._max_tools]
+        problems = [problem(source.name, note, "") for note in listed.notes]
+        dropped = len(listed.items) - len(items)
         if dropped:
             self._counters.add("registry.tools_dropped", dropped)
-            problems.append(
-                _problem(source.name, f"{dropped} tools beyond the bound {self._max_tools} are left out", "")
-            )
-        routes: dict[str, Route] = {}
-        prefix = source.export_prefix
-        for tool in tools:
-            base = source.tools.exports(tool.name)
-            if base is None:
+            what = f"{dropped} {WORDS[kind]}s beyond the bound {self._max_tools} are left out"
+            problems.append(problem(source.name, what, ""))
+        routes: dict[str, AnyRoute] = {}
+        for item in items:
+            route = _route(source, item)
+            if route is None:
                 continue
-            public = exported_name(prefix, base)
-            first = routes.setdefault(public, Route(public, source.name, tool))
-            if first.tool is not tool:
-                what = f"tool {tool.name!r} is not exported: the source's {first.tool.name!r} already is as {public!r}"
-                problems.append(_problem(source.name, what, "rename or deny one of them"))
-        return tools, Exports(MappingProxyType(routes), tuple(problems))
+            first = routes.setdefault(route.public, route)
+            if first is not route:
+                public, word = route.public, WORDS[kind]
+                what = f"{word} {route.key!r} is not exported: the source's {first.key!r} already is as {public!r}"
+                problems.append(problem(source.name, what, "rename or deny one of them"))
+        return Listed(items, listed.notes), Exports(MappingProxyType(routes), tuple(problems))
 
-    def _next(self, old: Snapshot, sources: dict[str, SourceView]) -> Snapshot:
+    def _next(self, old: Snapshot, sources: dict[str, SourceView], agents: Exports) -> Snapshot:
         version = old.version + 1
-        remade = [name for name, view in sources.items() if view.exports is not old.sources[name].exports]
-        if not remade:
-            # Only states changed: the list, and what was made of it, stays.
+        lists: dict[str, Any] = {}
+        merged = dict(old.merged)
+        changed = set()
+        for kind in KINDS:
+            parts = [view.parts.get(kind, NO_EXPORTS) for view in sources.values()]
+            before = [view.parts.get(kind, NO_EXPORTS) for view in old.sources.values()]
+            if kind == "tools":
+                parts.append(agents)
+                before.append(self._agents)
+            remade = [(part, was) for part, was in zip(parts, before, strict=True) if part is not was]
+            if remade:
+                routes, merged[kind] = _merged(kind, parts)
+                lists[kind] = MappingProxyType(routes)
+                if any(part.routes != was.routes for part, was in remade):
+                    changed.add(kind)
+        if not lists:
+            # Only states changed: the lists, and what was made of them, stay.
             return attrs.evolve(old, version=version, sources=MappingProxyType(sources))
-        same = all(sources[name].exports.routes == old.sources[name].exports.routes for name in remade)
-        tools, parts = _merged([view.exports for view in sources.values()])
-        problems = tuple(problem for part in parts for problem in part.problems)
-        listed = old.listed if same else version
-        return Snapshot(version, listed, MappingProxyType(sources), MappingProxyType(tools), problems, parts)
+        resources = changed & {"resources", "templates"}
+        return attrs.evolve(
+            old,
+            version=version,
+            listed_tools=version if "tools" in changed else old.listed_tools,
+            listed_prompts=version if "prompts" in changed else old.listed_prompts,
+            listed_resources=version if resources else old.listed_resources,
+            sources=MappingProxyType(sources),
+            problems=tuple([each for kind in KINDS for part in merged.get(kind, ()) for each in part.problems]),
+            merged=merged,
+            **lists,
+        )
 
     @trio.lowlevel.enable_ki_protection
     def _end(self) -> None:
@@ -340,24 +289,44 @@ class Registry:
         self._watchers.clear()
 
 
-def _merged(parts: Sequence[Exports]) -> tuple[dict[str, Route], tuple[Exports, ...]]:
-    tools: dict[str, Route] = {}
+def _route(source: Source, item: Item) -> AnyRoute | None:
+    """Where `item` is exported, if it is."""
+    prefix, name = source.export_prefix, source.name
+    match item:
+        case Tool():
+            base = source.tools.exports(item.name)
+            return None if base is None else Route(exported_name(prefix, base), name, _linked(prefix, item))
+        case Prompt():
+            return PromptRoute(exported_name(prefix, item.name), name, item)
+        case Resource():
+            return ResourceRoute(export_uri(prefix, item.uri), name, item)
+        case Template():
+            return TemplateRoute(export_template(prefix, item.uri), name, item)
+
+
+def _linked(prefix: str, tool: Tool) -> Tool:
+    """`tool` with the page of its App, if it has one, under its exported URI (MCP Apps)."""
+    meta = tool.members.get("_meta")
+    if not prefix or meta is None or b'esourceUri"' not in bytes(meta):
+        return tool
+    linked = relink_meta(meta, lambda uri: export_uri(prefix, uri))
+    return tool if linked is meta else replace(tool, members={**tool.members, "_meta": linked})
+
+
+def _merged(kind: Kind, parts: Sequence[Exports]) -> tuple[dict[str, AnyRoute], tuple[Exports, ...]]:
+    routes: dict[str, AnyRoute] = {}
     for part in parts:
-        tools.update(part.routes)
-    if len(tools) == sum(len(part.routes) for part in parts):
-        return tools, tuple(parts)
+        routes.update(part.routes)
+    if len(routes) == sum(len(part.routes) for part in parts):
+        return routes, tuple(parts)
     # Two sources export one name: the first in order keeps it.
-    tools.clear()
+    routes.clear()
     kept = []
     for part in parts:
-        part = part.without(tools)
-        tools.update(part.routes)
+        part = part.without(routes, kind)
+        routes.update(part.routes)
         kept.append(part)
-    return tools, tuple(kept)
-
-
-def _problem(source: str, what: str, remedy: str) -> Problem:
-    return Problem("", f"sources.{source}", what, remedy, fatal=False, source=source)
+    return routes, tuple(kept)
 
 
 def _nothing() -> None:

@@ -17,10 +17,11 @@ import trio
 from msgspec import Raw
 
 from cord_trio.answering import Answering
-from cord_trio.cell import Cell, Timer
 from cord_trio.counters import Counters
 from cord_trio.errors import BadReply, CallError, CallFailed, ConnectionLost, DeadlineExceeded, Malformed
+from cord_trio.pending import Pending
 from cord_trio.protocol import jsonrpc
+from cord_trio.protocol.mcp import LEVELS
 from cord_trio.protocol.peer import Peer
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from cord_trio.answering import Answer
     from cord_trio.call import EventSink
+    from cord_trio.cell import Timer
     from cord_trio.errors import Executed
     from cord_trio.protocol.jsonrpc import Envelope, Id
     from cord_trio.transports import Transport
@@ -61,52 +63,18 @@ class _Progress(msgspec.Struct, gc=False):
     progressToken: int | str | None = None  # the protocol's spelling
 
 
+class _Logged(msgspec.Struct, gc=False):
+    level: str = ""
+
+
 class _Cancelled(msgspec.Struct, gc=False):
     requestId: int | str | None = None  # the protocol's spelling
 
 
 _decode_progress = msgspec.json.Decoder(_Progress).decode
+_decode_logged = msgspec.json.Decoder(_Logged).decode
 _decode_batch = msgspec.json.Decoder(list[Raw]).decode
 _decode_cancelled = msgspec.json.Decoder(_Cancelled).decode
-
-
-class Pending(Cell[Raw]):
-    """A request of ours that awaits its reply."""
-
-    __slots__ = ("cancellable", "deadline", "events", "id", "latest", "method", "patience", "session")
-
-    def __init__(
-        self,
-        session: Session,
-        id: int,
-        method: str,
-        deadline: float,
-        events: EventSink | None,
-        cancellable: bool,
-        patience: float,
-        latest: float,
-    ) -> None:
-        self.settled = False  # what Cell.__init__ does, without its call: one of these is made for each request
-        self._task = None
-        self._outcome = None
-        self.session = session
-        self.id = id
-        self.method = method
-        self.deadline = deadline
-        self.events = events
-        self.cancellable = cancellable
-        self.patience = patience
-        self.latest = latest
-
-    def abandoned(self) -> None:
-        """The waiting task was cancelled."""
-        self.session.withdraw(self, "the caller was cancelled")
-
-    def expired(self) -> None:
-        """The deadline passed."""
-        executed = self.session.executed(self.id)
-        self.session.withdraw(self, "the deadline passed")
-        self.fail(DeadlineExceeded(f"{self.session.name}: {self.method}", executed))
 
 
 class Session:
@@ -120,6 +88,8 @@ class Session:
         batches: whether the revision in use allows arrays of messages (MCP 2025-03-26 alone).
         on_asked: called when the peer asks anything; the handshake's sign of a legacy peer.
         log_sink: takes log notifications that belong to no call; None: they are counted unread.
+        logging: our requests that want log notifications, with the level from which on.
+        modern: whether the server logs only for requests that want it (MCP 2026-07-28, logging).
 
     """
 
@@ -142,6 +112,8 @@ class Session:
         self.batches = False
         self.on_asked: Callable[[], None] | None = None
         self.log_sink: Callable[[Raw], None] | None = None
+        self.logging: dict[Id, str] = {}
+        self.modern = False
         self.peer: Peer[Pending, trio.CancelScope] = Peer()
         self._answering = Answering(
             answer, peer=self.peer, transport=transport, nursery=nursery, name=name, counters=counters
@@ -221,6 +193,29 @@ class Session:
         finally:
             self._timer.discard(pending)
 
+    async def begin(self, pending: Pending, message: bytes, *, name: str | None = None) -> None:
+        """Send a request whose entry needs no task that waits for it, and whose deadline is another's to keep.
+
+        Raises:
+            ConnectionLost, DeadlineExceeded, Overloaded: it was not sent.
+
+        """
+        transport = self.transport
+        if transport.congested and self._loss is None:
+            with trio.move_on_at(pending.deadline) as waiting:
+                await transport.wait_uncongested()
+            if waiting.cancelled_caught:
+                raise DeadlineExceeded(f"{self.name}: {pending.method}: its connection takes no more bytes", "no")
+        if self._loss is not None:
+            raise ConnectionLost(self._loss, "no")
+        self.peer.open[pending.id] = pending
+        try:
+            transport.send(message, id=pending.id, method=pending.method, name=name)
+        except BaseException as exc:
+            self.peer.abandon(pending.id)
+            self.ending = self.ending or isinstance(exc, ConnectionLost)
+            raise
+
     def notify(self, method: str, params: bytes = b"") -> None:
         """Tell the peer something, without waiting.
 
@@ -257,7 +252,7 @@ class Session:
         for line in messages:
             if line.startswith(LOG_HEADS):
                 self.log_lines += 1
-                if self.log_sink is None and within is None:
+                if self.log_sink is None and within is None and not self.logging:
                     continue
             try:
                 message = decode(line)
@@ -375,11 +370,7 @@ class Session:
             elif method == "notifications/cancelled":
                 self._withdrawn(_decode_cancelled(params).requestId)
             elif method == "notifications/message":
-                pending = self.peer.open.get(within)  # type: ignore[arg-type]  # as above
-                if pending is not None and pending.events is not None:
-                    pending.events(method, params)
-                elif self.log_sink is not None:
-                    self.log_sink(params)
+                self._logged(params, within)
             elif self._told is not None:
                 self._told(method, params, within)
         except msgspec.DecodeError:
@@ -387,6 +378,20 @@ class Session:
         except Exception:  # a sink's bug must end neither the reader nor another call
             self._counters.add("session.sink_failed")
             log.exception("sink failed peer=%s method=%s", self.name, method)
+
+    def _logged(self, params: Raw, within: Id | None) -> None:
+        """Give a log notification to the call that it belongs to, if anybody can tell which that is."""
+        if within is None and len(self.logging) == 1 and (self.modern or len(self.peer.open) == 1):
+            # Nothing on a shared channel says whose it is, unless there is one call that it can be.
+            (within,) = self.logging
+        pending = self.peer.open.get(within)  # type: ignore[arg-type]  # anything hashable may be looked up
+        if pending is not None and pending.events is not None:
+            wanted = self.logging.get(pending.id)
+            level = _decode_logged(params).level
+            if wanted not in LEVELS or level not in LEVELS or LEVELS.index(level) >= LEVELS.index(wanted):
+                pending.events("notifications/message", params)
+        elif self.log_sink is not None:
+            self.log_sink(params)
 
     def _extend(self, pending: Pending) -> None:
         """Move the deadline of a call on whose server tells progress."""

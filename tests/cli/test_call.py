@@ -163,10 +163,10 @@ def test_x05_every_block_of_a_result_is_printed(folder: Path, capsys: pytest.Cap
     assert main(["call", "it__show", '{"x": 1}']) == 0
     assert capsys.readouterr().out.splitlines() == [
         "one",
-        "[link file:///a] A",
-        "[link file:///b]",
+        "[link cord://it/file:///a] A",
+        "[link cord://it/file:///b]",
         "inside",
-        "[resource file:///d]",
+        "[resource cord://it/file:///d]",
         "[image image/png, 6 bytes; --json prints it]",
         "[hologram; --json prints it]",
     ]

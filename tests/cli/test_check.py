@@ -82,7 +82,7 @@ def test_what_costs_no_source_is_a_warning(folder: Path, capsys: pytest.CaptureF
             "is it an MCP server?",
         ),
         ({**server(silent=True), "connect": 0.2}, "no answer to initialize within 0.2 s", "raise `connect`"),
-        ({"url": "ws://127.0.0.1:1/", "type": "ws"}, "WebSocket sources are not supported yet", "use stdio or http"),
+        ({"url": "ws://127.0.0.1:1/", "type": "ws"}, "127.0.0.1:1: Connection refused", "is the server running"),
     ],
 )
 def test_what_is_wrong_with_a_source_is_said_with_what_to_do(

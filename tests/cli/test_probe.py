@@ -32,6 +32,9 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.upper(), raising=False)
 
 
+REMEDY_407 = "write them into the variable that names it: user:password@host"
+
+
 async def looked(url: str, **headers: str) -> list[Step]:
     return await look(Http(name="it", url=url, headers=headers))
 
@@ -66,7 +69,7 @@ async def test_a_port_that_nobody_listens_on_fails_at_tcp() -> None:
         ("404 Not Found", "", Step("status", False, "no MCP endpoint at this path (404)", "check the path")),
         ("405 No", "", Step("status", False, "no MCP endpoint at this path (405)", "check the path")),
         ("403 Forbidden", "", Step("authorize", False, "it forbids this (403)", "check the credentials")),
-        ("407 Proxy", "", Step("proxy", False, "a proxy asks for credentials (407)", "ask who runs the proxy")),
+        ("407 Proxy", "", Step("proxy", False, "a proxy asks for credentials (407)", REMEDY_407)),
         ("500 Oops", "", Step("status", False, "the server fails (500)", "look at its log")),
         ("503 Busy", "", Step("status", False, "it turns requests away for now (503)", "try again later")),
         ("429 Busy", "retry-after: 5", Step("status", False, "it turns requests away for now (429)", "try again in 5")),
@@ -252,19 +255,36 @@ async def test_a_stranger_is_not_asked_who_authorizes() -> None:
     assert (step.what, asked) == ("it asks for authorization (401)", [])
 
 
+async def test_a_source_of_the_older_kind_is_asked_for_its_stream() -> None:
+    async with listening(answer("404 Not Found")) as place:
+        *_, step = await look(Http(name="it", url=f"http://{place}/sse", transport="sse"))
+        assert step.remedy == "check the path of `url`, often /sse"
+    async with listening(answer("200 OK", "Content-Type: text/event-stream")) as place:
+        *_, step = await look(Http(name="it", url=f"http://{place}/sse", transport="sse"))
+        assert step == Step("http", True, "an HTTP server answers (200)")
+
+
 # Proxies
 
 
-async def test_a_proxy_of_the_environment_is_told_as_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", "http://user:secret@proxy.example:3128")
+async def test_the_way_over_a_proxy_is_looked_at_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     async with listening(answer("404 Not Found")) as place:
-        proxy, *_, status = await looked(f"http://{place}/mcp")
-        assert status.name == "status"  # reached, though nobody would resolve the proxy
+        monkeypatch.setenv("http_proxy", f"http://user:secret@{place}")
+        proxy, status = await looked("http://docs.example/mcp")
         assert (proxy.name, proxy.ok) == ("proxy", True)
-        assert "http://proxy.example:3128, which is not used" in proxy.what
+        assert proxy.what == f"the way leads over the proxy {place} (http_proxy)"
         assert "secret" not in str(proxy)
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
-        assert (await looked(f"http://{place}/mcp"))[0].name == "name"
+        assert (status.name, status.ok) == ("status", False)
+        assert (await looked(f"http://{place}/mcp"))[0].name == "name"  # loopback is reached straight
+
+
+async def test_a_proxy_that_refuses_the_tunnel_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with listening(answer("407 Proxy")) as place:
+        monkeypatch.setenv("https_proxy", f"http://{place}")
+        (step,) = await looked("https://docs.example/mcp")
+        assert (step.name, step.ok) == ("proxy", False)
+        assert "asks for credentials (407): write them into https_proxy" in step.what
+        assert step.remedy == "add docs.example to NO_PROXY if it is to be reached straight"
 
 
 def test_the_plain_reason_is_found_in_a_group() -> None:

@@ -194,7 +194,7 @@ def test_a_wrong_type_is_told_where_it_is(text: str, path: str) -> None:
         ('{ url = "http://h/", type = "stdio" }', "sources.a"),
         ('{ url = "ftp://h/" }', "sources.a.url"),
         ('{ url = "https://h/", transport = "ws" }', "sources.a.url"),
-        ('{ url = "https://h/", transport = "sse" }', "sources.a"),
+        ('{ url = "https://h/", transport = "sse", era = "modern" }', "sources.a.era"),
         ('{ url = "https://h/", headers = { Host = "x" } }', "sources.a.headers.Host"),
     ],
 )
@@ -370,15 +370,25 @@ def test_gemini_blocks_work_and_a_bare_url_is_legacy_sse() -> None:
         a={"httpUrl": "https://h/mcp", "url": "https://h/sse", "timeout": 1, "trust": True, "includeTools": ["x"]},
         b={"url": "https://h/sse"},
     )
-    assert config.sources == {"a": Http(name="a", url="https://h/mcp", tools=ToolFilter(allow="x"))}
-    assert told(config) == [("mcpServers.b", "legacy HTTP+SSE is not supported yet")]
-    assert pasted({"mcpServers": {"a": {"url": "https://h/"}}}, "/home/me/.gemini/settings.json").broken
-    assert not pasted({"mcpServers": {"a": {"url": "https://h/", "type": "http"}}}, ".gemini/settings.json").broken
+    assert config.sources == {
+        "a": Http(name="a", url="https://h/mcp", tools=ToolFilter(allow="x")),
+        "b": Http(name="b", url="https://h/sse", transport="sse"),
+    }
+    found = pasted({"mcpServers": {"a": {"url": "https://h/"}}}, "/home/me/.gemini/settings.json").sources
+    assert found == {"a": Http(name="a", url="https://h/", transport="sse")}
+    found = pasted({"mcpServers": {"a": {"url": "https://h/", "type": "http"}}}, ".gemini/settings.json").sources
+    assert found == {"a": Http(name="a", url="https://h/")}
 
 
-def test_a_type_of_sse_breaks_its_source_with_the_reason() -> None:
-    (problem,) = servers(a={"type": "sse", "url": "https://h/sse"}).broken["a"]
-    assert (problem.what, problem.source) == ("legacy HTTP+SSE is not supported yet", "a")
+def test_a_type_of_sse_is_the_older_transport() -> None:
+    config = servers(a={"type": "sse", "url": "https://h/sse"})
+    assert config.sources == {"a": Http(name="a", url="https://h/sse", transport="sse")}
+    assert not config.problems
+
+
+def test_the_gateway_serves_the_older_transport_only_if_told() -> None:
+    assert toml("[gateway]\nsse = true").gateway.sse
+    assert not toml("[gateway]").gateway.sse
 
 
 def test_members_of_the_other_kind_are_told() -> None:

@@ -152,9 +152,16 @@ def test_an_undecodable_variable_of_the_environment_may_be_passed_on() -> None:
     assert Stdio(name="a", command="x", env={"A": value}).env == {"A": value}
 
 
-def test_legacy_sse_says_that_it_is_not_supported_yet() -> None:
-    found = problems(lambda: Http(name="a", url="https://h/sse", transport="sse"))
-    assert found == [("sources.a", "legacy HTTP+SSE is not supported yet")]
+def test_a_websocket_opens_itself() -> None:
+    found = problems(lambda: WebSocket(name="a", url="ws://h/", headers={"Sec-WebSocket-Protocol": "x"}))
+    assert found == [("sources.a.headers.Sec-WebSocket-Protocol", "is written by the transport")]
+
+
+def test_legacy_sse_is_a_transport_and_never_modern() -> None:
+    assert Http(name="a", url="https://h/sse", transport="sse").transport == "sse"
+    assert problems(lambda: Http(name="a", url="https://h/sse", transport="sse", era="modern")) == [
+        ("sources.a.era", "is modern, which HTTP+SSE never is")
+    ]
 
 
 def test_an_unknown_transport_is_refused() -> None:

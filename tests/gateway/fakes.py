@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -18,6 +18,7 @@ from cord_trio.errors import Draining, ToolNotFound
 from cord_trio.gateway.http_endpoint import HttpEndpoint
 from cord_trio.gateway.service import Service
 from cord_trio.gateway.stdio_endpoint import serve_pipe
+from cord_trio.protocol.eras import NAME_MEMBER
 from cord_trio.protocol.jsonrpc import Json, encode
 from cord_trio.protocol.tools import Tool, decode_tools_page
 from cord_trio.transports.http1 import Headers
@@ -25,9 +26,10 @@ from cord_trio.transports.http1_server import Request
 from cord_trio.transports.memory import memory_transport_pair
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping
 
     from cord_trio.call import Call, Outcome
+    from cord_trio.config import ProfileConfig
     from cord_trio.errors import CallError, ConnectionLost
     from cord_trio.transports.memory import MemoryTransport
 
@@ -46,11 +48,37 @@ ENVELOPE: dict[str, Any] = {VERSION: MODERN, CAPABILITIES: {}}
 @attrs.frozen
 class Route:
     tool: Tool
+    source: str = "fake"
+
+
+@attrs.frozen
+class Item:
+    """A prompt, a resource or a template as a server lists it, for all kinds of routes at once."""
+
+    members: Mapping[str, Json]
+    named: str = "name"
+    source: str = "fake"
+
+    def encode(self, public: str, /) -> bytes:
+        return encode({**self.members, self.named: public})
+
+    @property
+    def prompt(self) -> Item:
+        return self
+
+    resource = template = prompt
+
+
+@attrs.frozen
+class Greeting:
+    capabilities: Mapping[str, Json] = {}
+    instructions: str | None = None
 
 
 @attrs.frozen
 class SourceView:
     state: str = "ready"
+    greeting: Greeting | None = None
 
 
 @attrs.frozen
@@ -58,6 +86,9 @@ class Snapshot:
     version: int
     tools: Mapping[str, Route]
     sources: Mapping[str, SourceView] = {"fake": SourceView()}
+    prompts: Mapping[str, Item] = {}
+    resources: Mapping[str, Item] = {}
+    templates: Mapping[str, Item] = {}
 
 
 @attrs.frozen
@@ -65,12 +96,14 @@ class Settings:
     allowed_hosts: tuple[str, ...] = ("gate",)
     allowed_origins: tuple[str, ...] = ("https://app.example",)
     page_size: int = 1000
+    sse: bool = False
 
 
 @attrs.frozen
 class Config:
     gateway: Settings = Settings()
     bounds: Bounds = attrs.field(factory=Bounds)
+    profiles: Mapping[str, ProfileConfig] = {}
 
 
 class FakeRegistry:
@@ -79,7 +112,25 @@ class FakeRegistry:
         self._changed = trio.Event()
 
     def publish(self, tools: Iterable[Tool]) -> None:
-        self.snapshot = Snapshot(self.snapshot.version + 1, {tool.name: Route(tool) for tool in tools})
+        self.change(tools={tool.name: Route(tool) for tool in tools})
+
+    def change(
+        self,
+        tools: Mapping[str, Route] | None = None,
+        prompts: Mapping[str, Item] | None = None,
+        resources: Mapping[str, Item] | None = None,
+        templates: Mapping[str, Item] | None = None,
+    ) -> None:
+        """The next snapshot: the same but for what is given."""
+        old = self.snapshot
+        self.snapshot = attrs.evolve(
+            old,
+            version=old.version + 1,
+            tools=old.tools if tools is None else tools,
+            prompts=old.prompts if prompts is None else prompts,
+            resources=old.resources if resources is None else resources,
+            templates=old.templates if templates is None else templates,
+        )
         self._changed.set()
         self._changed = trio.Event()
 
@@ -103,6 +154,8 @@ class FakeFabric:
         self.answers = answers
         self.calls: list[Call] = []
         self.cancelled: list[str] = []
+        self.abandoned: list[tuple[str, str]] = []
+        self.subscribed: list[tuple[str, Callable[[str], None]]] = []
         self.registry.publish([tool(name) for name in answers])
 
     @property
@@ -111,6 +164,28 @@ class FakeFabric:
 
     async def wait_started(self) -> None:
         await self.started.wait()
+
+    def abandon(self, park: str, reason: str, /) -> None:
+        self.abandoned.append((park, reason))
+
+    @contextmanager
+    def subscribe(
+        self, principal: str, uris: Iterable[str], sink: Callable[[str], None]
+    ) -> Generator[None, None, None]:
+        """Remembers who wants to hear of what, as long as they do."""
+        wanted = [(uri, sink) for uri in uris]
+        self.subscribed += wanted
+        try:
+            yield
+        finally:
+            for each in wanted:
+                self.subscribed.remove(each)
+
+    def update(self, uri: str) -> None:
+        """The resource has changed."""
+        for wanted, sink in self.subscribed:
+            if wanted == uri:
+                sink(uri)
 
     async def handle(self, call: Call, /) -> Outcome:
         if self.draining.is_set():
@@ -183,10 +258,19 @@ def notice(method: str, params: object = None) -> bytes:
     ).encode()
 
 
-def initialize(id: object = 0, version: str = LATEST) -> bytes:
+def initialize(id: object = 0, version: str = LATEST, capabilities: Mapping[str, Json] | None = None) -> bytes:
     """A legacy client's opening."""
     info = {"name": "client", "version": "1"}
-    return legacy(id, "initialize", {"protocolVersion": version, "capabilities": {}, "clientInfo": info})
+    return legacy(
+        id, "initialize", {"protocolVersion": version, "capabilities": capabilities or {}, "clientInfo": info}
+    )
+
+
+def answer(id: object, result: object = None, error: object = None) -> bytes:
+    """A client's answer to a question."""
+    return json.dumps(
+        {"jsonrpc": "2.0", "id": id} | ({"result": result} if error is None else {"error": error})
+    ).encode()
 
 
 class Exchange:
@@ -243,7 +327,12 @@ class Exchange:
     def events(self) -> list[Json]:
         assert self.field("content-type") == "text/event-stream"
         lines = self.body.decode().split("\n")
-        return [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+        return [json.loads(line[6:]) for line in lines if line.startswith("data: ") and line[6:]]
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the events, in order."""
+        return [line[4:] for line in self.body.decode().split("\n") if line.startswith("id: ")]
 
     @property
     def comments(self) -> int:
@@ -301,9 +390,9 @@ class HttpGate:
         await exchange.finished.wait()
         return exchange
 
-    async def open(self, version: str = LATEST) -> tuple[str, str]:
+    async def open(self, version: str = LATEST, capabilities: Mapping[str, Json] | None = None) -> tuple[str, str]:
         """Initialize; the session's header."""
-        exchange = await self.post(initialize(version=version))
+        exchange = await self.post(initialize(version=version, capabilities=capabilities))
         id = exchange.field("mcp-session-id")
         assert id is not None
         return "Mcp-Session-Id", id
@@ -313,8 +402,9 @@ def headers_of(message: bytes) -> list[tuple[str, str]]:
     """The headers that repeat what a modern request says."""
     value = json.loads(message)
     fields = [("MCP-Protocol-Version", value["params"]["_meta"][VERSION]), ("Mcp-Method", value["method"])]
-    if value["method"] == "tools/call" and "name" in value["params"]:
-        fields.append(("Mcp-Name", value["params"]["name"]))
+    member = NAME_MEMBER.get(value["method"])
+    if member is not None and member in value["params"]:
+        fields.append(("Mcp-Name", value["params"][member]))
     return fields
 
 

@@ -7,15 +7,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cord_trio.auth.sealing import Sealer
 from cord_trio.errors import Malformed
 from cord_trio.gateway.catalogue import MAX_VIEWS, VIEW_LIFE, Catalogue
+from cord_trio.gateway.steps import List
 from cord_trio.protocol.eras import ERAS
 from tests.gateway.fakes import LATEST, MODERN, FakeFabric, Route, Snapshot, modern, open_pipe, tool
 
 if TYPE_CHECKING:
+    from cord_trio.gateway.steps import Kind
     from cord_trio.protocol.jsonrpc import Json
 
-ERA = ERAS[MODERN]
+
+def step(cursor: str | None, revision: str = MODERN, kind: Kind = "tools", principal: str = "local") -> List:
+    return List(1, ERAS[revision], cursor, kind, principal)
 
 
 def snapshot(version: int, *names: str) -> Snapshot:
@@ -27,18 +32,18 @@ def listed(page: bytes) -> list[str]:
 
 
 def members(catalogue: Catalogue, revision: str, **more: object) -> Json:
-    page, _ = catalogue.list(Snapshot(1, {"t": Route(tool("t", **more))}), ERAS[revision], None, 0)
+    page, _ = catalogue.list(Snapshot(1, {"t": Route(tool("t", **more))}), step(None, revision), 0)
     return json.loads(page)[0]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 8])
 def test_r07_walking_the_pages_sees_each_tool_once_in_order(size: int) -> None:
-    catalogue, now = Catalogue(b"k" * 32, size), snapshot(1, *"abcdefg")
+    catalogue, now = Catalogue(Sealer(b"k" * 32), size), snapshot(1, *"abcdefg")
     seen: list[str] = []
     cursor: str | None = None
     pages = 0
     while True:
-        page, cursor = catalogue.list(now, ERA, cursor, 0)
+        page, cursor = catalogue.list(now, step(cursor), 0)
         seen += listed(page)
         pages += 1
         if cursor is None:
@@ -48,31 +53,31 @@ def test_r07_walking_the_pages_sees_each_tool_once_in_order(size: int) -> None:
 
 
 def test_a_list_stays_itself_for_who_is_in_the_middle_of_it() -> None:
-    catalogue = Catalogue(b"k" * 32, 2)
-    _, cursor = catalogue.list(snapshot(1, *"abcd"), ERA, None, 0)
-    page, _ = catalogue.list(snapshot(2, *"vwxyz"), ERA, cursor, VIEW_LIFE - 1)
+    catalogue = Catalogue(Sealer(b"k" * 32), 2)
+    _, cursor = catalogue.list(snapshot(1, *"abcd"), step(None), 0)
+    page, _ = catalogue.list(snapshot(2, *"vwxyz"), step(cursor), VIEW_LIFE - 1)
     assert listed(page) == ["c", "d"]
     with pytest.raises(Malformed) as caught:
-        catalogue.list(snapshot(2, *"vwxyz"), ERA, cursor, 2 * VIEW_LIFE)
+        catalogue.list(snapshot(2, *"vwxyz"), step(cursor), 2 * VIEW_LIFE)
     assert caught.value.code == -32602
 
 
 def test_only_so_many_older_lists_are_kept() -> None:
-    catalogue = Catalogue(b"k" * 32, 1)
-    cursors = [catalogue.list(snapshot(n, "a", f"b{n}"), ERA, None, n)[1] for n in range(MAX_VIEWS + 2)]
+    catalogue = Catalogue(Sealer(b"k" * 32), 1)
+    cursors = [catalogue.list(snapshot(n, "a", f"b{n}"), step(None), n)[1] for n in range(MAX_VIEWS + 2)]
     newest = snapshot(MAX_VIEWS + 1, "a", f"b{MAX_VIEWS + 1}")
     with pytest.raises(Malformed):
-        catalogue.list(newest, ERA, cursors[0], 0)
+        catalogue.list(newest, step(cursors[0]), 0)
     for n in range(1, MAX_VIEWS + 2):
-        assert listed(catalogue.list(newest, ERA, cursors[n], 0)[0]) == [f"b{n}"]
+        assert listed(catalogue.list(newest, step(cursors[n]), 0)[0]) == [f"b{n}"]
 
 
 def test_a_version_with_the_same_tools_is_the_same_list() -> None:
-    catalogue = Catalogue(b"k" * 32, 1)
-    _, cursor = catalogue.list(snapshot(1, "a", "b"), ERA, None, 0)
-    serial = catalogue.view(snapshot(2, "a", "b"), 0).serial
-    assert serial == catalogue.view(snapshot(1, "a", "b"), 0).serial
-    assert catalogue.list(snapshot(3, "a", "b"), ERA, cursor, 10 * VIEW_LIFE)[1] is None
+    catalogue = Catalogue(Sealer(b"k" * 32), 1)
+    _, cursor = catalogue.list(snapshot(1, "a", "b"), step(None), 0)
+    serial = catalogue.serials(snapshot(2, "a", "b"), 0)["tools"]
+    assert serial == catalogue.serials(snapshot(1, "a", "b"), 0)["tools"]
+    assert catalogue.list(snapshot(3, "a", "b"), step(cursor), 10 * VIEW_LIFE)[1] is None
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "AAAA", "é", "0", "=" * 44, "A" * 44, "\ud7ff", "a b"])
@@ -83,14 +88,14 @@ async def test_a_cursor_that_is_none_of_ours_is_invalid(cursor: str) -> None:
 
 
 def test_a_cursor_cannot_be_altered_or_used_elsewhere() -> None:
-    catalogue, now = Catalogue(b"k" * 32, 1), snapshot(1, "a", "b", "c")
-    _, cursor = catalogue.list(now, ERA, None, 0)
+    catalogue, now = Catalogue(Sealer(b"k" * 32), 1), snapshot(1, "a", "b", "c")
+    _, cursor = catalogue.list(now, step(None), 0)
     assert cursor is not None
     for other in (cursor[:-2], cursor[:5] + ("B" if cursor[5] != "B" else "C") + cursor[6:], cursor + "AAAA"):
         with pytest.raises(Malformed):
-            catalogue.list(now, ERA, other, 0)
+            catalogue.list(now, step(other), 0)
     with pytest.raises(Malformed):
-        Catalogue(b"q" * 32, 1).list(now, ERA, cursor, 0)
+        Catalogue(Sealer(b"q" * 32), 1).list(now, step(cursor), 0)
 
 
 async def test_m18_every_modern_page_has_valid_hints_and_no_legacy_page_has() -> None:
@@ -106,7 +111,7 @@ async def test_m18_every_modern_page_has_valid_hints_and_no_legacy_page_has() ->
 
 def test_schemas_are_listed_byte_for_byte() -> None:
     schema = {"type": "object", "$defs": {"a": {"const": 1.0}}, "properties": {"x": True}, "$schema": "s"}
-    assert members(Catalogue(b""), MODERN, inputSchema=schema, vendor={"k": 1}) == {
+    assert members(Catalogue(Sealer(b"k" * 32)), MODERN, inputSchema=schema, vendor={"k": 1}) == {
         "name": "t",
         "inputSchema": schema,
         "vendor": {"k": 1},
@@ -120,7 +125,7 @@ def test_schemas_that_harm_old_clients_are_changed_for_them() -> None:
         "additionalProperties": False,
     }
     output = {"type": "array"}
-    assert members(Catalogue(b""), LATEST, inputSchema=schema, outputSchema=output) == {
+    assert members(Catalogue(Sealer(b"k" * 32)), LATEST, inputSchema=schema, outputSchema=output) == {
         "name": "t",
         "inputSchema": {
             "type": "object",
@@ -128,7 +133,7 @@ def test_schemas_that_harm_old_clients_are_changed_for_them() -> None:
             "additionalProperties": False,
         },
     }
-    assert members(Catalogue(b""), MODERN, inputSchema=schema, outputSchema=output) == {
+    assert members(Catalogue(Sealer(b"k" * 32)), MODERN, inputSchema=schema, outputSchema=output) == {
         "name": "t",
         "inputSchema": schema,
         "outputSchema": output,
@@ -138,8 +143,8 @@ def test_schemas_that_harm_old_clients_are_changed_for_them() -> None:
 def test_m11_a_bad_header_annotation_does_not_reach_clients() -> None:
     bad = {"type": "object", "properties": {"n": {"type": "number", "x-mcp-header": "N"}}}
     good = {"type": "object", "properties": {"n": {"type": "integer", "x-mcp-header": "N"}}}
-    assert members(Catalogue(b""), MODERN, inputSchema=bad)["inputSchema"] == {
+    assert members(Catalogue(Sealer(b"k" * 32)), MODERN, inputSchema=bad)["inputSchema"] == {
         "type": "object",
         "properties": {"n": {"type": "number"}},
     }
-    assert members(Catalogue(b""), MODERN, inputSchema=good)["inputSchema"] == good
+    assert members(Catalogue(Sealer(b"k" * 32)), MODERN, inputSchema=good)["inputSchema"] == good

@@ -300,7 +300,7 @@ async def test_legacy_requests_need_a_session_and_a_known_version() -> None:
 async def test_what_is_not_advertised_is_not_served() -> None:
     async with open_http(FakeFabric()) as gate:
         session = await gate.open()
-        for method in ("logging/setLevel", "resources/list", "prompts/list", "resources/subscribe", "server/discover"):
+        for method in ("tasks/list", "server/discover", "subscriptions/listen", "sampling/createMessage", "roots/list"):
             answer = await gate.post(legacy(1, method, {"level": "info"}), session)
             assert (answer.status, code(answer.json)) == (200, -32601)
 

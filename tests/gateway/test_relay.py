@@ -9,6 +9,7 @@ import pytest
 import trio
 from msgspec import Raw
 
+from cord_trio.auth.sealing import Sealer
 from cord_trio.call import Complete, Error, InputRequired, Outcome, Task
 from cord_trio.errors import (
     BadReply,
@@ -22,7 +23,8 @@ from cord_trio.errors import (
     SourceDown,
     ToolNotFound,
 )
-from cord_trio.gateway.relay import perform, shape_result
+from cord_trio.gateway.performing import Performer
+from cord_trio.gateway.shapes import shape_result
 from cord_trio.gateway.steps import Run
 from cord_trio.protocol.eras import ERAS
 from cord_trio.protocol.jsonrpc import encode
@@ -47,7 +49,8 @@ async def answer_of(
             raise end
         return end
 
-    reply = await perform(handle, Run("i", ERAS[revision], "t", {}, {}, capabilities), None, IDENTITY)
+    run = Run("i", ERAS[revision], "tools/call", "t", {}, {}, capabilities)
+    reply = await Performer(handle, IDENTITY, Sealer(bytes(32))).perform(run, None)
     assert reply.message is not None
     value = json.loads(reply.message)
     assert (value["jsonrpc"], value["id"]) == ("2.0", "i")
@@ -151,7 +154,8 @@ async def test_a_missing_capability_is_told_in_the_clients_era() -> None:
 async def test_codes_of_another_era_are_translated() -> None:
     assert (await answer_of(Error(-32002, "none"), MODERN))[1]["error"]["code"] == -32602
     assert (await answer_of(Error(-32002, "none"), LATEST))[1]["error"]["code"] == -32002
-    assert (await answer_of(Error(-32042, "open it", b"{}"), LATEST))[1]["error"]["code"] == -32042
+    opens = b'{"elicitation":{"url":{}}}'
+    assert (await answer_of(Error(-32042, "open it", b"{}"), LATEST, opens))[1]["error"]["code"] == -32042
     for revision in (MODERN, "2025-06-18"):
         assert (await answer_of(Error(-32042, "open it", b"{}"), revision))[1]["result"]["isError"] is True
 
@@ -161,14 +165,18 @@ async def test_a_question_reaches_only_who_can_answer() -> None:
         Raw(b'{"resultType":"input_required","requestState":"s","_meta":{"%b":{},"a/b":1}}' % SERVER_INFO.encode())
     )
     _, value = await answer_of(asked, capabilities=b'{"elicitation":{}}')
+    assert value["result"].pop("requestState") not in ("s", "")
     assert value["result"] == {
         "resultType": "input_required",
-        "requestState": "s",
         "_meta": {"a/b": 1, SERVER_INFO: US},
     }
-    for revision, capabilities in ((MODERN, b"{}"), (LATEST, b'{"elicitation":{}}')):
-        _, refused = await answer_of(asked, revision, capabilities)
-        assert refused["result"]["isError"] is True
+    question = {"method": "elicitation/create", "params": {"message": "?"}}
+    asked = InputRequired(Raw(encode({"inputRequests": {"q": question}})))
+    status, refused = await answer_of(asked, MODERN)
+    assert (status, refused["error"]["code"]) == (400, -32021)
+    assert refused["error"]["data"] == {"requiredCapabilities": {"elicitation": {"form": {}}}}
+    _, refused = await answer_of(asked, LATEST, b'{"elicitation":{}}')
+    assert refused["result"]["isError"] is True
 
 
 def test_a_result_passes_through_byte_for_byte() -> None:

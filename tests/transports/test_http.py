@@ -770,6 +770,15 @@ async def test_h13_a_server_without_a_standing_stream_is_asked_once(answer: byte
         assert server.count("GET") == 1
 
 
+@pytest.mark.parametrize("answer", [status(405), stream(b""), Hold(chunked(b"", end=False))])
+async def test_who_waits_for_the_standing_stream_goes_on_once_it_is_open_or_refused(answer: bytes) -> None:
+    async with canned(GET=answer) as server:
+        async with talking(server.url, LEGACY) as (_, transport):
+            with trio.fail_after(5):
+                await transport.wait_listening()
+            assert server.count("GET") >= 1
+
+
 async def test_a_modern_server_is_not_asked_for_a_standing_stream() -> None:
     async with canned(tools__call=as_json) as server:
         async with talking(server.url) as (session, _):

@@ -329,7 +329,7 @@ async def test_a_close_in_this_very_moment_is_noticed_before_writing() -> None:
 async def test_a_connection_that_is_made_too_late_to_be_withdrawn_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     left, right = socket.socketpair()
 
-    async def late(origin: object, context: object, nursery: trio.Nursery) -> http1_wire.Wire:
+    async def late(origin: object, context: object, nursery: trio.Nursery, proxy: object) -> http1_wire.Wire:
         with trio.CancelScope(shield=True):
             await trio.sleep(0.01)
         left.setblocking(False)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from cord_trio.agents.agent import Handoff, Step
+from cord_trio.agents.exporting import emit
 from cord_trio.agents.tools import call_tool
 from cord_trio.agents.turn import Branch
 from cord_trio.call import LOCAL
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cord_trio.agents.agent import Agent, Agents, Keep
+    from cord_trio.agents.answering import Answer
     from cord_trio.call import EventSink
     from cord_trio.protocol.jsonrpc import Json
     from cord_trio.protocol.mcp import ToolResult
@@ -72,9 +74,21 @@ class Context:
         return {name: route for name, route in self.snapshot.tools.items() if agent.may_call(name)}
 
     async def call(
-        self, tool: str, arguments: Mapping[str, Json] | None = None, *, events: EventSink | None = None
+        self,
+        tool: str,
+        arguments: Mapping[str, Json] | None = None,
+        *,
+        events: EventSink | None = None,
+        answer: Answer | None = None,
     ) -> ToolResult:
         """What `tool` answered; `ToolResult.is_error` if it says that it failed.
+
+        Args:
+            tool: its exported name.
+            arguments: plain values.
+            events: takes its progress and log notifications.
+            answer: `async (questions by key) -> results by key`, for what the server asks in the middle of the
+                call; without it the server is told that nothing can be asked.
 
         Raises:
             CallError: it did not answer, or not with a result; `ToolNotGranted` if this agent may not call it.
@@ -83,7 +97,20 @@ class Context:
         agent = self.agent
         if not agent.may_call(tool):
             raise ToolNotGranted(agent.name, tool, agent.tools)
-        return await call_tool(self._agents.handler, tool, arguments, principal=self.principal, events=events)
+        return await call_tool(
+            self._agents.handler, tool, arguments, principal=self.principal, events=events, answer=answer
+        )
+
+    def emit(self, progress: float, total: float | None = None, message: str | None = None) -> None:
+        """Tell whoever called this agent through the gateway how far it is; nobody else hears of it.
+
+        Args:
+            progress: rises from one to the next; what does not is dropped.
+            total: what it rises to, if that is known.
+            message: for a person.
+
+        """
+        emit(progress, total, message)
 
     async def ask(self, agent: str, payload: object) -> object:
         """What `agent` answers to `payload`, while this handler stays.

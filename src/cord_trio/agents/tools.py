@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Raw
 
+from cord_trio.agents.answering import ANY_QUESTION, go_on, methods
 from cord_trio.call import LOCAL, Call, Complete, Error, InputRequired, Task
-from cord_trio.errors import BadReply, CallFailed, InputNeeded, Malformed
+from cord_trio.errors import BadReply, CallFailed, InputNeeded
 from cord_trio.protocol import jsonrpc
 from cord_trio.protocol.mcp import ToolResult
+from cord_trio.protocol.questions import NOBODY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cord_trio.agents.answering import Answer
     from cord_trio.call import EventSink, Handler
     from cord_trio.protocol.jsonrpc import Json
 
@@ -29,6 +32,7 @@ async def call_tool(
     principal: str = LOCAL,
     deadline: float = math.inf,
     events: EventSink | None = None,
+    answer: Answer | None = None,
 ) -> ToolResult:
     """What `tool` answered; a tool that says it failed is an answer too (`ToolResult.is_error`).
 
@@ -39,6 +43,7 @@ async def call_tool(
         principal: who calls.
         deadline: Trio time.
         events: takes its progress and log notifications.
+        answer: answers what the server asks in the middle of it; without it nothing can be asked.
 
     Raises:
         CallError: it did not answer, or not with a result.
@@ -48,26 +53,21 @@ async def call_tool(
     given = jsonrpc.encode({} if arguments is None else arguments)
     if given[0] != BRACE and not given.lstrip().startswith(b"{"):
         raise TypeError(f"the arguments of {tool} are no object")
-    call = Call("tools/call", tool, {"arguments": Raw(given)}, principal=principal, deadline=deadline, events=events)
+    call = Call(
+        "tools/call", tool, {"arguments": Raw(given)}, principal=principal, deadline=deadline, events=events,
+        capabilities=NOBODY if answer is None else ANY_QUESTION,
+    )  # fmt: skip
     outcome = await handler(call)
     if type(outcome) is Complete:  # nearly always
         return ToolResult(outcome.result)
+    if answer is not None:
+        outcome = await go_on(handler, call, outcome, answer)
     match outcome:
         case Complete(result):
             return ToolResult(result)
         case Error(code, message, data):
             raise CallFailed(code, message, data)
         case InputRequired(result):
-            raise InputNeeded(tool, _methods(result))
+            raise InputNeeded(tool, methods(result))
         case Task():
             raise BadReply(f"{tool} went on as a background task, which nobody asked for")
-
-
-def _methods(result: Raw) -> tuple[str, ...]:
-    """What the server asks for (MCP 2026-07-28, input required): `inputRequests` is a map of requests."""
-    try:
-        asked = jsonrpc.parse(result).get("inputRequests") or {}
-        methods = {str(request["method"]) for request in asked.values()}
-    except (AttributeError, KeyError, Malformed, TypeError) as exc:
-        raise BadReply("the server asks for input that it does not name") from exc
-    return tuple(sorted(methods))

@@ -7,9 +7,9 @@ it says does not share our mistakes.
 from __future__ import annotations
 
 import json
+import os
 import re
 import ssl
-import urllib.request
 from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin, urlsplit
@@ -20,11 +20,15 @@ import trio
 
 from cord_trio.config import public_url
 from cord_trio.protocol import eras, jsonrpc, mcp
+from cord_trio.transports.dial import ProxyFailed, dial, find_proxy
+from cord_trio.transports.http1_wire import parse_origin
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from cord_trio.config import Http
+    from cord_trio.transports.dial import Proxy
+    from cord_trio.transports.http1_wire import Origin
 
 STEP_LIMIT: Final = 5.0
 """Seconds for each step."""
@@ -53,20 +57,26 @@ async def look(source: Http) -> list[Step]:
     """The steps towards `source` up to the first that fails."""
     parts = urlsplit(source.url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    found = [*_proxy(parts.scheme, host)]
+    origin = parse_origin(source.url)
+    proxy = find_proxy(origin, os.environ)
+    found: list[Step] = []
     ways: list[tuple[str, Callable[[], Awaitable[Step]]]] = [
         ("name", partial(_name, host, port)),
         ("tcp", partial(_tcp, host, port)),
     ]
     if parts.scheme == "https":
         ways.append(("tls", partial(_tls, host, port)))
-    ways.append(("http", partial(_answer, source)))
+    if proxy is not None:
+        ways = [("proxy", partial(_proxy, origin, proxy))]  # which finds the server itself
+    ways.append(("http", partial(_answer, source, proxy)))
     for name, way in ways:
         step = None
         with trio.move_on_after(STEP_LIMIT):
             step = await way()
         if step is None or not step.ok:
-            found.append(await _explained(name, step, source, host, port))
+            found.append(
+                step if step is not None and proxy is not None else await _explained(name, step, source, host, port)
+            )
             break
         found.append(step)
     return found
@@ -85,18 +95,25 @@ async def _explained(name: str, step: Step | None, source: Http, host: str, port
     remedy = {
         "name": "is the network up?",
         "tcp": "is a firewall in between?",
+        "proxy": "is the proxy stuck, or the server?",
         "tls": "is it an http:// server, or stuck?",
         "http": "is it an MCP server, or stuck?",
     }[name]
     return Step(name, False, f"no answer within {STEP_LIMIT:g} s", remedy)
 
 
-def _proxy(scheme: str, host: str) -> list[Step]:
-    proxy = urllib.request.getproxies().get(scheme)
-    if not proxy or urllib.request.proxy_bypass(host):
-        return []
-    what = f"the environment names {public_url(proxy)}, which is not used: the server is reached directly"
-    return [Step("proxy", True, what, f"add {host} to NO_PROXY if that is right")]
+async def _proxy(origin: Origin, proxy: Proxy) -> Step:
+    """Whether the proxy of the environment takes us, and for https to the server."""
+    context = ssl.create_default_context() if origin.tls else None
+    remedy = f"add {origin.host} to NO_PROXY if it is to be reached straight"
+    try:
+        stream = await dial(origin, context, proxy)
+    except ProxyFailed as exc:
+        return Step("proxy", False, str(exc), remedy)
+    except (trio.BrokenResourceError, ssl.SSLError) as exc:
+        return Step("tls", False, *_tls_fault(exc.__cause__ or exc))
+    await trio.aclose_forcefully(stream)
+    return Step("proxy", True, f"the way leads over the proxy {proxy.name}", remedy)
 
 
 async def _name(host: str, port: int) -> Step:
@@ -156,7 +173,7 @@ async def _speaks_tls(host: str, port: int) -> bool:
     return True
 
 
-async def _answer(source: Http) -> Step:
+async def _answer(source: Http, by: Proxy | None) -> Step:
     """What the endpoint says to the first question of the modern era."""
     meta = mcp.envelope_meta(eras.LATEST_MODERN, {"name": "cord_trio", "version": "0"}, {})
     body = jsonrpc.encode_request(1, "server/discover", jsonrpc.object_of({"_meta": jsonrpc.object_of(meta)}))
@@ -167,11 +184,20 @@ async def _answer(source: Http) -> Step:
         "mcp-protocol-version": eras.LATEST_MODERN,
         "mcp-method": "server/discover",
     }
+    asked = partial(httpx.AsyncClient.stream, method="POST", url=source.url, content=body, headers=headers)
+    if source.transport == "sse":
+        headers = {**source.headers, "accept": "text/event-stream"}
+        asked = partial(httpx.AsyncClient.stream, method="GET", url=source.url, headers=headers)
+    way = None
+    if by is not None:
+        host = f"[{by.host}]" if ":" in by.host else by.host
+        own = {"Proxy-Authorization": by.authorization} if by.authorization is not None else None
+        way = httpx.Proxy(f"http://{host}:{by.port}", headers=own)
     try:
         async with (
             # The step's own limit holds; a client's would end it with a word that says less.
-            httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=None) as client,
-            client.stream("POST", source.url, content=body, headers=headers) as response,
+            httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=None, proxy=way) as client,
+            asked(client) as response,
         ):
             return await _judge(source, client, response)
     except (httpx.HTTPError, httpx.InvalidURL) as exc:
@@ -187,7 +213,8 @@ async def _judge(source: Http, client: httpx.AsyncClient, response: httpx.Respon
         target = public_url(urljoin(source.url, response.headers.get("location", "")))
         return Step("redirect", False, f"it redirects to {target} ({status})", "put that into `url` if you trust it")
     if status == 407:
-        return Step("proxy", False, "a proxy asks for credentials (407)", "ask who runs the proxy")
+        remedy = "write them into the variable that names it: user:password@host"
+        return Step("proxy", False, "a proxy asks for credentials (407)", remedy)
     if status == 401:
         where = await _authorizer(source, client, response.headers.get("www-authenticate", ""))
         if any(name.lower() == "authorization" for name in source.headers):
@@ -198,7 +225,10 @@ async def _judge(source: Http, client: httpx.AsyncClient, response: httpx.Respon
     if status == 403:
         return Step("authorize", False, "it forbids this (403)", "check the credentials, and what they allow")
     if status in (404, 405, 410):
-        return Step("status", False, f"no MCP endpoint at this path ({status})", "check the path of `url`, often /mcp")
+        usual = "/sse" if source.transport == "sse" else "/mcp"
+        return Step(
+            "status", False, f"no MCP endpoint at this path ({status})", f"check the path of `url`, often {usual}"
+        )
     if status in (429, 503):
         after = response.headers.get("retry-after", "")
         when = f" in {after} s" if after.isdecimal() else " later"

@@ -6,6 +6,7 @@ from cord_trio.config.settings import AgentConfig as AgentConfig
 from cord_trio.config.settings import Bounds as Bounds
 from cord_trio.config.settings import Config as Config
 from cord_trio.config.settings import GatewayConfig as GatewayConfig
+from cord_trio.config.settings import ProfileConfig as ProfileConfig
 from cord_trio.config.settings import is_loopback as is_loopback
 from cord_trio.config.settings import parse_address as parse_address
 from cord_trio.config.values import Common as Common

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Literal
 import attrs
 
 from cord_trio.config.documents import MAX_FILE, decode_document, decode_text, guess_format
-from cord_trio.config.settings import AgentConfig, Bounds, Config, GatewayConfig, parse_address, shared_prefixes
+from cord_trio.config.settings import (
+    AgentConfig,
+    Bounds,
+    Config,
+    GatewayConfig,
+    ProfileConfig,
+    parse_address,
+    shared_prefixes,
+)
 from cord_trio.config.sources import Dialect, read_source
 from cord_trio.config.table import Member, Report, Table, below, kind, nearest
 from cord_trio.errors import ConfigError, Problem
@@ -22,7 +30,7 @@ if TYPE_CHECKING:
 DEFAULT_FILES = ("cord.toml", ".mcp.json")
 """Looked for in the working folder, in this order."""
 
-OUR_TABLES = ("sources", "gateway", "agents", "bounds")
+OUR_TABLES = ("sources", "gateway", "profiles", "agents", "bounds")
 
 CONTAINERS: tuple[tuple[tuple[str, ...], Dialect], ...] = (
     (("sources",), "ours"),
@@ -81,6 +89,7 @@ def parse_config(
         _check_names(document, containers, report)
     bounds = _bounds(top if ours else Table({}, "", report))
     gateway = _gateway(top if ours else Table({}, "", report), bounds)
+    profiles = _profiles(top) if ours else {}
     agents = _agents(top) if ours or _holds_agents(document.get("agents")) else {}
     sources: dict[str, Source] = {}
     broken: dict[str, list[Problem]] = {}
@@ -119,6 +128,7 @@ def parse_config(
         sources=sources,
         agents=agents,
         gateway=gateway,
+        profiles=profiles,
         bounds=bounds,
         problems=tuple(problems),
         broken={name: tuple(found) for name, found in broken.items()},
@@ -199,12 +209,14 @@ def _bounds(top: Table) -> Bounds:
 
 def _gateway(top: Table, bounds: Bounds) -> GatewayConfig:
     table = top.table("gateway") or Table({}, "gateway", top.report)
-    table.only(("http", "grace", "allowed_hosts", "allowed_origins", "page_size"))
+    table.only(("http", "grace", "allowed_hosts", "allowed_origins", "page_size", "sse", "roots"))
     given: dict[str, Json] = {
         "grace": table.number("grace"),
         "allowed_hosts": table.texts("allowed_hosts"),
         "allowed_origins": table.texts("allowed_origins"),
         "page_size": table.count("page_size"),
+        "sse": table.flag("sse"),
+        "roots": table.texts("roots"),
     }
     given = {"grace": bounds.drain, **{name: value for name, value in given.items() if value is not None}}
     address = table.text("http")
@@ -218,6 +230,22 @@ def _gateway(top: Table, bounds: Bounds) -> GatewayConfig:
     except ConfigError as exc:
         _move(exc, "gateway", table)
         return GatewayConfig()
+
+
+def _profiles(top: Table) -> dict[str, ProfileConfig]:
+    table = top.table("profiles")
+    profiles: dict[str, ProfileConfig] = {}
+    for name in table.members if table else ():
+        entry = table.table(name) if table else None
+        if entry is None:
+            continue
+        entry.only(("tools", "prompts", "resources"))
+        given = {part: entry.texts(part) or () for part in ("tools", "prompts", "resources")}
+        try:
+            profiles[name] = ProfileConfig(name=name, **given)
+        except ConfigError as exc:
+            _move(exc, f"profiles.{name}", entry)
+    return profiles
 
 
 def _agents(top: Table) -> dict[str, AgentConfig]:

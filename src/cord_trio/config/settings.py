@@ -51,6 +51,11 @@ class Bounds:
         http_head_time: how long a head may take to arrive.
         http_idle: how long an unused HTTP connection is kept.
         http_connections: connections that the gateway holds.
+        parks: calls of one principal that wait for an answer of hers.
+        park_time: how long such a call waits.
+        interactive: sessions with one legacy source that may ask their callers, one for each call that is under
+            way; further callers share one of theirs, or else the session that asks nobody.
+        interactive_idle: how long such a session is kept that nobody uses.
         hops: handoffs that one ask may take.
 
     """
@@ -75,6 +80,10 @@ class Bounds:
     http_head_time: float = 10.0
     http_idle: float = 75.0
     http_connections: int = 1024
+    parks: int = 32
+    park_time: float = 600.0
+    interactive: int = 16
+    interactive_idle: float = 600.0
     hops: int = 16
 
     def __attrs_post_init__(self) -> None:
@@ -98,6 +107,8 @@ class GatewayConfig:
         allowed_hosts: further `Host` headers to accept, beside the address itself.
         allowed_origins: further `Origin` headers to accept, beside loopback ones.
         page_size: tools in one page of a list.
+        roots: folders that servers are told of that ask for roots, and whose callers have none: paths or `file:` URIs.
+        sse: whether HTTP+SSE (2024-11-05) is served too, at `/sse`; it is deprecated.
 
     """
 
@@ -107,6 +118,8 @@ class GatewayConfig:
     allowed_hosts: tuple[str, ...] = attrs.field(default=(), converter=_texts)
     allowed_origins: tuple[str, ...] = attrs.field(default=(), converter=_texts)
     page_size: int = 1000
+    sse: bool = False
+    roots: tuple[str, ...] = attrs.field(default=(), converter=_texts)
 
     def __attrs_post_init__(self) -> None:
         raise_problems("gateway", self._faults())
@@ -159,6 +172,33 @@ class AgentConfig:
         yield from check_numbers(self, {"turn": 1})
 
 
+@attrs.frozen(kw_only=True)
+class ProfileConfig:
+    """A named part of what is served, at a path of its own. What no glob names is not in it.
+
+    Attributes:
+        name: the last part of its path, `/mcp/NAME`.
+        tools: globs over exported names.
+        prompts: globs over exported names.
+        resources: globs over exported URIs, those of templates included.
+
+    """
+
+    name: str
+    tools: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+    prompts: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+    resources: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+
+    def __attrs_post_init__(self) -> None:
+        raise_problems(f"profiles.{self.name}", self._faults())
+
+    def _faults(self) -> Iterator[Fault]:
+        if not _AGENT_NAME.fullmatch(self.name):
+            yield "", "the name cannot be a profile's", "use 1 to 64 letters, digits, `_` and `-`"
+        if not (self.tools or self.prompts or self.resources):
+            yield "", "nothing is in the profile", 'write tools = ["*"], or globs over names'
+
+
 def _by_name(sources: Mapping[str, Source] | Iterable[Source]) -> Mapping[str, Source]:
     if isinstance(sources, Mapping):
         return dict(sources)
@@ -174,6 +214,12 @@ def _agents_by_name(agents: Mapping[str, AgentConfig] | Iterable[AgentConfig]) -
     return dict(agents) if isinstance(agents, Mapping) else {agent.name: agent for agent in agents}
 
 
+def _profiles_by_name(
+    profiles: Mapping[str, ProfileConfig] | Iterable[ProfileConfig],
+) -> Mapping[str, ProfileConfig]:
+    return dict(profiles) if isinstance(profiles, Mapping) else {profile.name: profile for profile in profiles}
+
+
 @attrs.frozen(kw_only=True)
 class Config:
     """Everything that a fabric is made from.
@@ -182,6 +228,7 @@ class Config:
         sources: by name, in configured order; those that can be used, disabled ones included.
         agents: by name.
         gateway: how it is served.
+        profiles: named parts of what is served, by name.
         bounds: what it holds at most.
         problems: everything that is wrong with it and yet no reason to refuse it.
         broken: the sources that cannot be used, by name, each with its own problems.
@@ -192,6 +239,7 @@ class Config:
     sources: Mapping[str, Source] = attrs.field(factory=dict, converter=_by_name)
     agents: Mapping[str, AgentConfig] = attrs.field(factory=dict, converter=_agents_by_name)
     gateway: GatewayConfig = attrs.field(factory=GatewayConfig)
+    profiles: Mapping[str, ProfileConfig] = attrs.field(factory=dict, converter=_profiles_by_name)
     bounds: Bounds = attrs.field(factory=Bounds)
     problems: tuple[Problem, ...] = ()
     broken: Mapping[str, tuple[Problem, ...]] = attrs.field(factory=dict)

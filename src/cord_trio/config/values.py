@@ -267,11 +267,10 @@ class Http(Common):
         yield from super().faults()
         yield from _url_faults(self.url, ("http", "https"))
         yield from _header_faults(self.headers)
-        if self.transport == "sse":
-            remedy = "use the server's Streamable HTTP endpoint, often the same URL with /mcp for /sse"
-            yield "", "legacy HTTP+SSE is not supported yet", remedy
-        elif self.transport != "streamable":
+        if self.transport not in ("streamable", "sse"):
             yield "transport", "is not a transport", 'write "streamable" or "sse"'
+        elif self.transport == "sse" and self.era == "modern":
+            yield "era", "is modern, which HTTP+SSE never is", 'leave it out, or set transport to "streamable"'
 
 
 @attrs.frozen(kw_only=True)
@@ -286,6 +285,9 @@ class WebSocket(Common):
         yield from super().faults()
         yield from _url_faults(self.url, ("ws", "wss"))
         yield from _header_faults(self.headers)
+        for name in self.headers:
+            if name.lower().startswith("sec-websocket-"):
+                yield f"headers.{name}", "is written by the transport", "remove it"
 
 
 @attrs.frozen(kw_only=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from cord_trio.gateway.http_endpoint import HttpEndpoint
+from cord_trio.gateway.profiles import PartOfFabric
 from cord_trio.gateway.service import Service
 from cord_trio.gateway.stdio_endpoint import serve_pipe
 from cord_trio.protocol.jsonrpc import encode
@@ -52,11 +53,22 @@ async def serve_gateway(
     """
     config = fabric.config.gateway
     service = Service(fabric, IDENTITY, page=config.page_size)
+    profiles = {
+        name: Service(PartOfFabric(fabric, profile), IDENTITY, page=config.page_size)
+        for name, profile in fabric.config.profiles.items()
+    }
     async with trio.open_nursery() as background:
-        background.start_soon(service.watch)
+        for each in (service, *profiles.values()):
+            background.start_soon(each.watch)
         async with trio.open_nursery() as calls:
             endpoint = HttpEndpoint(
-                service, calls, allowed_hosts=config.allowed_hosts, allowed_origins=config.allowed_origins
+                service,
+                calls,
+                allowed_hosts=config.allowed_hosts,
+                allowed_origins=config.allowed_origins,
+                max_message=(limits or HttpLimits()).body,
+                sse=config.sse,
+                profiles=profiles,
             )
             background.start_soon(endpoint.keep_alive)
             async with trio.open_nursery() as serving:

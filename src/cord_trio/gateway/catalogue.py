@@ -1,34 +1,32 @@
-"""The tools as clients see them: one list, in pages of our own, from the newest snapshot."""
+"""What clients can list, of each kind in pages of our own, from the newest snapshot."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
-import hmac
 import struct
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from cord_trio.errors import Malformed
 from cord_trio.gateway.downgrade import tool_for
 from cord_trio.gateway.steps import Reply
 from cord_trio.protocol.eras import ERAS, LATEST_LEGACY, LATEST_MODERN
 from cord_trio.protocol.jsonrpc import INVALID_PARAMS, encode, encode_error, encode_result
+from cord_trio.protocol.tools import Tool
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from cord_trio.gateway.ports import Snapshot
-    from cord_trio.gateway.steps import List
-    from cord_trio.protocol.eras import Era
-    from cord_trio.protocol.tools import Tool
+    from cord_trio.auth.sealing import Sealer
+    from cord_trio.gateway.ports import Listed, Snapshot
+    from cord_trio.gateway.steps import Kind, List
 
-PAGE_TOOLS: Final = 1_000
-"""Tools in one page."""
+    Item: TypeAlias = Tool | Listed
+
+PAGE_ITEMS: Final = 1_000
+"""Tools, prompts, resources or templates in one page."""
 
 PAGE_BYTES: Final = 8 * 1024 * 1024
-"""Bytes of one page, unless a single tool is larger."""
+"""Bytes of one page, unless a single item is larger."""
 
 MAX_VIEWS: Final = 4
 """Older lists kept for clients that are in the middle of them."""
@@ -36,18 +34,28 @@ MAX_VIEWS: Final = 4
 VIEW_LIFE: Final = 300.0
 """Seconds an older list is kept."""
 
+CURSOR_LIFE: Final = 3600.0
+"""Seconds after which a cursor no longer opens."""
+
 TTL_MS: Final = 60_000
 """Milliseconds for which a client may trust a list; changes are told to whoever listens."""
 
 HINTS: Final = b'"ttlMs":%d,"cacheScope":"private"' % TTL_MS
 """What a modern result that may be cached says of that (MCP 2026-07-28, caching)."""
 
-_MAC: Final = 16
+_MEMBER: Final[Mapping[Kind, bytes]] = {
+    "tools": b"tools",
+    "prompts": b"prompts",
+    "resources": b"resources",
+    "templates": b"resourceTemplates",
+}
+"""Under which member of its result each list stands."""
+
 _POSITION = struct.Struct(">QQ")
 
 
 class View:
-    """The list of one snapshot, as JSON text per tool. Immutable once made, but for the pages it caches."""
+    """One list of one snapshot, as JSON text per item. Immutable once made, but for the pages it caches."""
 
     __slots__ = ("legacy", "modern", "pages", "serial", "superseded", "version")
 
@@ -60,41 +68,34 @@ class View:
         self.superseded: float | None = None
 
     def page(self, modern: bool, start: int, size: int) -> tuple[bytes, int]:
-        """The array of tools from `start` on, and where the next page starts; 0 if there is none."""
+        """The array of items from `start` on, and where the next page starts; 0 if there is none."""
         page = self.pages.get((modern, start))
         if page is None:
-            tools = self.modern if modern else self.legacy
+            items = self.modern if modern else self.legacy
             end, weight = start, 0
-            while end < len(tools) and end - start < size and (end == start or weight + len(tools[end]) <= PAGE_BYTES):
-                weight += len(tools[end])
+            while end < len(items) and end - start < size and (end == start or weight + len(items[end]) <= PAGE_BYTES):
+                weight += len(items[end])
                 end += 1
-            page = (b"[%b]" % b",".join(tools[start:end]), end if end < len(tools) else 0)
+            page = (b"[%b]" % b",".join(items[start:end]), end if end < len(items) else 0)
             self.pages[modern, start] = page
         return page
 
 
-class Catalogue:
-    """Lists snapshots. A cursor belongs to the list that it was made for, and to this process.
+class Shelf:
+    """The lists of one kind: the newest, and older ones for clients that are in the middle of them."""
 
-    Args:
-        key: secret bytes that cursors are signed with.
-        page: tools in one page.
-
-    """
-
-    def __init__(self, key: bytes, page: int = PAGE_TOOLS) -> None:
-        self._key = key
-        self._page = page
-        self._encoded: dict[str, tuple[Tool, bytes, bytes]] = {}
+    def __init__(self, kind: Kind) -> None:
+        self._kind = kind
+        self._encoded: dict[str, tuple[object, bytes, bytes]] = {}
         self._view = View(0, -1, (), ())
         self._older: OrderedDict[int, View] = OrderedDict()
 
     def view(self, snapshot: Snapshot, now: float) -> View:
-        """The list of `snapshot`; the same one as before if no tool has changed."""
+        """The list of `snapshot`; the same one as before if nothing in it has changed."""
         view = self._view
         if snapshot.version == view.version:
             return view
-        encoded = {name: self._encode(name, route.tool) for name, route in snapshot.tools.items()}
+        encoded = {name: self._encode(name, item) for name, item in self._items(snapshot)}
         self._encoded = encoded
         modern = tuple(entry[1] for entry in encoded.values())
         if view.serial and modern == view.modern:
@@ -109,61 +110,100 @@ class Catalogue:
         self._view = View(view.serial + 1, snapshot.version, modern, legacy)
         return self._view
 
-    def list(self, snapshot: Snapshot, era: Era, cursor: str | None, now: float) -> tuple[bytes, str | None]:
-        """One page as a JSON array, and the cursor of the next.
+    def kept(self, serial: int, now: float) -> View:
+        """An older list.
 
         Raises:
-            Malformed: the cursor is none of ours, or its list is no longer kept (-32602).
+            Malformed: it is no longer kept (-32602).
 
         """
-        view, start = self.view(snapshot, now), 0
-        if cursor is not None:
-            serial, start = self._open(cursor)
-            if serial != view.serial:
-                view = self._kept(serial, now)
-        page, after = view.page(era.modern, start, self._page)
-        return page, self._seal(view.serial, after) if after else None
-
-    def answer(self, step: List, snapshot: Snapshot, signature: bytes, now: float) -> Reply:
-        """The answer to `tools/list`. `signature` is the `_meta` member of our own modern results."""
-        try:
-            page, cursor = self.list(snapshot, step.era, step.cursor, now)
-        except Malformed as exc:
-            return Reply(encode_error(step.id, exc.code, str(exc)))
-        more = b"" if cursor is None else b',"nextCursor":%b' % encode(cursor)
-        if step.era.modern:
-            result = b'{"resultType":"complete","tools":%b%b,%b,%b}' % (page, more, HINTS, signature)
-        else:
-            result = b'{"tools":%b%b}' % (page, more)
-        return Reply(encode_result(step.id, result))
-
-    def _encode(self, name: str, tool: Tool) -> tuple[Tool, bytes, bytes]:
-        entry = self._encoded.get(name)
-        if entry is not None and entry[0] is tool:
-            return entry
-        return tool, tool_for(ERAS[LATEST_MODERN], tool, name), tool_for(ERAS[LATEST_LEGACY], tool, name)
-
-    def _kept(self, serial: int, now: float) -> View:
         view = self._older.get(serial)
         if view is None or view.superseded is None or view.superseded + VIEW_LIFE < now:
             self._older.pop(serial, None)
             raise Malformed(INVALID_PARAMS, "the list has changed since this cursor was made: start over")
         return view
 
-    def _seal(self, serial: int, start: int) -> str:
-        position = _POSITION.pack(serial, start)
-        return base64.urlsafe_b64encode(position + self._mac(position)).decode()
+    def _items(self, snapshot: Snapshot) -> Iterable[tuple[str, Item]]:
+        match self._kind:
+            case "tools":
+                return ((name, route.tool) for name, route in snapshot.tools.items())
+            case "prompts":
+                return ((name, route.prompt) for name, route in snapshot.prompts.items())
+            case "resources":
+                return ((name, route.resource) for name, route in snapshot.resources.items())
+            case "templates":
+                return ((name, route.template) for name, route in snapshot.templates.items())
 
-    def _open(self, cursor: str) -> tuple[int, int]:
+    def _encode(self, name: str, item: Item) -> tuple[object, bytes, bytes]:
+        entry = self._encoded.get(name)
+        if entry is not None and entry[0] is item:
+            return entry
+        if isinstance(item, Tool):
+            return item, tool_for(ERAS[LATEST_MODERN], item, name), tool_for(ERAS[LATEST_LEGACY], item, name)
+        text = item.encode(name)
+        return item, text, text
+
+
+class Catalogue:
+    """Lists snapshots. A cursor belongs to the list and the principal that it was made for.
+
+    Args:
+        sealer: seals cursors.
+        page: items in one page.
+
+    """
+
+    def __init__(self, sealer: Sealer, page: int = PAGE_ITEMS) -> None:
+        self._sealer = sealer
+        self._page = page
+        self._shelves: Mapping[Kind, Shelf] = {kind: Shelf(kind) for kind in _MEMBER}
+
+    def serials(self, snapshot: Snapshot, now: float) -> dict[str, int]:
+        """A number for each kind whose changes are told, which rises with each of them."""
+        serial = {kind: shelf.view(snapshot, now).serial for kind, shelf in self._shelves.items()}
+        return {
+            "tools": serial["tools"],
+            "prompts": serial["prompts"],
+            "resources": serial["resources"] + serial["templates"],
+        }
+
+    def list(self, snapshot: Snapshot, step: List, now: float) -> tuple[bytes, str | None]:
+        """One page as a JSON array, and the cursor of the next.
+
+        Raises:
+            Malformed: the cursor is none of ours, or its list is no longer kept (-32602).
+
+        """
+        shelf = self._shelves[step.kind]
+        view, start = shelf.view(snapshot, now), 0
+        if step.cursor is not None:
+            serial, start = self._open(step, now)
+            if serial != view.serial:
+                view = shelf.kept(serial, now)
+        page, after = view.page(step.era.modern, start, self._page)
+        if not after:
+            return page, None
+        position = _POSITION.pack(view.serial, after)
+        return page, self._sealer.seal(f"cursor:{step.kind}", step.principal, position, now + CURSOR_LIFE)
+
+    def answer(self, step: List, snapshot: Snapshot, signature: bytes, now: float) -> Reply:
+        """The answer to a list request. `signature` is the `_meta` member of our own modern results."""
         try:
-            sealed = base64.b64decode(cursor.encode("ascii"), b"-_", validate=True)
-        except (ValueError, binascii.Error):
-            sealed = b""
-        position, mac = sealed[: _POSITION.size], sealed[_POSITION.size :]
-        if len(position) < _POSITION.size or not hmac.compare_digest(mac, self._mac(position)):
-            raise Malformed(INVALID_PARAMS, "this cursor is none of ours")
+            page, cursor = self.list(snapshot, step, now)
+        except Malformed as exc:
+            return Reply(encode_error(step.id, exc.code, str(exc)))
+        more = b"" if cursor is None else b',"nextCursor":%b' % encode(cursor)
+        member = _MEMBER[step.kind]
+        if step.era.modern:
+            result = b'{"resultType":"complete","%b":%b%b,%b,%b}' % (member, page, more, HINTS, signature)
+        else:
+            result = b'{"%b":%b%b}' % (member, page, more)
+        return Reply(encode_result(step.id, result))
+
+    def _open(self, step: List, now: float) -> tuple[int, int]:
+        try:
+            position = self._sealer.open(f"cursor:{step.kind}", step.principal, step.cursor or "", now)
+        except ValueError as exc:
+            raise Malformed(INVALID_PARAMS, "this cursor is none of ours, or too old: start over") from exc
         serial, start = _POSITION.unpack(position)
         return serial, start
-
-    def _mac(self, position: bytes) -> bytes:
-        return hashlib.blake2b(position, key=self._key, digest_size=_MAC, person=b"cord cursor").digest()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec import Raw
 
+from cord_trio.errors import Malformed
 from cord_trio.gateway.params import decode_string, is_object
 from cord_trio.protocol.eras import ERAS, LATEST_MODERN
 from cord_trio.protocol.headers import ANNOTATION
@@ -39,6 +40,23 @@ def content_for(era: Era, content: Raw) -> Raw:
         return Raw(b"[%b]" % b",".join(_block(era, block) for block in _decode_list(content)))
     except msgspec.DecodeError:
         return content  # no list of blocks: the client says so better than we
+
+
+def messages_for(era: Era, messages: Raw) -> Raw:
+    """A prompt's messages, those blocks of types that `era` does not have as text."""
+    text = bytes(messages)
+    if not any(kind in text for kind in _NEWER[era.revision]):
+        return messages
+    try:
+        changed = []
+        for message in _decode_list(messages):
+            parts: dict[str, Raw | bytes] = {**members(message)}
+            if "content" in parts and is_object(parts["content"]):
+                parts["content"] = _block(era, Raw(bytes(parts["content"])))
+            changed.append(object_of(parts))
+        return Raw(b"[%b]" % b",".join(changed))
+    except (msgspec.DecodeError, Malformed):
+        return messages  # no list of messages: the client says so better than we
 
 
 def tool_for(era: Era, tool: Tool, name: str) -> bytes:

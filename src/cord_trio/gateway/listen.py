@@ -1,20 +1,23 @@
-"""Telling clients that the list of tools has changed.
+"""Telling clients that lists have changed, or resources.
 
-Level-triggered: each stream has one dirty flag and no queue, so a slow reader gets one event for many
+Level-triggered: each stream has a set of what is news and no queue, so a slow reader gets one event for many
 changes and costs nothing meanwhile.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
+import attrs
 import trio
 
 from cord_trio.errors import Overloaded
+from cord_trio.gateway.steps import CHANGING
+from cord_trio.protocol.jsonrpc import encode, encode_notification
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterable
 
     from cord_trio.counters import Counters
     from cord_trio.gateway.catalogue import Catalogue
@@ -40,24 +43,35 @@ class Outlet(Protocol):
         """Return once the client reads, or is gone."""
 
 
+@attrs.frozen
+class Updated:
+    """A resource has another content."""
+
+    uri: str
+
+
+News: TypeAlias = str | Updated
+"""A kind whose list has changed, or a resource that has."""
+
+
 class Watch:
-    """One stream's interest. `ring` and `end` wake whoever waits; several rings are one.
+    """One stream's interest. `ring` and `end` wake whoever waits; several rings about one thing are one.
 
     Attributes:
         ended: why it is over; None while it is not.
 
     """
 
-    __slots__ = ("_dirty", "_wake", "ended")
+    __slots__ = ("_news", "_wake", "ended")
 
     def __init__(self) -> None:
         self.ended: str | None = None
-        self._dirty = False
+        self._news: dict[News, None] = {}
         self._wake = trio.Event()
 
-    def ring(self) -> None:
+    def ring(self, news: News) -> None:
         """There is news."""
-        self._dirty = True
+        self._news[news] = None
         self._wake.set()
 
     def end(self, reason: str) -> None:
@@ -65,13 +79,15 @@ class Watch:
         self.ended = self.ended or reason
         self._wake.set()
 
-    def take(self) -> None:
-        """The news is being told."""
-        self._dirty = False
+    def take(self) -> tuple[News, ...]:
+        """The news, which is being told."""
+        news = tuple(self._news)
+        self._news.clear()
+        return news
 
     async def wait(self) -> bool:
         """True once there is news, False once it has ended."""
-        while not self._dirty and self.ended is None:
+        while not self._news and self.ended is None:
             self._wake = trio.Event()
             await self._wake.wait()
         await trio.lowlevel.checkpoint()
@@ -82,7 +98,7 @@ class Changes:
     """Watches the registry for all streams.
 
     Attributes:
-        generation: rises with each change of the list.
+        generation: of each kind; rises with each change of its list.
 
     """
 
@@ -90,16 +106,16 @@ class Changes:
         self._registry = registry
         self._catalogue = catalogue
         self._counters = counters
-        self._watches: dict[Watch, bool] = {}
+        self._watches: dict[Watch, frozenset[str]] = {}
         self._over: str | None = None
-        self.generation = catalogue.view(registry.snapshot, 0.0).serial
+        self.generation = catalogue.serials(registry.snapshot, 0.0)
 
     def __len__(self) -> int:
         return len(self._watches)
 
     @contextmanager
-    def watch(self, *, tools: bool = True) -> Generator[Watch, None, None]:
-        """A watch that is rung from now on, if it is about `tools`.
+    def watch(self, kinds: Iterable[str] = CHANGING) -> Generator[Watch, None, None]:
+        """A watch that is rung from now on when a list of `kinds` changes.
 
         Raises:
             Overloaded: there are too many.
@@ -111,7 +127,7 @@ class Changes:
         watch = Watch()
         if self._over is not None:
             watch.end(self._over)
-        self._watches[watch] = tools
+        self._watches[watch] = frozenset(kinds)
         try:
             yield watch
         finally:
@@ -124,13 +140,14 @@ class Changes:
             watch.end(reason)
 
     def look(self) -> None:
-        """Ring, if the list is another one than when we looked last."""
-        serial = self._catalogue.view(self._registry.snapshot, trio.current_time()).serial
-        if serial != self.generation:
-            self.generation = serial
-            for watch, tools in tuple(self._watches.items()):
-                if tools:
-                    watch.ring()
+        """Ring for each list that is another one than when we looked last."""
+        before = self.generation
+        self.generation = self._catalogue.serials(self._registry.snapshot, trio.current_time())
+        for kind, serial in self.generation.items():
+            if serial != before[kind]:
+                for watch, kinds in tuple(self._watches.items()):
+                    if kind in kinds:
+                        watch.ring(kind)
 
     async def run(self) -> None:
         """Ring at each change, until cancelled."""
@@ -142,13 +159,23 @@ class Changes:
             version = max(version, self._registry.snapshot.version)
 
 
-async def follow(watch: Watch, outlet: Outlet, message: bytes, told: Callable[[], None] = lambda: None) -> None:
+def news_message(news: News, meta: bytes = b"") -> bytes:
+    """The notification of `news`; `meta` is JSON text, empty for a legacy client."""
+    if isinstance(news, Updated):
+        more = b',"_meta":%b' % meta if meta else b""
+        return encode_notification("notifications/resources/updated", b'{"uri":%b%b}' % (encode(news.uri), more))
+    return encode_notification(f"notifications/{news}/list_changed", b'{"_meta":%b}' % meta if meta else b"")
+
+
+async def follow(
+    watch: Watch, outlet: Outlet, meta: bytes = b"", told: Callable[[News], None] = lambda _: None
+) -> None:
     """Tell `outlet` of news until the watch ends, or the client takes nothing for too long.
 
     Args:
         watch: whose news.
         outlet: the way to the client.
-        message: the notification, complete.
+        meta: `_meta` of each notification, as JSON text; empty for a legacy client.
         told: called after each.
 
     """
@@ -157,6 +184,6 @@ async def follow(watch: Watch, outlet: Outlet, message: bytes, told: Callable[[]
             await outlet.wait_room()
         if patience.cancelled_caught:
             return
-        watch.take()
-        outlet.tell(message)
-        told()
+        for news in watch.take():
+            outlet.tell(news_message(news, meta))
+            told(news)

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+import trio
+
 from cord_trio.gateway.steps import OK
 from cord_trio.protocol.framing import SSE_COMMENT, encode_sse
 
 if TYPE_CHECKING:
     from cord_trio.counters import Counters
     from cord_trio.gateway.steps import Reply
+    from cord_trio.gateway.trail import Trail
     from cord_trio.transports.http1_server import Response
 
 Fields: TypeAlias = tuple[tuple[str, str], ...]
@@ -51,10 +54,11 @@ class Outlet:
         events: whether the client takes an event stream.
         done: whether the answer was given.
         opened: whether it has become an event stream.
+        trail: what is kept of it for a client whose connection breaks; None if nothing is.
 
     """
 
-    __slots__ = ("_common", "_counters", "_json", "_response", "done", "events", "opened")
+    __slots__ = ("_common", "_counters", "_json", "_moved", "_response", "done", "events", "opened", "trail")
 
     def __init__(
         self, response: Response, counters: Counters, common: Fields = (), *, json: bool = True, events: bool = True
@@ -66,12 +70,54 @@ class Outlet:
         self.opened = False
         self.events = events
         self.done = False
+        self.trail: Trail | None = None
+        self._moved: trio.Event | None = None  # made when somebody waits, which is rare
 
-    def open(self) -> None:
-        """Begin the event stream, if it has not begun."""
-        if not self.opened:
-            self.opened = True
-            self._response.start(OK, (*EVENT_FIELDS, *self._common))
+    def open(self, since: int | None = None) -> None:
+        """Begin the event stream, if it has not begun; with the events after number `since`, if one is given."""
+        if self.opened:
+            return
+        self.opened = True
+        self._response.start(OK, (*EVENT_FIELDS, *self._common))
+        if self.trail is None:
+            return
+        for event in [self.trail.begin()] if since is None else self.trail.since(since) or ():
+            self._response.write(event)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the client can ask for what it misses."""
+        return self.trail is not None and self.trail.begun
+
+    def resume(self, response: Response, common: Fields, since: int) -> bool:
+        """Go on with `response`, after the event of that number. False, and nothing done, if that is not kept."""
+        events = None if self.trail is None else self.trail.since(since)
+        if events is None:
+            return False
+        if not self._response.ended:
+            self._response.end()  # a connection that broke unnoticed, mostly
+        self._response, self._common = response, common
+        moved, self._moved = self._moved, None
+        if moved is not None:
+            moved.set()
+        response.start(OK, (*EVENT_FIELDS, *common))
+        for event in events:
+            response.write(event)
+        if self.done:
+            response.end()
+        return True
+
+    async def wait_over(self) -> None:
+        """Return once the answer was given, or another response has taken over."""
+        if self.done:
+            await trio.lowlevel.checkpoint()
+        else:
+            if self._moved is None:
+                self._moved = trio.Event()
+            await self._moved.wait()
+
+    def _write(self, message: bytes) -> None:
+        self._response.write(encode_sse(message) if self.trail is None else self.trail.add(message))
 
     def tell(self, message: bytes) -> None:
         """Send one notification, unless the client is behind with reading."""
@@ -81,7 +127,13 @@ class Outlet:
         if self._response.congested:
             self._counters.add("gateway.notices_dropped")
         else:
-            self._response.write(encode_sse(message))
+            self._write(message)
+
+    def ask(self, message: bytes) -> None:
+        """Send one request of ours, or withdraw one: never dropped, since somebody waits for it."""
+        if not self.done and self.events:
+            self.open()
+            self._write(message)
 
     async def wait_room(self) -> None:
         """Return once the client reads, or is gone."""
@@ -95,9 +147,11 @@ class Outlet:
         if not (self.opened or self._json) and message is not None and reply.status == OK:
             self.open()
         self.done = True
+        if self._moved is not None:
+            self._moved.set()
         if self.opened:
             if message is not None:
-                self._response.write(encode_sse(message))
+                self._write(message)
             self._response.end()
         elif message is None:
             self._response.send(reply.status, (*self._common, *fields))

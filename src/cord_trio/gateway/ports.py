@@ -5,21 +5,73 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     import trio
 
     from cord_trio.call import Call, Outcome
     from cord_trio.config import Bounds
     from cord_trio.counters import Counters
+    from cord_trio.protocol.jsonrpc import Json
     from cord_trio.protocol.tools import Tool
+
+
+class Listed(Protocol):
+    """A prompt, a resource or a template, as its server lists it."""
+
+    def encode(self, public: str, /) -> bytes:
+        """JSON text under its exported name or URI, all other members as they came."""
 
 
 class Route(Protocol):
     """Where an exported tool leads to."""
 
     @property
+    def source(self) -> str: ...
+
+    @property
     def tool(self) -> Tool: ...
+
+
+class PromptRoute(Protocol):
+    """Where an exported prompt leads to."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def prompt(self) -> Listed: ...
+
+
+class ResourceRoute(Protocol):
+    """Where an exported resource leads to."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def resource(self) -> Listed: ...
+
+
+class TemplateRoute(Protocol):
+    """Where the URIs of an exported template lead to."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def template(self) -> Listed: ...
+
+
+class Greeting(Protocol):
+    """What a server said of itself."""
+
+    @property
+    def capabilities(self) -> Mapping[str, Json]: ...
+
+    @property
+    def instructions(self) -> str | None: ...
 
 
 class SourceView(Protocol):
@@ -28,9 +80,12 @@ class SourceView(Protocol):
     @property
     def state(self) -> str: ...
 
+    @property
+    def greeting(self) -> Greeting | None: ...
+
 
 class Snapshot(Protocol):
-    """What tools exist at one moment. Immutable, numbered, in a deterministic order."""
+    """What there is at one moment, by exported name or URI. Immutable, numbered, in a deterministic order."""
 
     @property
     def version(self) -> int: ...
@@ -40,6 +95,15 @@ class Snapshot(Protocol):
 
     @property
     def tools(self) -> Mapping[str, Route]: ...
+
+    @property
+    def prompts(self) -> Mapping[str, PromptRoute]: ...
+
+    @property
+    def resources(self) -> Mapping[str, ResourceRoute]: ...
+
+    @property
+    def templates(self) -> Mapping[str, TemplateRoute]: ...
 
 
 class Registry(Protocol):
@@ -64,12 +128,31 @@ class Settings(Protocol):
     @property
     def page_size(self) -> int: ...
 
+    @property
+    def sse(self) -> bool: ...
+
+
+class Profile(Protocol):
+    """A named part of what is served: globs over exported names and URIs."""
+
+    @property
+    def tools(self) -> Sequence[str]: ...
+
+    @property
+    def prompts(self) -> Sequence[str]: ...
+
+    @property
+    def resources(self) -> Sequence[str]: ...
+
 
 class Config(Protocol):
     """The part of the configuration that is about the gateway."""
 
     @property
     def bounds(self) -> Bounds: ...
+
+    @property
+    def profiles(self) -> Mapping[str, Profile]: ...
 
     @property
     def gateway(self) -> Settings: ...
@@ -99,6 +182,14 @@ class Fabric(Protocol):
 
     async def handle(self, call: Call, /) -> Outcome:
         """How the call ended. Raises `CallError`."""
+
+    def abandon(self, park: str, reason: str, /) -> None:
+        """Cancel a parked call whose questions will not be answered. An unknown one is none any more."""
+
+    def subscribe(
+        self, principal: str, uris: Iterable[str], sink: Callable[[str], None], /
+    ) -> AbstractContextManager[object]:
+        """While entered, `sink` is called with each of `uris` that is updated. Must not block."""
 
 
 class Lines(Protocol):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from cord_trio.auth.sealing import KEY_BYTES, Sealer
 from cord_trio.call import LOCAL
-from cord_trio.errors import Draining
-from cord_trio.gateway.catalogue import PAGE_TOOLS, Catalogue
+from cord_trio.errors import CallError, CallFailed, Draining
+from cord_trio.gateway.catalogue import PAGE_ITEMS, Catalogue
+from cord_trio.gateway.events import Events
 from cord_trio.gateway.front import Front
-from cord_trio.gateway.listen import Changes
-from cord_trio.gateway.relay import Progress, perform
+from cord_trio.gateway.listen import Changes, Updated
+from cord_trio.gateway.performing import Performer
 from cord_trio.gateway.sessions import SWEEP, Sessions
 from cord_trio.gateway.steps import UNAVAILABLE, Reply
 from cord_trio.protocol.jsonrpc import (
@@ -26,19 +29,22 @@ from cord_trio.protocol.jsonrpc import (
 from cord_trio.protocol.mcp import META_SERVER_INFO, META_SUBSCRIPTION_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from msgspec import Raw
 
-    from cord_trio.gateway.ports import Fabric
-    from cord_trio.gateway.steps import List, Listen, Run
-    from cord_trio.protocol.jsonrpc import Id
+    from cord_trio.gateway.asking import Channel
+    from cord_trio.gateway.listen import News, Watch
+    from cord_trio.gateway.ports import Fabric, PromptRoute, ResourceRoute, Route
+    from cord_trio.gateway.steps import List, Listen, Run, Subscribe
+    from cord_trio.gateway.subscriptions import Subscriptions
+    from cord_trio.protocol.jsonrpc import Id, Json
 
 START_PATIENCE: Final = 5.0
 """Seconds that a list waits for sources which have not been tried yet; then it is what there is."""
 
-LIST_CHANGED: Final = encode_notification("notifications/tools/list_changed")
-"""What a legacy client is told."""
+SEVERAL: Final = 2
+"""Sources from which on a person is told which one asks."""
 
 PRINCIPAL: Final = LOCAL
 """Who everyone is, until there is authentication."""
@@ -49,30 +55,85 @@ class Service:
 
     Attributes:
         sessions: of legacy clients over HTTP.
-        changes: tells streams that the list changed.
+        changes: tells streams that lists have changed.
+        sealer: seals what clients keep for us.
 
     """
 
-    def __init__(self, fabric: Fabric, identity: bytes, *, page: int = PAGE_TOOLS) -> None:
+    def __init__(
+        self, fabric: Fabric, identity: bytes, *, page: int = PAGE_ITEMS, sealer: Sealer | None = None
+    ) -> None:
         self.fabric = fabric
         self.counters = fabric.counters
+        self.sealer = sealer or Sealer(secrets.token_bytes(KEY_BYTES))
         self.front = Front(identity, lambda: fabric.registry.snapshot)
-        self.catalogue = Catalogue(secrets.token_bytes(32), page)
+        self._performer = Performer(fabric.handle, identity, self.sealer, abandon=self._abandon, origin=self._origin)
+        self.catalogue = Catalogue(self.sealer, page)
         self.sessions = Sessions(lambda: secrets.token_hex(16), self.counters)
         self.changes = Changes(fabric.registry, self.catalogue, self.counters)
 
-    def progress(self, run: Run, emit: Callable[[bytes], None]) -> Progress | None:
-        """Where the progress of `run` goes; None if its client did not ask for any."""
-        return Progress(run.token, emit, self.counters) if run.token else None
+    def events(self, run: Run, emit: Callable[[bytes], None]) -> Events | None:
+        """Where progress and log notifications of `run` go; None if its client did not ask for any."""
+        return Events(run.token, run.level, emit, self.counters) if run.token or run.level else None
 
-    async def run(self, run: Run, progress: Progress | None) -> Reply:
-        """The answer to a tool call. Raises nothing but cancellation."""
+    async def run(self, run: Run, events: Events | None, channel: Channel | None = None) -> Reply:
+        """The answer to a relayed request. Raises nothing but cancellation."""
         self.counters.add("gateway.calls")
         try:
-            return await perform(self.fabric.handle, run, progress, self.front.identity)
+            return await self._performer.perform(run, events, channel)
         finally:
-            if progress is not None:
-                progress.over = True
+            if events is not None:
+                events.over = True
+
+    def _origin(self, run: Run) -> str:
+        """The source of what `run` is about, if there are several."""
+        snapshot = self.fabric.registry.snapshot
+        if len(snapshot.sources) < SEVERAL:
+            return ""
+        route: Route | PromptRoute | ResourceRoute | None
+        match run.method:
+            case "tools/call":
+                route = snapshot.tools.get(run.name)
+            case "prompts/get":
+                route = snapshot.prompts.get(run.name)
+            case _:
+                route = snapshot.resources.get(run.name)
+        return "" if route is None else route.source
+
+    def _abandon(self, park: str, reason: str) -> None:
+        self.counters.add("gateway.abandoned")
+        self.fabric.abandon(park, reason)
+
+    def subscribe(
+        self, step: Subscribe, principal: str, subscriptions: Subscriptions, ring: Callable[[News], None]
+    ) -> Reply:
+        """The answer to a legacy client that wants to hear of a resource from now on, or no longer."""
+        if not step.wanted:
+            subscriptions.remove(step.uri)
+            return Reply(encode_result(step.id, b"{}"))
+        try:
+            subscriptions.add(
+                step.uri, lambda: self.fabric.subscribe(principal, (step.uri,), lambda uri: ring(Updated(uri)))
+            )
+        except CallError as exc:
+            self.counters.add("gateway.subscriptions_refused")
+            return Reply(encode_error(step.id, error_code(exc), str(exc)))
+        return Reply(encode_result(step.id, b"{}"))
+
+    @contextmanager
+    def listening(self, step: Listen) -> Generator[Watch, None, None]:
+        """A watch that is rung about all that `step` asks for.
+
+        Raises:
+            CallError: it cannot be had.
+
+        """
+        with self.changes.watch(step.kinds) as watch, ExitStack() as stack:
+            if step.uris:
+                stack.enter_context(
+                    self.fabric.subscribe(step.principal, step.uris, lambda uri: watch.ring(Updated(uri)))
+                )
+            yield watch
 
     async def list(self, step: List) -> Reply:
         """The answer to a list request, from the snapshot."""
@@ -97,12 +158,15 @@ class Service:
         return Reply(encode_error(id, INTERNAL_ERROR, str(Draining())), UNAVAILABLE)
 
     async def watch(self) -> None:
-        """Watch the registry and the sessions' age until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.changes.run)
-            nursery.start_soon(self._sweep)
-            await self.fabric.draining.wait()
-            self.changes.end("draining")
+        """Watch the registry and the sessions' age until cancelled; then every session is over."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.changes.run)
+                nursery.start_soon(self._sweep)
+                await self.fabric.draining.wait()
+                self.changes.end("draining")
+        finally:
+            self.sessions.close_all("the gateway has ended")
 
     async def _sweep(self) -> None:
         while True:
@@ -110,19 +174,26 @@ class Service:
             self.sessions.sweep(trio.current_time())
 
 
-def listen_messages(step: Listen, identity: bytes) -> tuple[bytes, bytes, bytes]:
-    """Acknowledgment, news and final result of one listen request (MCP 2026-07-28, subscriptions).
+def error_code(error: CallError) -> int:
+    """The JSON-RPC code of an error that is no answer to a relayed request."""
+    return error.code if isinstance(error, CallFailed) else INTERNAL_ERROR
 
-    The subscription's id is the request's, and stands in all three. `identity` is our `serverInfo`.
+
+def listen_messages(step: Listen, identity: bytes) -> tuple[bytes, bytes, bytes]:
+    """Acknowledgment, `_meta` of all news, and final result of one listen request (MCP 2026-07-28, subscriptions).
+
+    The subscription's id is the request's, and stands in all of them. `identity` is our `serverInfo`.
     """
     own: dict[str, bytes | Raw] = {META_SUBSCRIPTION_ID: encode(step.id)}
     meta = object_of(own)
-    honoured = b'{"toolsListChanged":true}' if step.tools else b"{}"
+    honoured: dict[str, Json] = {f"{kind}ListChanged": True for kind in step.kinds}
+    if step.uris:
+        honoured["resourceSubscriptions"] = list(step.uris)
     return (
         encode_notification(
-            "notifications/subscriptions/acknowledged", b'{"_meta":%b,"notifications":%b}' % (meta, honoured)
+            "notifications/subscriptions/acknowledged", b'{"_meta":%b,"notifications":%b}' % (meta, encode(honoured))
         ),
-        encode_notification("notifications/tools/list_changed", b'{"_meta":%b}' % meta),
+        meta,
         encode_result(
             step.id, b'{"resultType":"complete","_meta":%b}' % object_of({**own, META_SERVER_INFO: identity})
         ),

@@ -6,13 +6,17 @@ from typing import TYPE_CHECKING, Final
 
 from cord_trio.call import LOCAL
 from cord_trio.errors import Overloaded
+from cord_trio.gateway.asking import Asked
 from cord_trio.gateway.running import Running
+from cord_trio.gateway.subscriptions import Subscriptions
+from cord_trio.gateway.trail import Store, Trails
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from cord_trio.counters import Counters
-    from cord_trio.gateway.listen import Watch
+    from cord_trio.gateway.listen import News, Watch
+    from cord_trio.gateway.outlet import Outlet
     from cord_trio.gateway.steps import Client
 
 MAX_SESSIONS: Final = 10_000
@@ -20,6 +24,14 @@ MAX_SESSIONS: Final = 10_000
 
 IDLE: Final = 1800.0
 """Seconds after which a session that nothing uses is over."""
+
+FIRST_RESUMABLE: Final = "2025-03-26"
+"""The revision that brought Streamable HTTP, and with it event ids."""
+
+FIRST_LEVEL: Final = "info"
+"""The least severe log notification that a legacy client gets before it says which it wants."""
+
+NOTHING_SEEN: Final[Mapping[str, int]] = {}
 
 SWEEP: Final = 60.0
 """Seconds between looks for such sessions."""
@@ -33,22 +45,48 @@ class Session:
         client: what it said when it initialized.
         principal: who opened it.
         running: its requests in flight.
-        seen: the generation of the list that it was told of last.
+        asked: our questions to it.
+        level: the least severe log notification that it wants.
+        subscriptions: ends the subscription of each resource that it wants to hear of.
+        news: what it was not told yet, since it had no stream.
+        seen: the generations of the lists that it was told of last.
         used: Trio time of its last request.
         stream: the watch of its open GET stream, if there is one.
+        trails: what is kept of its event streams; None if its revision knows no resuming.
 
     """
 
-    __slots__ = ("client", "id", "principal", "running", "seen", "stream", "used")
+    __slots__ = (
+        "asked",
+        "client",
+        "id",
+        "level",
+        "news",
+        "principal",
+        "running",
+        "seen",
+        "stream",
+        "subscriptions",
+        "trails",
+        "used",
+    )
 
-    def __init__(self, id: str, client: Client, principal: str, seen: int, now: float) -> None:
+    def __init__(
+        self, id: str, client: Client, principal: str, seen: Mapping[str, int], now: float, store: Store
+    ) -> None:
+        self.asked = Asked()
+        self.level = FIRST_LEVEL
+        self.subscriptions = Subscriptions()
+        self.news: dict[News, None] = {}
         self.id = id
         self.client = client
         self.principal = principal
         self.running = Running()
-        self.seen = seen
+        self.seen = dict(seen)
         self.used = now
         self.stream: Watch | None = None
+        resumes = client.era.revision >= FIRST_RESUMABLE
+        self.trails: Trails[Outlet] | None = Trails(store, primed=client.era.priming) if resumes else None
 
     def attach(self, watch: Watch) -> None:
         """Let `watch` have the session's stream. A session has one: an older one ends.
@@ -58,6 +96,21 @@ class Session:
         if self.stream is not None:
             self.stream.end("the session has a newer stream")
         self.stream = watch
+        for news in self.news:
+            watch.ring(news)
+        self.news.clear()
+
+    def saw(self, kind: str, generation: Mapping[str, int]) -> None:
+        """The client has the newest list of `kind`, or was told of it."""
+        kind = "resources" if kind == "templates" else kind
+        self.seen[kind] = generation[kind]
+
+    def ring(self, news: News) -> None:
+        """Tell the client of `news`, as soon as it has a stream."""
+        if self.stream is None:
+            self.news[news] = None
+        else:
+            self.stream.ring(news)
 
     def detach(self, watch: Watch, now: float) -> None:
         """`watch` is over."""
@@ -68,6 +121,9 @@ class Session:
     def end(self, reason: str) -> None:
         """Stop all that belongs to it."""
         self.running.cancel_all(reason)
+        self.subscriptions.close()
+        if self.trails is not None:
+            self.trails.clear()
         if self.stream is not None:
             self.stream.end(reason)
 
@@ -87,11 +143,14 @@ class Sessions:
         self._counters = counters
         self._limit = limit
         self._sessions: dict[str, Session] = {}
+        self._store = Store(counters)
 
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def open(self, client: Client, now: float, *, principal: str = LOCAL, seen: int = 0) -> Session:
+    def open(
+        self, client: Client, now: float, *, principal: str = LOCAL, seen: Mapping[str, int] = NOTHING_SEEN
+    ) -> Session:
         """A new session.
 
         Raises:
@@ -103,7 +162,7 @@ class Sessions:
         if len(self._sessions) >= self._limit:
             self._counters.add("gateway.sessions_refused")
             raise Overloaded("gateway.sessions", self._limit)
-        session = Session(self._new_id(), client, principal, seen, now)
+        session = Session(self._new_id(), client, principal, seen, now, self._store)
         self._sessions[session.id] = session
         self._counters.add("gateway.sessions_opened")
         return session
@@ -129,6 +188,9 @@ class Sessions:
         for session in [session for session in self._sessions.values() if self._idle(session, now)]:
             self._end(session, "idle for too long")
             self._counters.add("gateway.sessions_expired")
+        for session in self._sessions.values():
+            if session.trails is not None:
+                session.trails.sweep(now)
 
     def close_all(self, reason: str) -> None:
         """End every session."""

@@ -7,19 +7,35 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
-from cord_trio.errors import ConnectionLost, Overloaded
+from cord_trio.errors import CallError, ConnectionLost, Overloaded
+from cord_trio.gateway.asking import Asked, Channel
 from cord_trio.gateway.listen import follow
 from cord_trio.gateway.relay import failure
 from cord_trio.gateway.running import MAX_RUNNING, Running
-from cord_trio.gateway.service import LIST_CHANGED, Service, listen_messages
-from cord_trio.gateway.steps import Batch, Caller, Cancel, Client, List, Listen, Open, Reply, Run
-from cord_trio.protocol.jsonrpc import INTERNAL_ERROR, INVALID_REQUEST, encode_error
+from cord_trio.gateway.service import PRINCIPAL, Service, error_code, listen_messages
+from cord_trio.gateway.sessions import FIRST_LEVEL
+from cord_trio.gateway.steps import (
+    Answered,
+    Batch,
+    Caller,
+    Cancel,
+    Client,
+    Level,
+    List,
+    Listen,
+    Open,
+    Reply,
+    Run,
+    Subscribe,
+)
+from cord_trio.gateway.subscriptions import Subscriptions
+from cord_trio.protocol.jsonrpc import INTERNAL_ERROR, INVALID_REQUEST, encode_error, encode_result
 from cord_trio.transports.stdio_server import ServerStdio
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from cord_trio.errors import CallError
+    from cord_trio.gateway.listen import News, Watch
     from cord_trio.gateway.steps import Step
     from cord_trio.protocol.jsonrpc import Id
     from cord_trio.transports import Receiver, Transport
@@ -41,6 +57,10 @@ class Pipe:
         self._transport = transport
         self._nursery = nursery
         self._client: Client | None = None
+        self._level = FIRST_LEVEL
+        self._asked = Asked()
+        self._subscriptions = Subscriptions()
+        self._watch: Watch | None = None
         self._following = False
         self._unsent = 0
         self.running = Running()
@@ -49,8 +69,11 @@ class Pipe:
 
     def feed(self, messages: Sequence[bytes], within: int | str | None = None, /) -> None:
         """Read each message and do what it asks."""
+        front = self._service.front
         for message in messages:
-            self._act(self._service.front.read(message, Caller(client=self._client)), self.send)
+            # Made for each, since an earlier one may have changed what the next is read with.
+            caller = Caller(client=self._client, principal=PRINCIPAL, level=self._level)
+            self._act(front.read(message, caller), self.send)
 
     def fail(self, id: int | str, error: CallError, /) -> None:
         """We ask nothing, so nothing fails."""
@@ -138,6 +161,16 @@ class Pipe:
                     self._begin(step, partial(self._list, step), done)
             case Listen():
                 self._begin(step, partial(self._listen, step), done)
+            case Level(id, level):
+                self._level = level
+                done(encode_result(id, b"{}"))
+            case Subscribe():
+                reply = self._service.subscribe(step, PRINCIPAL, self._subscriptions, self._ring)
+                done(reply.message or b"")
+            case Answered():
+                if not self._asked.settle(step):
+                    self._service.counters.add("gateway.answers_unasked")
+                done(b"")
             case Cancel(id, reason):
                 if self.running.cancel(id, f"client cancelled: {reason}"):
                     self._service.counters.add("gateway.cancelled")
@@ -178,29 +211,39 @@ class Pipe:
         done(message)
 
     async def _run(self, step: Run) -> bytes:
-        progress = self._service.progress(step, self.tell)
-        return (await self._service.run(step, progress)).message or b""
+        events = self._service.events(step, self.tell)
+        channel = None if step.era.modern else Channel(self._asked, self.send)
+        return (await self._service.run(step, events, channel)).message or b""
 
     async def _list(self, step: List) -> bytes:
         return (await self._service.list(step)).message or b""
 
     async def _listen(self, step: Listen) -> bytes:
-        ack, news, end = listen_messages(step, self._service.front.identity)
+        ack, meta, end = listen_messages(step, self._service.front.identity)
         try:
-            with self._service.changes.watch(tools=step.tools) as watch:
+            with self._service.listening(step) as watch:
                 self.send(ack)
-                await follow(watch, self, news)
-        except Overloaded as exc:
-            return self._overloaded(step, exc)
+                await follow(watch, self, meta)
+        except CallError as exc:
+            return encode_error(step.id, error_code(exc), str(exc))
         return end
 
     async def _follow(self) -> None:
         """Tell the legacy client of changes."""
         try:
             with self._service.changes.watch() as watch:
-                await follow(watch, self, LIST_CHANGED)
+                self._watch = watch
+                await follow(watch, self)
         except Overloaded:
             pass  # counted; it lists again when it wants to know
+
+    def _ring(self, news: News) -> None:
+        if self._watch is not None:
+            self._watch.ring(news)
+
+    def close(self) -> None:
+        """Give back what the pipe holds."""
+        self._subscriptions.close()
 
     def _overloaded(self, step: Run | List | Listen, error: Overloaded) -> bytes:
         if isinstance(step, Run):
@@ -215,7 +258,10 @@ async def serve_pipe(service: Service, transport: Transport) -> None:
         receiver: Receiver = pipe
         if isinstance(transport, ServerStdio):
             transport.finish = pipe.wait_answered
-        nursery.start_soon(transport.run, receiver)
-        await service.fabric.draining.wait()
-        await pipe.wait_answered()
+        try:
+            nursery.start_soon(transport.run, receiver)
+            await service.fabric.draining.wait()
+            await pipe.wait_answered()
+        finally:
+            pipe.close()
         nursery.cancel_scope.cancel("drained")

@@ -31,6 +31,7 @@ __all__ = [
     "COMPLETE",
     "HOP_LOCAL_META",
     "INPUT_REQUIRED",
+    "LEVELS",
     "META_CAPABILITIES",
     "META_CLIENT_INFO",
     "META_LOG_LEVEL",
@@ -39,6 +40,7 @@ __all__ = [
     "META_VERSION",
     "PROGRESS_TOKEN",
     "TASK",
+    "TASKS_EXTENSION",
     "Annotations",
     "Content",
     "Discovered",
@@ -48,6 +50,7 @@ __all__ = [
     "ToolResult",
     "ToolsPage",
     "check_param_headers",
+    "declared_upstream",
     "decode_discovered",
     "decode_header_value",
     "decode_initialized",
@@ -83,6 +86,12 @@ HOP_LOCAL_META: Final = frozenset(
     }
 )
 """Members of `_meta` that one hop makes and the next must not see; all others are relayed."""
+
+LEVELS: Final = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
+"""Severities of log notifications, the least severe first."""
+
+TASKS_EXTENSION: Final = "io.modelcontextprotocol/tasks"
+"""The extension by which a server goes on in the background; whoever declares it must understand its results."""
 
 COMPLETE: Final = "complete"
 INPUT_REQUIRED: Final = "input_required"
@@ -247,6 +256,14 @@ def decode_discovered(raw: Raw | bytes) -> Discovered:
         ttl_ms=ttl_ms,
         cache_scope=cache_scope,
     )
+
+
+def declared_upstream(capabilities: bytes) -> bytes:
+    """What a modern server is told of a caller who says it can be asked this; nothing if it makes no sense."""
+    try:
+        return capabilities if isinstance(parse(capabilities), dict) else b"{}"
+    except msgspec.DecodeError:
+        return b"{}"
 
 
 def supported_versions(data: Raw | bytes) -> tuple[str, ...]:

@@ -88,6 +88,11 @@ class Tool(msgspec.Struct, frozen=True, gc=False):
     header_fault: str | None = None
 
     @property
+    def key(self) -> str:
+        """What the server knows it by."""
+        return self.name
+
+    @property
     def label(self) -> str:
         """The name for people: title, else the annotations' title, else name (MCP 2026-07-28, tools)."""
         return self.title or self.annotations.title or self.name

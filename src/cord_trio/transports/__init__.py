@@ -99,6 +99,10 @@ class Transport(ABC):
         """Whether the outbox is past the point where senders had better wait."""
         return False
 
+    async def wait_listening(self) -> None:
+        """Return once the peer can say what belongs to no request of ours, if it ever can."""
+        await trio.lowlevel.checkpoint()
+
     async def wait_uncongested(self) -> None:
         """Return once `congested` is False, or the connection is over."""
         await trio.lowlevel.checkpoint()

@@ -81,6 +81,7 @@ class HttpTransport(Transport):
         self._unread: Post | None = None
         self._held = 0
         self._greeted = trio.Event()
+        self._listening = trio.Event()
         self._loss: str | None = None
         self._lost = trio.Event()
 
@@ -154,6 +155,9 @@ class HttpTransport(Transport):
             await self._lost.wait()
             nursery.cancel_scope.cancel("the session is lost")
 
+    async def wait_listening(self) -> None:
+        await self._listening.wait()
+
     async def farewell(self, pool: Pool) -> None:
         """End a legacy session at its server (MCP 2025-11-25, transports/session management)."""
         done = trio.Event()
@@ -224,6 +228,9 @@ class HttpTransport(Transport):
         if post.id is not None and self._posts.get(post.id) is post:
             del self._posts[post.id]
 
+    def listening(self) -> None:
+        self._listening.set()
+
     # What takes time
 
     async def _resume(self, post: Post, seconds: float) -> None:
@@ -258,8 +265,14 @@ class HttpTransport(Transport):
     async def _hold_stream(self) -> None:
         """Hold the standing stream of a legacy server that offers one (MCP 2025-11-25, transports)."""
         await self._greeted.wait()
-        if self.modern:
-            return
+        try:
+            if not self.modern:
+                await self._hold_streams()
+        finally:
+            self._listening.set()
+
+    async def _hold_streams(self) -> None:
+        """Open it, and again whenever it ends, until the server says that there is none."""
         pause, longest = STREAM_BACKOFF
         event_id: str | None = None
         opened = False
@@ -286,6 +299,7 @@ class HttpTransport(Transport):
                 target = stream.target
                 redirects += 1
                 continue
+            self._listening.set()
             opened = opened or stream.opened
             event_id = stream.event_id or event_id
             pause = STREAM_BACKOFF[0] if stream.useful else min(pause * 2, longest)

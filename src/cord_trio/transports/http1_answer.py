@@ -8,6 +8,7 @@ from cord_trio.transports.http1 import encode_headers
 from cord_trio.transports.http1_wire import SMALL
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterable
 
     from cord_trio.transports.http1 import Headers
@@ -109,6 +110,22 @@ class Response:
         self.ended = True
         if self._chunked and not self._bare:
             self._connection.write(b"0\r\n\r\n")
+
+    def hand_over(self) -> tuple[socket.socket, bytes]:
+        """Take the connection, to speak another protocol on it: its socket, and what came behind the request.
+
+        Nothing was answered, and nothing is any more. The connection counts as this one's until the handler
+        returns; whoever took it closes it, and notices itself that the client leaves.
+
+        Raises:
+            RuntimeError: the answer was begun before, or a former one is still being written.
+
+        """
+        if self.started:
+            raise RuntimeError("the answer has begun already")
+        taken = self._connection.hand_over()
+        self.started = self.ended = True
+        return taken
 
     def _head(self, status: int, headers: Iterable[tuple[str, str]], framing: str | None) -> bytes:
         if self.started:

@@ -2,13 +2,13 @@
 
 `Pool.request` writes on an idle connection at once, and the connection's one reader task tells the sink
 what comes back, so a request on a warm connection spawns no task and opens no scope. Cancelling is
-`Exchange.close`: synchronous and exact. Redirects are the caller's business, and proxies would come in
-at `http1_wire.connect`.
+`Exchange.close`: synchronous and exact. Redirects are the caller's business; proxies are `dial`'s.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Protocol
@@ -18,15 +18,17 @@ import trio
 
 from cord_trio.counters import Counters
 from cord_trio.errors import CallError, ConnectionLost, Overloaded
+from cord_trio.transports.dial import find_proxy
 from cord_trio.transports.http1 import BODY_LIMIT, HEAD_LIMIT, HEADER_COUNT, Headers, check_target, encode_headers
 from cord_trio.transports.http1_reply import Connection
 from cord_trio.transports.http1_wire import CONNECT_LIMIT, Origin, Wire, connect, make_tls, parse_origin
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from cord_trio.errors import Executed
+    from cord_trio.transports.dial import Proxy
 
 logger = logging.getLogger("cord_trio.transports")
 
@@ -143,8 +145,10 @@ class Pool:
         headers: Sequence[tuple[str, str]],
         context: ssl.SSLContext | None,
         counters: Counters,
+        proxy: Proxy | None = None,
     ) -> None:
         self.origin = origin
+        self.proxy = proxy
         self.limits = limits
         self.counters = counters
         self._nursery = nursery
@@ -154,7 +158,11 @@ class Pool:
         self._connecting: list[trio.CancelScope] = []
         self._waiting: deque[Exchange] = deque()
         self._closed = False
+        # A proxy is asked for plain HTTP by the whole URL (RFC 9112, section 3.2.2); for TLS it digs a tunnel.
+        self._before = "" if proxy is None or origin.tls else f"http://{origin.name}"
         common = [("Host", origin.name), ("Accept-Encoding", "identity"), *headers]
+        if self._before and proxy is not None and proxy.authorization is not None:
+            common.append(("Proxy-Authorization", proxy.authorization))
         self._common = encode_headers(common)
         self._names = frozenset(name.lower() for name, _ in common) | OWN_HEADERS
 
@@ -199,7 +207,7 @@ class Pool:
                     raise ValueError(f"header {name} is set by the pool")
             size = f"Content-Length: {len(body)}\r\n" if body or method in ("POST", "PUT", "PATCH") else ""
             head = b"%b%b%b%b\r\n" % (
-                f"{method} {target} HTTP/1.1\r\n".encode(),
+                f"{method} {self._before}{target} HTTP/1.1\r\n".encode(),
                 self._common,
                 encode_headers(headers),
                 size.encode(),
@@ -250,7 +258,7 @@ class Pool:
         limit = trio.CancelScope(deadline=trio.current_time() + self.limits.connect)
         try:
             with scope, limit:
-                wire = await connect(self.origin, self._context, self._nursery)
+                wire = await connect(self.origin, self._context, self._nursery, self.proxy)
             if limit.cancelled_caught:
                 reason = f"no connection to {self.origin.name} within {self.limits.connect:g} s"
         except (OSError, trio.BrokenResourceError) as exc:
@@ -333,6 +341,7 @@ async def open_pool(
     headers: Sequence[tuple[str, str]] = (),
     verify: bool | ssl.SSLContext = True,
     counters: Counters | None = None,
+    environ: Mapping[str, str] | None = None,
 ) -> AsyncGenerator[Pool]:
     """A pool for the origin of `url`; all its connections end with the block.
 
@@ -342,6 +351,7 @@ async def open_pool(
         headers: sent with every request.
         verify: False to accept any certificate, or a context of your own.
         counters: where to count.
+        environ: where proxies are named; None for the process's environment.
 
     Raises:
         ValueError: `url` or `headers` cannot be used.
@@ -358,6 +368,7 @@ async def open_pool(
             headers=headers,
             context=context,
             counters=counters or Counters(),
+            proxy=find_proxy(origin, os.environ if environ is None else environ),
         )
         try:
             yield pool

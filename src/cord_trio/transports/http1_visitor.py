@@ -49,8 +49,9 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 class Connection:
     """One client. `_stage` says what the next bytes are; the worker runs one request at a time.
 
-    Stages: head (the next request's), body, chunks, busy (a handler runs; bytes wait), closing (what
-    comes is thrown away until the client closes or the time is up).
+    Stages: head (the next request's), body, chunks, busy (a handler runs; bytes wait), handed over (the
+    handler speaks another protocol), closing (what comes is thrown away until the client closes or the time
+    is up).
     """
 
     def __init__(self, server: Server, sock: socket.socket, client: Address, nursery: trio.Nursery) -> None:
@@ -85,6 +86,8 @@ class Connection:
         read = self.wire.read
         while not self.closed:
             data = await read()
+            if not data and self._stage == "handed over":
+                await trio.sleep_forever()  # until the handler has returned
             if not data:
                 self.leave("client left")
                 return
@@ -151,7 +154,7 @@ class Connection:
         try:
             httptools.HttpRequestParser(self).feed_data(head)
         except httptools.HttpParserUpgrade:
-            pass  # an upgrade is an offer, and we do not take it (RFC 9110, section 7.8)
+            pass  # an upgrade is an offer, which the handler may take (RFC 9110, section 7.8)
         except httptools.HttpParserError as exc:
             raise Unacceptable(400, f"not HTTP/1.1: {exc}") from None
         self._judge(data[end:])
@@ -312,6 +315,8 @@ class Connection:
 
     def _next(self) -> None:
         """Go on after an answer: with a waiting request, with waiting for one, or not at all."""
+        if self._stage == "handed over":
+            self.leave("the other protocol is over")
         if self.closed:
             return
         if not self.keep or self.server.draining:
@@ -327,6 +332,14 @@ class Connection:
                 self._take_head(data)
             except Unacceptable as refusal:
                 self._refuse(refusal)
+
+    def hand_over(self) -> tuple[socket.socket, bytes]:
+        """The socket, and what came behind the request. See `Response.hand_over`."""
+        sock = self.wire.detach()
+        self._stage = "handed over"
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        return sock, rest
 
     # Both
 

@@ -18,10 +18,13 @@ from urllib.parse import urlsplit
 import attrs
 import trio
 
+from cord_trio.transports.dial import dial
 from cord_trio.transports.http1 import READ_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from cord_trio.transports.dial import Proxy
 
 HIGH_WATER = 256 * 1024
 """Bytes of backlog from which a writer had better wait."""
@@ -37,10 +40,6 @@ STALL_LIMIT = 60.0
 
 PARTS = 64
 """Pieces handed to the kernel in one call."""
-
-KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
-"""Seconds of silence before the kernel asks whether the peer is still there, between questions, and how many."""
-
 
 _HOST = re.compile(r"[\w.%:~-]+")  # \w: names in any script
 
@@ -223,6 +222,21 @@ class SocketWire(Wire):
         except OSError:
             pass  # it is gone already
 
+    def detach(self) -> socket.socket:
+        """The socket, for somebody else: from here on this is as if closed.
+
+        A reader that was just woken finds nothing to read, so no byte is lost to it.
+
+        Raises:
+            RuntimeError: something waits to be written.
+
+        """
+        if self._backlog:
+            raise RuntimeError("an answer is still being written")
+        trio.lowlevel.notify_closing(self._fd)
+        self._fd = -1
+        return socket.socket(fileno=self.sock.detach())
+
     def close(self) -> None:
         if self._fd >= 0:
             trio.lowlevel.notify_closing(self._fd)
@@ -353,29 +367,11 @@ def take_socket(sock: trio.socket.SocketType) -> socket.socket:
     return plain
 
 
-def _stay_alive(sock: trio.socket.SocketType) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in KEEPALIVE:
-        if hasattr(socket, option):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-
-
-async def connect(origin: Origin, context: ssl.SSLContext | None, nursery: trio.Nursery) -> Wire:
-    """A connection to `origin`, whose tasks live in `nursery`. The one place where connections are made.
-
-    Raises:
-        OSError: it cannot be reached, or its certificate is not good (`ssl.SSLError`).
-        trio.BrokenResourceError: it went away while TLS was set up.
-
-    """
-    stream = await trio.open_tcp_stream(origin.host, origin.port)
-    try:
-        _stay_alive(stream.socket)
-        if context is None:
-            return SocketWire(take_socket(stream.socket), nursery)
-        secure = trio.SSLStream(stream, context, server_hostname=origin.host, https_compatible=True)
-        await secure.do_handshake()
-        return TlsWire(secure, nursery)
-    except BaseException:
-        stream.socket.close()
-        raise
+async def connect(
+    origin: Origin, context: ssl.SSLContext | None, nursery: trio.Nursery, proxy: Proxy | None = None
+) -> Wire:
+    """A connection to `origin` or its proxy, whose tasks live in `nursery`. Raises as `dial` does."""
+    stream = await dial(origin, context, proxy)
+    if isinstance(stream, trio.SSLStream):
+        return TlsWire(stream, nursery)
+    return SocketWire(take_socket(stream.socket), nursery)

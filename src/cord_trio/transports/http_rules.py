@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin, urlsplit
 
-from cord_trio.errors import HttpFailed
+from cord_trio.errors import ConnectFailed, HttpFailed
 from cord_trio.transports.http1_wire import parse_origin
 
 if TYPE_CHECKING:
     from cord_trio.transports.http1 import Headers
+
+SUBPROTOCOL: Final = "mcp"
+"""What a WebSocket that carries MCP is opened with."""
 
 MAX_REDIRECTS: Final = 5
 """Redirects that one request follows, all within its origin."""
@@ -35,6 +38,20 @@ def follow(url: str, target: str, status: int, location: str) -> str | HttpFaile
     if not same:
         return HttpFailed(status, f"redirects to another origin, {shown!r}; put it into `url` if you trust it")
     return target_of(there)
+
+
+def connect_refused(name: str, status: int, what: str, missing: str) -> ConnectFailed:
+    """What a status means for a connection, in words that a person can act on."""
+    if status == 401:
+        remedy = "it asks for authorization: give an Authorization header in `headers`"
+        return ConnectFailed(name, "authorize", what, remedy)
+    if status == 403:
+        return ConnectFailed(name, "authorize", what, "the credentials given are not enough, or our origin is not")
+    if status == 407:
+        return ConnectFailed(name, "connect", what, "a proxy asks for credentials: user:password@ in its variable")
+    if status in (200, 404, 405) or 300 <= status < 400:
+        return ConnectFailed(name, "http", what, f"check `url`: {missing}")
+    return ConnectFailed(name, "http", what)
 
 
 def target_of(url: str) -> str:

@@ -70,6 +70,9 @@ class Endpoint(Protocol):
     def resume(self, post: Post, seconds: float, /) -> None:
         """Call `post.resume` in so many seconds, unless the request is withdrawn before."""
 
+    def listening(self) -> None:
+        """The standing stream is open."""
+
     def lose(self, reason: str, /) -> None:
         """The legacy session is gone, and with it everything that waits."""
 
@@ -322,6 +325,7 @@ class Standing:
         elif status == 200 and media_type(headers) == EVENTS:
             self.opened = True
             self._events = SseSplitter(self._endpoint.max_message)
+            self._endpoint.listening()
             return
         elif status == 404 and self._again and self._endpoint.session_id is not None:
             self._endpoint.lose(STALE_SESSION)  # it was there before, so it is the session that is not

@@ -8,17 +8,19 @@ import shutil
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
+import attrs
 import trio
 
 from cord_trio.config import Http, InProcess, Stdio, WebSocket
-from cord_trio.errors import ConnectFailed
+from cord_trio.errors import ConnectFailed, HttpFailed
 from cord_trio.transports.http import open_http
 from cord_trio.transports.memory import memory_transport_pair
 from cord_trio.transports.process import GRACES, Graces
 from cord_trio.transports.stdio import open_stdio
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
+    from contextlib import AbstractAsyncContextManager
 
     from cord_trio.config import Source
     from cord_trio.counters import Counters
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from cord_trio.transports.guardian import Guardian
 
 log = logging.getLogger("cord_trio.transports")
+
+NOT_STREAMABLE: Final = frozenset({400, 404, 405})
+"""What servers that know HTTP+SSE alone answer to `initialize` by POST."""
 
 INTERPRETERS: Final = frozenset({"python", "python3", "uv", "uvx", "pipx", "node", "npx", "npm", "bun", "bunx", "deno"})
 """Commands whose start keeps a core busy with imports."""
@@ -49,13 +54,22 @@ async def open_source(
             ) as child:  # fmt: skip
                 yield child
         case Http():
-            async with open_http(source, name=source.name, counters=counters) as http:
+            opening: Callable[..., AbstractAsyncContextManager[Transport]] = open_http
+            if source.transport == "sse":
+                # Here, as below: few use it, and everybody would pay for the import.
+                from cord_trio.transports.sse import open_sse
+
+                opening = open_sse
+            async with opening(source, name=source.name, counters=counters) as http:
                 yield http
         case InProcess():
             async with _open_function(source) as memory:
                 yield memory
         case WebSocket():
-            raise ConnectFailed(source.name, "connect", "WebSocket sources are not supported yet", "use stdio or http")
+            from cord_trio.transports.websocket_open import open_websocket
+
+            async with open_websocket(source, name=source.name, counters=counters) as socket:
+                yield socket
 
 
 @asynccontextmanager
@@ -100,6 +114,16 @@ def _failed(fault: Exception) -> str:
     while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
         cause = cause.exceptions[0]
     return f"the function that serves it failed: {cause!r}"
+
+
+def older_way(source: Source, failure: ConnectFailed) -> Source | None:
+    """The same source over HTTP+SSE, if the way its handshake failed suggests that (MCP 2025-03-26, transports)."""
+    cause = failure.__cause__
+    if not isinstance(source, Http) or source.transport == "sse" or source.era == "modern":
+        return None
+    if not isinstance(cause, HttpFailed) or cause.status not in NOT_STREAMABLE:
+        return None
+    return attrs.evolve(source, transport="sse")
 
 
 def is_interpreter(source: Source) -> bool:

@@ -1,0 +1,450 @@
+"""Calls of legacy servers that ask in the middle of them, while the caller's own request has ended.
+
+A modern caller's request ends when it is asked something; the server's call goes on, and waits. So such a call
+has no task: its entry among the session's open requests is told of its end itself, and a caller attaches to it,
+is detached when it is asked, and attaches again with its answers. It is never made anew: it may have had effects.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import Counter
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import outcome
+import trio
+from msgspec import Raw
+
+from cord_trio.call import Error, InputRequired
+from cord_trio.cell import Cell
+from cord_trio.errors import BadReply, CallError, CallFailed, DeadlineExceeded, Malformed, Overloaded
+from cord_trio.pending import Pending
+from cord_trio.protocol.jsonrpc import INTERNAL_ERROR, INVALID_PARAMS, encode, members, object_of
+from cord_trio.protocol.questions import CANCELLED, ELICIT, answer_fault, inner, progress_token
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from cord_trio.call import Call, Outcome
+    from cord_trio.cell import Timer
+    from cord_trio.client import Client
+    from cord_trio.counters import Counters
+    from cord_trio.protocol.jsonrpc import Id
+
+log = logging.getLogger("cord_trio.parking")
+
+GATHER: Final = 0.03
+"""Seconds in which further questions join the first, to be put together."""
+
+TICK: Final = 15.0
+"""Seconds between signs to a server that its question is being answered, if it wants them."""
+
+LAST_WORD: Final = 1.0
+"""Seconds that a server has to end by itself a call whose questions nobody answered, before it is cancelled."""
+
+MAX_QUESTIONS: Final = 32
+"""Questions of one call that wait for an answer."""
+
+MAX_PARKS: Final = 10_000
+"""Calls of all principals that wait for answers."""
+
+ANSWERS: Final = "inputResponses"
+
+
+class Question:
+    """One question of a server, waiting for its answer."""
+
+    __slots__ = ("answer", "error", "id", "key", "method", "params", "settled")
+
+    def __init__(self, id: Id, method: str, params: Raw) -> None:
+        self.id = id
+        self.key = ""
+        self.method = method
+        self.params = params
+        self.settled = trio.Event()
+        self.answer = b""
+        self.error: CallFailed | None = None
+
+    def settle(self, answer: bytes) -> None:
+        """Answer it."""
+        self.answer = answer
+        self.settled.set()
+
+    def give_up(self, why: str) -> None:
+        """Nobody will answer it (MCP 2025-11-25, elicitation: the user did not choose)."""
+        if self.method == ELICIT:
+            self.settle(CANCELLED)
+        else:
+            self.error = CallFailed(INTERNAL_ERROR, why)
+            self.settled.set()
+
+
+class Held(Pending):
+    """An open request whose end is told to a function: there is no task that waits for it."""
+
+    __slots__ = ("ended",)
+
+    ended: Callable[[outcome.Outcome[Raw]], None]
+
+    def _end(self, result: outcome.Outcome[Any]) -> bool:
+        if self.settled:
+            return False
+        self.settled = True
+        self.ended(result)
+        return True
+
+
+class Parks:
+    """The calls of one fabric that wait for answers, each under a token that is good for one retry.
+
+    Invariants: a token leads to one call, and is used once; a call has a token only while no caller is attached.
+    """
+
+    def __init__(self, *, bound: int, time: float, timer: Timer, counters: Counters, total: int = MAX_PARKS) -> None:
+        self.time = time
+        self.timer = timer
+        self.counters = counters
+        self._bound = bound
+        self._total = total
+        self._calls: dict[str, Running] = {}
+        self._held: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def park(self, running: Running) -> str:
+        """A token for `running`.
+
+        Raises:
+            Overloaded: too many calls wait.
+
+        """
+        principal = running.call.principal
+        if self._held[principal] >= self._bound or len(self._calls) >= self._total:
+            self.counters.add("parks.refused")
+            full = self._held[principal] >= self._bound
+            raise Overloaded("bounds.parks" if full else "parks", self._bound if full else self._total)
+        token = secrets.token_urlsafe(24)
+        self._calls[token] = running
+        self._held[principal] += 1
+        self.counters.add("parks.parked")
+        return token
+
+    def find(self, call: Call) -> Running:
+        """The call that waits for `call`.
+
+        Raises:
+            CallFailed: none does, or it is not its caller's.
+
+        """
+        running = self._calls.get(call.park)
+        if running is not None:
+            its = running.call
+            if (its.principal, its.method, its.name) == (call.principal, call.method, call.name):
+                return running
+        self.counters.add("parks.unknown")
+        raise CallFailed(INVALID_PARAMS, "unknown or expired requestState", executed="no")
+
+    async def resume(self, call: Call) -> Outcome:
+        """How the call that waits for `call` goes on. Raises as `find`, and as the call itself ends."""
+        running = self.find(call)
+        return await running.resume(call)
+
+    def release(self, token: str) -> None:
+        """Nobody can use `token` any more."""
+        running = self._calls.pop(token, None)
+        if running is not None:
+            principal = running.call.principal
+            self._held[principal] -= 1
+            if not self._held[principal]:
+                del self._held[principal]
+
+    def abandon(self, token: str, reason: str) -> None:
+        """The caller will not come back for this call."""
+        running = self._calls.get(token)
+        if running is not None:
+            running.expire(reason)
+
+    def close(self) -> None:
+        """Give up all calls: the fabric has ended."""
+        for running in tuple(self._calls.values()):
+            running.cancel("the fabric has ended")
+
+
+class Running:
+    """One call on its way at a legacy server that may ask in the middle of it.
+
+    It is attached to one caller, or parked under a token, or over. Over and parked: the result waits too.
+
+    Attributes:
+        call: as it was made first.
+        id: of the request.
+        over: whether the server's call has ended.
+
+    Args:
+        client: of a session that may ask its caller.
+        call: what to call.
+        parks: where it waits for its caller.
+        done: told when it is over, and whether the server may still be at it.
+
+    """
+
+    def __init__(self, client: Client, call: Call, parks: Parks, done: Callable[[Running, bool], None]) -> None:
+        self.call = call
+        self.id = client.session.peer.mint()
+        self.over = False
+        self._client = client
+        self._parks = parks
+        self._done = done
+        self._pending: Held | None = None
+        self._waiter: Cell[Outcome] | None = None
+        self._attached = call
+        self._token = ""
+        self._questions: dict[Question, None] = {}
+        self._asked = 0
+        self._result: outcome.Outcome[Any] | None = None
+        self._progress: Raw | None = None
+        self._gathering = Cell[None]()
+        self._leaving = Cell[None]()
+
+    @property
+    def parked(self) -> bool:
+        """Whether it waits for its caller."""
+        return bool(self._token)
+
+    @property
+    def source(self) -> str:
+        """Whose call it is."""
+        return self._client.session.name
+
+    async def start(self, name: str | None) -> Outcome:
+        """Make the call, of what the server knows as `name`, and wait until it ends or asks.
+
+        Raises:
+            CallError: it ended without an answer of the server.
+
+        """
+        call, session = self.call, self._client.session
+        if call.log_level is not None:
+            session.logging[self.id] = call.log_level
+        pending = Held(session, self.id, call.method, call.deadline, self._told, True, 0.0, call.latest)
+        pending.ended = self._ended
+        try:
+            await session.begin(pending, self._client.message(self.id, call, name), name=name)
+        except BaseException:
+            self._finish()
+            raise
+        self._pending = pending
+        return await self._attach(call)
+
+    async def resume(self, call: Call) -> Outcome:
+        """Bring the answers of `call`, and wait until the server's call ends or asks again.
+
+        Raises:
+            CallFailed: the answers make no sense; they can be brought again.
+            CallError: it ended without an answer of the server.
+
+        """
+        answers = self._checked(call)
+        self._unpark()
+        for question, answer in answers.items():
+            question.settle(bytes(answer))
+        return await self._attach(call)
+
+    async def ask(self, id: Id, method: str, params: Raw) -> bytes:
+        """The caller's answer to the question `id` of the server.
+
+        Raises:
+            CallFailed: nobody answers.
+
+        """
+        if len(self._questions) >= MAX_QUESTIONS:
+            raise CallFailed(INTERNAL_ERROR, f"more than {MAX_QUESTIONS} questions at once")
+        question = Question(id, method, params)
+        self._questions[question] = None
+        self._gather()
+        token = progress_token(params)
+        ticks = 0
+        try:
+            while not question.settled.is_set():
+                with trio.move_on_after(TICK):
+                    await question.settled.wait()
+                ticks += 1
+                if token is not None and not question.settled.is_set():
+                    self._tick(token, ticks)
+        finally:
+            self._questions.pop(question, None)
+        if question.error is not None:
+            raise question.error
+        return question.answer
+
+    @trio.lowlevel.enable_ki_protection
+    def cancel(self, reason: str) -> None:
+        """Stop the server's call, and forget it."""
+        self._unpark()
+        pending = self._pending
+        if not self.over and pending is not None:
+            pending.settled = True
+            self._client.session.withdraw(pending, reason)
+        self._finish(left=pending is not None)
+        self._give_up(reason)
+
+    @trio.lowlevel.enable_ki_protection
+    def expire(self, reason: str = "nobody answered in time") -> None:
+        """Nobody will come back: the server hears that its questions have no answer, and may end by itself."""
+        self._parks.counters.add("parks.expired")
+        self._unpark()
+        if self.over:
+            return
+        self._give_up(reason)
+        self._leaving = Cell()
+        self._parks.timer.add(self._leaving, trio.current_time() + LAST_WORD, partial(self.cancel, reason))
+
+    # Its caller
+
+    async def _attach(self, call: Call) -> Outcome:
+        self._attached = call
+        result, self._result = self._result, None
+        if result is not None:
+            await trio.lowlevel.checkpoint()
+            return result.unwrap()  # type: ignore[no-any-return]  # it is ours
+        waiter: Cell[Outcome] = Cell()
+        self._waiter = waiter
+        timer = self._parks.timer
+        timer.add(waiter, call.deadline, self._late)
+        progress, self._progress = self._progress, None
+        if progress is not None and call.events is not None:
+            call.events("notifications/progress", progress)
+        self._gather()
+        try:
+            return await waiter.wait(self._left)
+        finally:
+            timer.discard(waiter)
+
+    def _left(self) -> None:
+        """The caller was cancelled, or is gone (MCP 2026-07-28, cancellation)."""
+        self._waiter = None
+        self.cancel("the caller was cancelled")
+
+    def _late(self) -> None:
+        """The caller's deadline passed."""
+        waiter, self._waiter = self._waiter, None
+        session = self._client.session
+        executed = session.executed(self.id)
+        self.cancel("the deadline passed")
+        if waiter is not None:
+            waiter.fail(DeadlineExceeded(f"{session.name}: {self.call.method}", executed))
+
+    def _checked(self, call: Call) -> Mapping[Question, Raw]:
+        """The answers of `call` to questions that are open, each as its method wants it."""
+        try:
+            given = members(call.params.get(ANSWERS, Raw(b"{}")))
+        except Malformed as exc:
+            raise CallFailed(INVALID_PARAMS, f"{ANSWERS} is not an object", executed="no") from exc
+        answers = {each: given[each.key] for each in self._questions if each.key in given and not each.settled.is_set()}
+        for question, answer in answers.items():
+            fault = answer_fault(question.method, answer)
+            if fault is not None:
+                what = f"the answer {question.key!r} makes no sense: {fault}"
+                raise CallFailed(INVALID_PARAMS, what, executed="no")
+        return answers
+
+    # Its server
+
+    @trio.lowlevel.enable_ki_protection
+    def _ended(self, result: outcome.Outcome[Raw]) -> None:
+        """The server's call has ended, in whichever way."""
+        final: outcome.Outcome[Any]
+        if isinstance(result, outcome.Value):
+            final = outcome.capture(self._client.outcome, self.call.method, result.value)
+        elif isinstance(result, outcome.Error) and isinstance(result.error, CallFailed):
+            error = result.error
+            final = outcome.Value(Error(error.code, error.message, error.data))
+        else:
+            final = result
+        self._finish()
+        self._give_up("the call has ended")
+        waiter, self._waiter = self._waiter, None
+        if waiter is None:
+            self._result = final
+        elif isinstance(final, outcome.Value):
+            waiter.settle(final.value)
+        elif isinstance(final, outcome.Error):
+            waiter.fail(final.error if isinstance(final.error, Exception) else BadReply(repr(final.error)))
+
+    def _told(self, method: str, params: Raw) -> None:
+        """Progress or a log notification of the server's call."""
+        call, waiter = self._attached, self._waiter
+        if waiter is None:
+            if method == "notifications/progress":
+                self._progress = params
+            return
+        if method == "notifications/progress" and call.patience:
+            deadline = min(trio.current_time() + call.patience, call.latest)
+            self._parks.timer.add(waiter, max(deadline, call.deadline), self._late)
+        if call.events is not None:
+            call.events(method, params)
+
+    def _tick(self, token: int | str, ticks: int) -> None:
+        params = b'{"progressToken":%b,"progress":%d}' % (encode(token), ticks)
+        try:
+            self._client.session.notify("notifications/progress", params)
+        except CallError as exc:
+            log.debug("tick unsent peer=%s error=%s", self._client.session.name, exc)
+
+    # In between
+
+    def _gather(self) -> None:
+        """Put the open questions to the caller, a moment from now."""
+        if self._waiter is not None and self._questions:
+            self._parks.timer.add(self._gathering, trio.current_time() + GATHER, self._put)
+
+    @trio.lowlevel.enable_ki_protection
+    def _put(self) -> None:
+        open = [each for each in self._questions if not each.settled.is_set()]
+        waiter = self._waiter
+        if not open or waiter is None:
+            return
+        self._waiter = None
+        try:
+            self._token = self._parks.park(self)
+        except Overloaded as exc:
+            exc.executed = "unknown"
+            self.cancel("too many calls wait for answers")
+            waiter.fail(exc)
+            return
+        # In the order in which they came; the tasks that answer them may have begun in another.
+        order = {id: place for place, (_, id) in enumerate(self._client.session.peer.asked)}
+        open.sort(key=lambda each: order.get(each.id, 0))
+        for each in open:
+            if not each.key:
+                self._asked += 1
+                each.key = f"q{self._asked}"
+        asked = object_of({each.key: inner(each.method, each.params) for each in open})
+        self._leaving = Cell()
+        self._parks.timer.add(self._leaving, trio.current_time() + self._parks.time, self.expire)
+        result = Raw(b'{"resultType":"input_required","inputRequests":%b}' % asked)
+        waiter.settle(InputRequired(result, self._token))
+
+    def _unpark(self) -> None:
+        token, self._token = self._token, ""
+        if token:
+            self._parks.release(token)
+        self._parks.timer.discard(self._leaving)
+
+    def _finish(self, *, left: bool = False) -> None:
+        """The server's call is over."""
+        if not self.over:
+            self.over = True
+            self._client.session.logging.pop(self.id, None)
+            self._parks.timer.discard(self._gathering)
+            if not self._token:
+                self._parks.timer.discard(self._leaving)
+            self._done(self, left)
+
+    def _give_up(self, why: str) -> None:
+        for question in self._questions:
+            if not question.settled.is_set():
+                question.give_up(why)

@@ -1,0 +1,68 @@
+"""A request of ours that awaits its reply: the cell that its caller waits in, and what it knows of its deadline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from msgspec import Raw
+
+from cord_trio.cell import Cell
+from cord_trio.errors import DeadlineExceeded
+
+if TYPE_CHECKING:
+    from cord_trio.call import EventSink
+    from cord_trio.errors import Executed
+    from cord_trio.protocol.jsonrpc import Id
+
+
+class Session(Protocol):
+    """The conversation that a request belongs to."""
+
+    @property
+    def name(self) -> str:
+        """Of the peer."""
+
+    def executed(self, id: Id, /) -> Executed:
+        """Whether request `id` may have been run."""
+
+    def withdraw(self, pending: Pending, reason: str, /) -> None:
+        """Stop waiting for a reply and, where it must know, tell the peer."""
+
+
+class Pending(Cell[Raw]):
+    """A request of ours that awaits its reply."""
+
+    __slots__ = ("cancellable", "deadline", "events", "id", "latest", "method", "patience", "session")
+
+    def __init__(
+        self,
+        session: Session,
+        id: int,
+        method: str,
+        deadline: float,
+        events: EventSink | None,
+        cancellable: bool,
+        patience: float,
+        latest: float,
+    ) -> None:
+        self.settled = False  # what Cell.__init__ does, without its call: one of these is made for each request
+        self._task = None
+        self._outcome = None
+        self.session = session
+        self.id = id
+        self.method = method
+        self.deadline = deadline
+        self.events = events
+        self.cancellable = cancellable
+        self.patience = patience
+        self.latest = latest
+
+    def abandoned(self) -> None:
+        """The waiting task was cancelled."""
+        self.session.withdraw(self, "the caller was cancelled")
+
+    def expired(self) -> None:
+        """The deadline passed."""
+        executed = self.session.executed(self.id)
+        self.session.withdraw(self, "the deadline passed")
+        self.fail(DeadlineExceeded(f"{self.session.name}: {self.method}", executed))

@@ -1,0 +1,132 @@
+"""Which source a call is for, and what that source knows its object as. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from msgspec import DecodeError, Raw
+from msgspec.structs import replace
+
+from cord_trio.errors import CallFailed, Malformed
+from cord_trio.protocol.jsonrpc import INVALID_PARAMS, encode, members, object_of, parse
+from cord_trio.protocol.uris import import_uri, may_expand_to
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cord_trio.call import Call
+    from cord_trio.snapshot import Snapshot
+
+PROMPT: Final = "prompts/get"
+READ: Final = "resources/read"
+COMPLETE: Final = "completion/complete"
+
+TASKS: Final = frozenset({"tasks/get", "tasks/update", "tasks/cancel"})
+"""About the task that a call of a tool has become; the call is named after the tool."""
+
+ROUTED: Final = frozenset({PROMPT, READ, COMPLETE}) | TASKS
+"""What is routed here; calls of tools are by the fabric itself."""
+
+
+class Finder:
+    """Finds the way of calls.
+
+    Args:
+        prefixes: of the sources, each with the source's name; none for those that export names unchanged.
+
+    """
+
+    def __init__(self, prefixes: Mapping[str, str]) -> None:
+        self._sources = {prefix: name for prefix, name in prefixes.items() if prefix}
+
+    def prompt(self, snapshot: Snapshot, name: str) -> tuple[str, str] | None:
+        """Source and own name of an exported prompt."""
+        route = snapshot.prompts.get(name)
+        return None if route is None else (route.source, route.prompt.name)
+
+    def resource(self, snapshot: Snapshot, uri: str) -> tuple[str, str] | None:
+        """Source and own URI of a resource, listed or not, by its exported URI or by its own if that is plain."""
+        route = snapshot.resources.get(uri)
+        if route is not None:
+            return route.source, route.resource.uri
+        found = import_uri(self._sources, uri)
+        if found is not None:
+            return self._sources[found[0]], found[1]
+        owners = snapshot.owners.get(uri) or self._candidates(snapshot, uri)
+        return (owners[0], uri) if len(owners) == 1 else None
+
+    def template(self, snapshot: Snapshot, uri: str) -> tuple[str, str] | None:
+        """Source and own template of an exported one."""
+        route = snapshot.templates.get(uri)
+        return self.resource(snapshot, uri) if route is None else (route.source, route.template.uri)
+
+    def source(self, uri: str) -> str | None:
+        """The source that exports such a URI, by its words alone."""
+        found = import_uri(self._sources, uri)
+        return None if found is None else self._sources[found[0]]
+
+    def way(self, snapshot: Snapshot, call: Call) -> tuple[str, str | None, Call] | None:
+        """The source of `call`, what it knows its object as, and the call in its words; None if nobody has it.
+
+        Raises:
+            CallFailed: the call makes no sense.
+
+        """
+        name = call.name or ""
+        if call.method == PROMPT:
+            prompt = self.prompt(snapshot, name)
+            return None if prompt is None else (*prompt, call)
+        if call.method == READ:
+            resource = self.resource(snapshot, name)
+            return None if resource is None else (*resource, call)
+        if call.method in TASKS:
+            tool = snapshot.tools.get(name)
+            # HTTP repeats the task's id in a header (MCP 2026-07-28, transports).
+            return None if tool is None else (tool.source, parse(call.params.get("taskId", Raw(b'""'))), call)
+        try:
+            ref = members(call.params.get("ref", Raw(b"{}")))
+            kind = parse(ref.get("type", Raw(b"null")))
+        except (Malformed, DecodeError) as exc:
+            raise _senseless("ref is not an object") from exc
+        if kind == "ref/prompt":
+            found, key = self.prompt(snapshot, name), "name"
+        elif kind == "ref/resource":
+            found, key = self.template(snapshot, name), "uri"
+        else:
+            raise _senseless("ref is of no known type")
+        if found is None:
+            return None
+        named = Raw(object_of({**ref, key: encode(found[1])}))
+        return found[0], None, replace(call, params={**call.params, "ref": named})
+
+    def _candidates(self, snapshot: Snapshot, uri: str) -> tuple[str, ...]:
+        """The sources that may know a URI which nobody lists: by their templates, else as it is theirs to judge."""
+        by_template = {
+            name
+            for name, view in snapshot.sources.items()
+            for template in view.listed("templates").items
+            if may_expand_to(template.key, uri)
+        }
+        if by_template:
+            return tuple(by_template)
+        prefixed = set(self._sources.values())
+        return tuple(
+            name
+            for name, view in snapshot.sources.items()
+            if name not in prefixed and view.greeting is not None and "resources" in view.greeting.capabilities
+        )
+
+
+def unknown(call: Call) -> CallFailed:
+    """That nobody has what `call` is about."""
+    name = call.name or ""
+    if call.method == READ:
+        return CallFailed(INVALID_PARAMS, f"no resource {name!r}", b'{"uri":%b}' % encode(name), executed="no")
+    if call.method in TASKS:
+        return CallFailed(INVALID_PARAMS, "unknown or expired taskId", executed="no")
+    what = "prompt" if call.method == PROMPT else "prompt or resource template"
+    return CallFailed(INVALID_PARAMS, f"no {what} named {name!r}", executed="no")
+
+
+def _senseless(what: str) -> CallFailed:
+    return CallFailed(INVALID_PARAMS, what, executed="no")

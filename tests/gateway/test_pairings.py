@@ -1,0 +1,424 @@
+"""Clients and servers of both eras through gateway and fabric, in memory: the rows of the matrix, four times."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import attrs
+import pytest
+import trio
+
+from cord_trio.fabric import Fabric, open_fabric
+from cord_trio.gateway.service import Service
+from cord_trio.gateway.stdio_endpoint import serve_pipe
+from cord_trio.transports.memory import memory_transport_pair
+from tests.full_server import FullServer, Request, text
+from tests.gateway.fakes import (
+    CAPABILITIES,
+    IDENTITY,
+    SUBSCRIPTION,
+    PipeClient,
+    answer,
+    initialize,
+    legacy,
+    modern,
+    notice,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+    from trio.testing import MockClock
+
+Json: TypeAlias = Any
+
+CAN: Json = {"elicitation": {"form": {}, "url": {}}, "sampling": {}, "roots": {}}
+LOG_LEVEL = "io.modelcontextprotocol/logLevel"
+FORM: Json = {
+    "mode": "form",
+    "message": "Name?",
+    "requestedSchema": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
+}
+PAGE: Json = {"mode": "url", "message": "Sign in", "url": "https://x/y"}
+SAMPLE: Json = {"messages": [{"role": "user", "content": {"type": "text", "text": "?"}}], "maxTokens": 5}
+
+pairings = pytest.mark.parametrize(
+    ("client", "server"),
+    [*itertools.product(("legacy", "modern"), repeat=2)],
+    ids=["L-L", "L-M", "M-L", "M-M"],
+)
+
+
+@attrs.define(eq=False)
+class Person:
+    """A client of either era whose user answers every question in her own words."""
+
+    pipe: PipeClient
+    modern: bool
+    name: str
+    asked: list[Json] = attrs.field(factory=list)
+    _seen: int = 0
+    _ids: itertools.count[int] = attrs.field(factory=itertools.count)
+
+    async def ask(self, method: str, params: Json = None, meta: Json = None) -> Json:
+        """The last answer to a request; what is asked meanwhile is answered."""
+        params = params or {}
+        message = await self._answer_to(self.send(method, params, meta))
+        while message.get("result", {}).get("resultType") == "input_required":
+            result = message["result"]
+            answers = {key: self.reply(each) for key, each in result["inputRequests"].items()}
+            state = {"requestState": result["requestState"]} if "requestState" in result else {}
+            message = await self._answer_to(self.send(method, {**params, "inputResponses": answers, **state}, meta))
+        return message
+
+    def send(self, method: str, params: Json, meta: Json = None) -> Json:
+        id = f"{self.name}-{next(self._ids)}"
+        if self.modern:
+            self.pipe.send(modern(id, method, params, {CAPABILITIES: CAN, **(meta or {})}))
+        else:
+            self.pipe.send(legacy(id, method, {**params, **({"_meta": meta} if meta else {})}))
+        return id
+
+    def reply(self, question: Json) -> Json:
+        """What the user says."""
+        self.asked.append(question)
+        match question["method"]:
+            case "elicitation/create" if question["params"].get("mode") == "url":
+                return {"action": "accept"}
+            case "elicitation/create":
+                return {"action": "accept", "content": {"name": self.name}}
+            case "sampling/createMessage":
+                return {"role": "assistant", "content": {"type": "text", "text": self.name}, "model": "m"}
+            case _:
+                return {"roots": [{"uri": f"file:///{self.name}"}]}
+
+    def told(self, method: str) -> list[Json]:
+        """The parameters of what came of `method`."""
+        return [each.get("params") for each in self.pipe.got if each.get("method") == method]
+
+    async def _answer_to(self, id: Json) -> Json:
+        for _ in range(100):
+            while self._seen < len(self.pipe.got):
+                each = self.pipe.got[self._seen]
+                self._seen += 1
+                if "method" in each and "id" in each:
+                    self.pipe.send(answer(each["id"], self.reply(each)))
+            found = [each for each in self.pipe.got if each.get("id") == id and "method" not in each]
+            if found:
+                assert len(found) == 1
+                return found[0]
+            await trio.sleep(0.05)
+        raise AssertionError(f"{id} was not answered: {self.pipe.got}")
+
+
+class Gate:
+    """A gateway of one fabric, to which clients come over pipes."""
+
+    def __init__(self, fabric: Fabric, nursery: trio.Nursery) -> None:
+        self.fabric = fabric
+        self._service = Service(fabric, IDENTITY)
+        self._nursery = nursery
+        nursery.start_soon(self._service.watch)
+
+    async def come(self, era: str, name: str = "ann") -> Person:
+        """A client that is ready."""
+        ours, theirs = memory_transport_pair()
+        pipe = PipeClient(theirs)
+        self._nursery.start_soon(serve_pipe, self._service, ours)
+        await self._nursery.start(theirs.run, pipe)
+        if era == "legacy":
+            await pipe.ask(initialize("i", capabilities=CAN), notice("notifications/initialized"))
+            pipe.got.clear()
+        return Person(pipe, era == "modern", name)
+
+
+@asynccontextmanager
+async def open_gate(far: FullServer, **more: Json) -> AsyncGenerator[Gate, None]:
+    async with open_fabric([far.source(**more)]) as fabric, trio.open_nursery() as nursery:
+        await fabric.wait_started()
+        yield Gate(fabric, nursery)
+        nursery.cancel_scope.cancel("the test is over")
+        assert len(fabric._parks) == 0
+
+
+def asking(*rounds: dict[str, tuple[str, Json]]) -> Callable[[Request], Json]:
+    """A tool of a server of either era that asks all of each round, then answers with all that it was told."""
+
+    def tool(request: Request) -> Json:
+        if request.connection.server.modern:
+            state = json.loads(request.params.get("requestState", "[]"))
+            if "inputResponses" in request.params:
+                state.append(request.params["inputResponses"])
+            if len(state) == len(rounds):
+                return text(json.dumps(state))
+            asked = {key: {"method": method, "params": params} for key, (method, params) in rounds[len(state)].items()}
+            return {"resultType": "input_required", "inputRequests": asked, "requestState": json.dumps(state)}
+        told: list[dict[str, Json]] = []
+
+        def go_on() -> None:
+            if len(told) == len(rounds):
+                request.answer(text(json.dumps(told)))
+                return
+            wanted, got = rounds[len(told)], {}
+
+            def replied(key: str, reply: Json) -> None:
+                got[key] = reply.get("result")
+                if len(got) == len(wanted):
+                    told.append(got)
+                    go_on()
+
+            for key, (method, params) in wanted.items():
+                request.ask(method, params, partial(replied, key))
+
+        go_on()
+        return None
+
+    return tool
+
+
+def far(server: str, **tools: Callable[[Request], Json]) -> FullServer:
+    made = FullServer(modern=server == "modern")
+    made.tools |= tools
+    return made
+
+
+def calls_in(server: FullServer) -> list[Request]:
+    """What it still works at."""
+    return [each for link in server.connections for each in link.open.values() if each.method == "tools/call"]
+
+
+def said(message: Json) -> Json:
+    return json.loads(message["result"]["content"][0]["text"])
+
+
+@pairings
+async def test_row_5_all_lists_are_merged(client: str, server: str, autojump_clock: MockClock) -> None:
+    async with open_gate(far(server)) as gate:
+        person = await gate.come(client)
+        for method, member, items in [
+            ("tools/list", "tools", [{"name": "x__echo", "inputSchema": {"type": "object"}}]),
+            ("prompts/list", "prompts", [{"name": "x__greet", "title": "Greet", "x": 1.0}]),
+            ("resources/list", "resources", [{"uri": "cord://x/file:///a", "name": "a", "mimeType": "text/plain"}]),
+            (
+                "resources/templates/list",
+                "resourceTemplates",
+                [{"uriTemplate": "cord://x/file:///{path}", "name": "files"}],
+            ),
+        ]:
+            result = (await person.ask(method))["result"]
+            assert result[member] == items
+            assert ("ttlMs" in result) == person.modern
+
+
+@pairings
+async def test_row_7_calls_prompts_and_reads_reach_their_server(
+    client: str, server: str, autojump_clock: MockClock
+) -> None:
+    async with open_gate(far(server)) as gate:
+        person = await gate.come(client)
+        call = await person.ask("tools/call", {"name": "x__echo", "arguments": {"t": "hi"}})
+        assert call["result"]["content"] == [{"type": "text", "text": "hi"}]
+        assert ("resultType" in call["result"]) == person.modern
+        prompt = await person.ask("prompts/get", {"name": "x__greet"})
+        assert prompt["result"]["messages"][0]["content"]["text"] == "greet"
+        read = await person.ask("resources/read", {"uri": "cord://x/file:///a"})
+        assert read["result"]["contents"] == [{"uri": "cord://x/file:///a", "text": "read"}]
+
+
+@pairings
+async def test_rows_8_11_12_every_question_reaches_the_person_and_every_answer_the_server(
+    client: str, server: str, autojump_clock: MockClock
+) -> None:
+    first = {"a": ("elicitation/create", FORM), "b": ("sampling/createMessage", SAMPLE), "c": ("roots/list", {})}
+    again = {"d": ("elicitation/create", FORM)}
+    behind = far(server, ask=asking(first, again))
+    async with open_gate(behind) as gate:
+        person = await gate.come(client)
+        form = {"action": "accept", "content": {"name": "ann"}}
+        words = {"role": "assistant", "content": {"type": "text", "text": "ann"}, "model": "m"}
+        answers = {"a": form, "b": words, "c": {"roots": [{"uri": "file:///ann"}]}}
+        assert said(await person.ask("tools/call", {"name": "x__ask", "arguments": {}})) == [answers, {"d": form}]
+        assert [each["method"] for each in person.asked] == [
+            "elicitation/create",
+            "sampling/createMessage",
+            "roots/list",
+            "elicitation/create",
+        ]
+        assert person.asked[0]["params"] == FORM
+        assert person.asked[1]["params"] == SAMPLE
+    # A legacy server's call is never made anew; a modern one's is, by design.
+    assert len(behind.sent("tools/call")) == (3 if behind.modern else 1)
+
+
+@pairings
+async def test_row_9_a_page_is_opened(client: str, server: str, autojump_clock: MockClock) -> None:
+    page = PAGE if server == "modern" else {**PAGE, "elicitationId": "theirs"}
+    async with open_gate(far(server, ask=asking({"a": ("elicitation/create", page)}))) as gate:
+        person = await gate.come(client)
+        assert said(await person.ask("tools/call", {"name": "x__ask"})) == [{"a": {"action": "accept"}}]
+        (asked,) = person.asked
+        assert ("elicitationId" in asked["params"]) == (client == "legacy")
+        assert asked["params"]["url"] == PAGE["url"]
+
+
+@pairings
+async def test_people_who_are_asked_at_once_give_their_own_answers(
+    client: str, server: str, autojump_clock: MockClock
+) -> None:
+    async with open_gate(far(server, ask=asking({"a": ("elicitation/create", FORM)}))) as gate:
+        people = [await gate.come(client, name) for name in ("ann", "bob", "eve")]
+        told: dict[str, Json] = {}
+
+        async def ask(person: Person) -> None:
+            for _ in range(2):
+                told[person.name] = said(await person.ask("tools/call", {"name": "x__ask"}))
+
+        async with trio.open_nursery() as nursery:
+            for person in people:
+                nursery.start_soon(ask, person)
+        assert told == {
+            name: [{"a": {"action": "accept", "content": {"name": name}}}] for name in ("ann", "bob", "eve")
+        }
+
+
+async def test_row_8_what_a_legacy_client_fills_in_is_the_legacy_servers_to_judge(autojump_clock: MockClock) -> None:
+    """The official suite's client fills in other fields than those asked for, and its server says so in a result."""
+    odd = {**FORM, "requestedSchema": {"type": "object", "properties": {}, "required": ["another"]}}
+    async with open_gate(far("legacy", ask=asking({"a": ("elicitation/create", odd)}))) as gate:
+        person = await gate.come("legacy")
+        answers = {"a": {"action": "accept", "content": {"name": "ann"}}}
+        assert said(await person.ask("tools/call", {"name": "x__ask"})) == [answers]
+
+
+@pairings
+async def test_row_15_progress_rises_under_the_clients_token(
+    client: str, server: str, autojump_clock: MockClock
+) -> None:
+    def steps(request: Request) -> Json:
+        for number in (1, 2, 2, 3):
+            request.progress(number)
+        return text("done")
+
+    async with open_gate(far(server, steps=steps)) as gate:
+        person = await gate.come(client)
+        await person.ask("tools/call", {"name": "x__steps"}, {"progressToken": "mine"})
+        assert person.told("notifications/progress") == [
+            {"progressToken": "mine", "progress": number} for number in (1, 2, 3)
+        ]
+
+
+@pairings
+async def test_row_16_a_cancel_reaches_exactly_the_server_that_runs_the_call(
+    client: str, server: str, autojump_clock: MockClock
+) -> None:
+    behind = far(server, hang=lambda request: None)
+    async with open_gate(behind) as gate:
+        person = await gate.come(client)
+        id = person.send("tools/call", {"name": "x__hang"})
+        await trio.sleep(1)
+        (running,) = [
+            request for each in behind.connections for request in each.open.values() if request.method == "tools/call"
+        ]
+        person.pipe.send(notice("notifications/cancelled", {"requestId": id, "reason": "enough"}))
+        await trio.sleep(1)
+        assert running.id in running.connection.cancelled
+        assert [each for each in person.pipe.got if each.get("id") == id] == []
+
+
+@pytest.mark.parametrize("server", ["legacy", "modern"])
+async def test_row_16_a_cancel_while_a_person_is_asked_ends_it_all(server: str, autojump_clock: MockClock) -> None:
+    behind = far(server, ask=asking({"a": ("elicitation/create", FORM)}))
+    async with open_gate(behind) as gate:
+        person = await gate.come("legacy")
+        id = person.send("tools/call", {"name": "x__ask"})
+        await trio.sleep(1)
+        (asked,) = [each for each in person.pipe.got if each.get("method") == "elicitation/create"]
+        person.pipe.send(notice("notifications/cancelled", {"requestId": id}))
+        await trio.sleep(5)
+        assert person.told("notifications/cancelled")[0]["requestId"] == asked["id"]
+        assert calls_in(behind) == []
+
+
+@pairings
+async def test_row_18_logs_come_from_the_wanted_level_on(client: str, server: str, autojump_clock: MockClock) -> None:
+    def log(request: Request) -> Json:
+        for level in ("debug", "info", "error"):
+            request.connection.tell("notifications/message", {"level": level, "data": level})
+        return text("done")
+
+    async with open_gate(far(server, log=log)) as gate:
+        person = await gate.come(client)
+        if client == "legacy":
+            assert (await person.ask("logging/setLevel", {"level": "error"}))["result"] == {}
+        await person.ask("tools/call", {"name": "x__log"}, {LOG_LEVEL: "error"} if client == "modern" else None)
+        assert person.told("notifications/message") == [{"level": "error", "data": "error"}]
+
+
+@pairings
+async def test_rows_19_and_20_changes_are_told(client: str, server: str, autojump_clock: MockClock) -> None:
+    behind = far(server)
+    async with open_gate(behind) as gate:
+        person = await gate.come(client)
+        if client == "modern":
+            wanted = {"toolsListChanged": True, "resourceSubscriptions": ["cord://x/file:///a"]}
+            person.send("subscriptions/listen", {"notifications": wanted})
+        else:
+            assert (await person.ask("resources/subscribe", {"uri": "cord://x/file:///a"}))["result"] == {}
+        await trio.sleep(1)
+        behind.tools["new"] = lambda request: text("new")
+        behind.connections[0].tell("notifications/tools/list_changed")
+        behind.connections[0].tell("notifications/resources/updated", {"uri": "file:///a"})
+        behind.connections[0].tell("notifications/resources/updated", {"uri": "file:///b"})
+        await trio.sleep(2)
+        meta = {"_meta": {SUBSCRIPTION: "ann-0"}} if client == "modern" else {}
+        assert person.told("notifications/tools/list_changed") == [meta or None]
+        assert person.told("notifications/resources/updated") == [{"uri": "cord://x/file:///a", **meta}]
+        listed = await person.ask("tools/list")
+        assert [each["name"] for each in listed["result"]["tools"]] == ["x__echo", "x__new"]
+
+
+@pairings
+async def test_row_23_completions_are_about_the_servers_own_names(
+    client: str, server: str, autojump_clock: MockClock
+) -> None:
+    async with open_gate(far(server)) as gate:
+        person = await gate.come(client)
+        for ref, own in [
+            ({"type": "ref/prompt", "name": "x__greet"}, {"type": "ref/prompt", "name": "greet"}),
+            (
+                {"type": "ref/resource", "uri": "cord://x/file:///{path}"},
+                {"type": "ref/resource", "uri": "file:///{path}"},
+            ),
+        ]:
+            params = {"ref": ref, "argument": {"name": "a", "value": "b"}}
+            result = (await person.ask("completion/complete", params))["result"]
+            assert json.loads(result["completion"]["values"][0]) == own
+
+
+@pairings
+async def test_row_24_what_is_missing_is_missing_in_the_clients_words(
+    client: str, server: str, autojump_clock: MockClock
+) -> None:
+    behind = far(server)
+    code = -32602 if server == "modern" else -32002
+    behind.answers["resources/read"] = lambda request: request.fail(code, "none", {"uri": request.params["uri"]})
+    async with open_gate(behind) as gate:
+        person = await gate.come(client)
+        error = (await person.ask("resources/read", {"uri": "cord://x/file:///none"}))["error"]
+        assert error["code"] == (-32602 if client == "modern" else -32002)
+        assert error["data"] == {"uri": "cord://x/file:///none"}
+        assert (await person.ask("tools/call", {"name": "none"}))["error"]["code"] == -32602
+        assert (await person.ask("prompts/get", {"name": "none"}))["error"]["code"] == -32602
+
+
+@pairings
+async def test_a_source_without_prefix_goes_out_as_it_is(client: str, server: str, autojump_clock: MockClock) -> None:
+    async with open_gate(far(server), prefix="") as gate:
+        person = await gate.come(client)
+        read = await person.ask("resources/read", {"uri": "file:///a"})
+        assert read["result"]["contents"] == [{"uri": "file:///a", "text": "read"}]
+        assert (await person.ask("tools/call", {"name": "echo", "arguments": {"t": "hi"}}))["result"]["content"]

@@ -5,6 +5,7 @@ shows all of it as one MCP server. Everything lives in one nursery tree, and wha
 whole public API.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from cord_trio.agents import Context as Context
@@ -15,87 +16,32 @@ from cord_trio.call import Handler as Handler
 from cord_trio.call import Layer as Layer
 from cord_trio.call import Outcome as Outcome
 from cord_trio.call import stack as stack
-from cord_trio.config import (
-    Config as Config,
-)
-from cord_trio.config import (
-    Http as Http,
-)
-from cord_trio.config import (
-    InProcess as InProcess,
-)
-from cord_trio.config import (
-    Stdio as Stdio,
-)
-from cord_trio.config import (
-    WebSocket as WebSocket,
-)
-from cord_trio.config import (
-    load_config as load_config,
-)
-from cord_trio.errors import (
-    AgentError as AgentError,
-)
-from cord_trio.errors import (
-    AgentNotFound as AgentNotFound,
-)
-from cord_trio.errors import (
-    BadReply as BadReply,
-)
-from cord_trio.errors import (
-    CallCycle as CallCycle,
-)
-from cord_trio.errors import (
-    CallError as CallError,
-)
-from cord_trio.errors import (
-    CallFailed as CallFailed,
-)
-from cord_trio.errors import (
-    ConfigError as ConfigError,
-)
-from cord_trio.errors import (
-    ConnectFailed as ConnectFailed,
-)
-from cord_trio.errors import (
-    ConnectionLost as ConnectionLost,
-)
-from cord_trio.errors import (
-    CordError as CordError,
-)
-from cord_trio.errors import (
-    DeadlineExceeded as DeadlineExceeded,
-)
-from cord_trio.errors import (
-    Draining as Draining,
-)
-from cord_trio.errors import (
-    HandoffRefused as HandoffRefused,
-)
-from cord_trio.errors import (
-    HttpFailed as HttpFailed,
-)
-from cord_trio.errors import (
-    InputNeeded as InputNeeded,
-)
-from cord_trio.errors import (
-    Malformed as Malformed,
-)
-from cord_trio.errors import (
-    Overloaded as Overloaded,
-)
-from cord_trio.errors import (
-    Refused as Refused,
-)
-from cord_trio.errors import (
-    SourceDown as SourceDown,
-)
-from cord_trio.errors import (
-    ToolNotFound as ToolNotFound,
-)
-from cord_trio.errors import (
-    ToolNotGranted as ToolNotGranted,
-)
+from cord_trio.config import Config as Config
+from cord_trio.config import Http as Http
+from cord_trio.config import InProcess as InProcess
+from cord_trio.config import Stdio as Stdio
+from cord_trio.config import WebSocket as WebSocket
+from cord_trio.errors import AgentError as AgentError
+from cord_trio.errors import AgentNotFound as AgentNotFound
+from cord_trio.errors import BadReply as BadReply
+from cord_trio.errors import CallCycle as CallCycle
+from cord_trio.errors import CallError as CallError
+from cord_trio.errors import CallFailed as CallFailed
+from cord_trio.errors import ConfigError as ConfigError
+from cord_trio.errors import ConnectFailed as ConnectFailed
+from cord_trio.errors import ConnectionLost as ConnectionLost
+from cord_trio.errors import CordError as CordError
+from cord_trio.errors import DeadlineExceeded as DeadlineExceeded
+from cord_trio.errors import Draining as Draining
+from cord_trio.errors import HandoffRefused as HandoffRefused
+from cord_trio.errors import HttpFailed as HttpFailed
+from cord_trio.errors import InputNeeded as InputNeeded
+from cord_trio.errors import Malformed as Malformed
+from cord_trio.errors import Overloaded as Overloaded
+from cord_trio.errors import Refused as Refused
+from cord_trio.errors import SourceDown as SourceDown
+from cord_trio.errors import ToolNotFound as ToolNotFound
+from cord_trio.errors import ToolNotGranted as ToolNotGranted
 from cord_trio.fabric import Fabric as Fabric
 from cord_trio.fabric import open_fabric as open_fabric
 from cord_trio.layers import deadline as deadline
@@ -109,17 +55,19 @@ from cord_trio.registry import Snapshot as Snapshot
 from cord_trio.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from cord_trio.config import load_config as load_config
     from cord_trio.gateway import serve_gateway as serve_gateway
 
 
-def __getattr__(name: str) -> object:
-    """The gateway is imported by those who use it: it costs time that agents and commands need not spend."""
-    if name == "serve_gateway":
-        from cord_trio.gateway import serve_gateway
+LATER = {"load_config": "cord_trio.config", "serve_gateway": "cord_trio.gateway"}
+"""What is imported by those who use it: it costs time that others need not spend."""
 
-        return serve_gateway
+
+def __getattr__(name: str) -> object:
+    if name in LATER:
+        return getattr(import_module(LATER[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), "serve_gateway"]
+    return [*globals(), *LATER]

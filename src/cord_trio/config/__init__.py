@@ -1,7 +1,7 @@
 """What the user wants: sources, agents, gateway and bounds, read from a file or given in code."""
 
-from cord_trio.config.load import load_config as load_config
-from cord_trio.config.load import parse_config as parse_config
+from typing import TYPE_CHECKING
+
 from cord_trio.config.settings import AgentConfig as AgentConfig
 from cord_trio.config.settings import Bounds as Bounds
 from cord_trio.config.settings import Config as Config
@@ -17,3 +17,16 @@ from cord_trio.config.values import Stdio as Stdio
 from cord_trio.config.values import ToolFilter as ToolFilter
 from cord_trio.config.values import WebSocket as WebSocket
 from cord_trio.config.values import public_url as public_url
+
+if TYPE_CHECKING:
+    from cord_trio.config.load import load_config as load_config
+    from cord_trio.config.load import parse_config as parse_config
+
+
+def __getattr__(name: str) -> object:
+    """The readers of files are imported by those who read one."""
+    if name in ("load_config", "parse_config"):
+        from cord_trio.config import load
+
+        return getattr(load, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,6 @@ import trio
 
 from cord_trio.config import Http, InProcess, Stdio, WebSocket
 from cord_trio.errors import ConnectFailed, HttpFailed
-from cord_trio.transports.http import open_http
 from cord_trio.transports.memory import memory_transport_pair
 from cord_trio.transports.process import GRACES, Graces
 from cord_trio.transports.stdio import open_stdio
@@ -54,12 +53,16 @@ async def open_source(
             ) as child:  # fmt: skip
                 yield child
         case Http():
-            opening: Callable[..., AbstractAsyncContextManager[Transport]] = open_http
+            # Here, as below: not everybody has such sources, and everybody would pay for the import.
+            opening: Callable[..., AbstractAsyncContextManager[Transport]]
             if source.transport == "sse":
-                # Here, as below: few use it, and everybody would pay for the import.
                 from cord_trio.transports.sse import open_sse
 
                 opening = open_sse
+            else:
+                from cord_trio.transports.http import open_http
+
+                opening = open_http
             async with opening(source, name=source.name, counters=counters) as http:
                 yield http
         case InProcess():

@@ -454,4 +454,3 @@ def test_a_file_that_cannot_be_read_is_one_problem(tmp_path: Path, monkeypatch: 
 def test_roots_of_the_gateway_are_read() -> None:
     config = parse_config('[gateway]\nroots = ["/tmp"]\n', format="toml", file="cord.toml", environ=ENVIRON)
     assert config.gateway.roots == ("/tmp",)
-    assert config.problems == ()

@@ -20,13 +20,26 @@ EVERYTHING = str(Path(build.__file__).with_name("everything.py"))
 
 
 @cache
-def sdk(version: str) -> tuple[str, str]:
-    """The Python of an environment with this SDK, and where its everything server is."""
+def _sdk(version: str) -> tuple[str, str] | str:
+    """The same, or why there is none: tried once."""
     try:
         python, source = build.sdk(version)
     except build.CannotBuildError as exc:
-        pytest.skip(f"SDK {version} cannot be had: {exc}")
+        return f"SDK {version} cannot be had: {exc}"
     return str(python), str(source / "examples" / "servers" / "everything-server")
+
+
+def sdk(version: str) -> tuple[str, str]:
+    """The Python of an environment with this SDK, and where its everything server is."""
+    found = _sdk(version)
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
+
+
+def sdk1() -> str:
+    """The Python of an environment with SDK 1.x: the one that `CORD_TRIO_SDK1` names, or one of our own."""
+    return os.environ.get("CORD_TRIO_SDK1") or sdk(build.SDK1)[0]
 
 
 @asynccontextmanager

@@ -11,7 +11,6 @@ import time
 import urllib.request
 from contextlib import asynccontextmanager
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
@@ -28,6 +27,7 @@ mcp = pytest.importorskip("mcp", reason="the official SDK is not installed")
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
+    from pathlib import Path
 
     from cord_trio.fabric import Fabric
 

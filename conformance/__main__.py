@@ -168,7 +168,9 @@ def table(rows: Mapping[tuple[str, str], Mapping[str, Mapping[str, str]]]) -> tu
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m conformance", description="The official suite against cord_trio.")
     parser.add_argument("--optional", action="store_true", help="where it cannot be installed, say so and exit 0")
-    parser.add_argument("--quick", action="store_true", help="leave out the SDK's client, which is only to compare with")
+    parser.add_argument(
+        "--quick", action="store_true", help="leave out the SDK's client, which is only to compare with"
+    )
     parser.add_argument("--reports", type=Path, help="folder for the suite's reports (a temporary one)")
     args = parser.parse_args()
     began = time.monotonic()

@@ -18,11 +18,10 @@ from cord_trio.errors import (
     DeadlineExceeded,
     InputNeeded,
     Overloaded,
-    SourceDown,
 )
 from cord_trio.fabric import Fabric, open_fabric
 from cord_trio.parking import GATHER, LAST_WORD, TICK
-from cord_trio.pool import FAREWELL
+from cord_trio.pool import AGAIN, FAREWELL
 from tests.full_server import FullServer, Request, settled, text
 
 if TYPE_CHECKING:
@@ -315,23 +314,27 @@ async def test_beyond_the_bound_the_longest_unused_session_goes_else_the_shared_
         assert said(await fabric.handle(retry(asked, {"q1": ACCEPT}, "bob"))) == ACCEPT
 
 
-async def test_a_session_that_cannot_be_opened_is_told(autojump_clock: MockClock) -> None:
+async def test_where_no_session_can_be_opened_the_shared_one_serves(autojump_clock: MockClock) -> None:
     far = server()
     async with open_fabric([far.source(deadline=5.0, connect=3.0)]) as fabric:
         await fabric.wait_started()
-        far.answers["initialize"] = lambda request: request.fail(-32603, "no more")
-        with pytest.raises(SourceDown, match="no more"):
-            await fabric.handle(first())
+        far.answers["initialize"] = lambda request: request.fail(-32603, "only one of me")
+        assert said(await fabric.handle(first()))["code"] == -32601  # nobody can be asked there
+        assert said(await fabric.handle(first()))["code"] == -32601
+        assert len(far.connections) == 2  # one attempt a while is enough
+        await trio.sleep(AGAIN)
         far.answers["initialize"] = lambda request: None
-        with pytest.raises(SourceDown, match="no answer to initialize"):
-            await fabric.handle(first())
+        start = trio.current_time()
         with pytest.raises(DeadlineExceeded, match="session of its own"):
-            await fabric.handle(first(deadline=trio.current_time() + 1))
+            await fabric.handle(first(deadline=start + 1))
         with trio.move_on_after(1):
             await fabric.handle(first())
+        assert said(await fabric.handle(first()))["code"] == -32601
+        assert trio.current_time() == start + 3
         del far.answers["initialize"]
-        await trio.sleep(10)
+        await trio.sleep(AGAIN)
         assert isinstance(await fabric.handle(first()), InputRequired)
+        assert fabric.counters["link.interactive_failed"] == 2
 
 
 # Questions of no call, and undeclared ones

@@ -168,14 +168,18 @@ class Client:
         if head is None:
             head = self._head(method, name)
         params = call.params
-        members = b""
-        for member, value in params.items():  # nearly always `arguments` alone
-            members += b"%b:%b," % (jsonrpc.encode(member), value)
+        if len(params) == 1:  # nearly always, and a list for it would cost as much as all the rest
+            ((member, value),) = params.items()
+            members = b"%b:%b," % (jsonrpc.encode(member), value)
+        else:
+            members = b"".join([b"%b:%b," % (jsonrpc.encode(member), value) for member, value in params.items()])
         meta = self._envelope
         if meta and call.capabilities != b"{}":
             meta = self._declaring(call.capabilities)
         if call.patience or call.events is not None:
             # Also where nobody listens: progress keeps the call alive.
+            if meta and not call.meta and call.log_level is None:
+                return b'{"jsonrpc":"2.0","id":%d%b%b"_meta":{%b,"progressToken":%d}}}' % (id, head, members, meta, id)
             meta = b'%b,"progressToken":%d' % (meta, id) if meta else b'"progressToken":%d' % id
         if call.log_level is not None and self._envelope:
             meta = b'%b,"%b":%b' % (meta, mcp.META_LOG_LEVEL.encode(), jsonrpc.encode(call.log_level))

@@ -189,15 +189,14 @@ class Link:
         session = None if declares == NOBODY else self.pool.session(call.principal, declares)
         if session is None:
             return await client.call(call, name)
-        if modern:
-            try:
-                await session.opened(call.deadline)
-            except BaseException as exc:
-                session.release()
-                if not isinstance(exc, SourceDown):
-                    raise
-                self._modern_alone = True  # as far as can be told on this connection
-                return await client.call(call, name)
+        try:
+            await session.opened(call.deadline)
+        except BaseException as exc:
+            session.release()
+            if not isinstance(exc, SourceDown):
+                raise
+            self._modern_alone = self._modern_alone or modern  # as far as can be told on this connection
+            return await client.call(call, name)
         return await session.call(call, name)
 
     async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -8,6 +8,7 @@ is detached when it is asked, and attaches again with its answers. It is never m
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 from collections import Counter
 from functools import partial
@@ -306,6 +307,8 @@ class Running:
 
     async def _attach(self, call: Call) -> Outcome:
         self._attached = call
+        if self._pending is not None:
+            self._pending.deadline = call.deadline
         result, self._result = self._result, None
         if result is not None:
             await trio.lowlevel.checkpoint()
@@ -425,6 +428,8 @@ class Running:
         asked = object_of({each.key: inner(each.method, each.params) for each in open})
         self._leaving = Cell()
         self._parks.timer.add(self._leaving, trio.current_time() + self._parks.time, self.expire)
+        if self._pending is not None:
+            self._pending.deadline = math.inf  # for whoever looks: none runs while nobody waits
         result = Raw(b'{"resultType":"input_required","inputRequests":%b}' % asked)
         waiter.settle(InputRequired(result, self._token))
 

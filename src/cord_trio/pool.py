@@ -8,6 +8,7 @@ a question would reach the wrong person. They are opened when needed, and closed
 from __future__ import annotations
 
 import logging
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -40,6 +41,9 @@ log = logging.getLogger("cord_trio.link")
 
 FAREWELL: Final = 1.0
 """Seconds until a session is closed on which a call was left."""
+
+AGAIN: Final = 60.0
+"""Seconds until another session is tried where one could not be opened: some servers bear only one of themselves."""
 
 NO_ROOTS: Final = b'{"roots":[]}'
 """The answer to who asks for roots and is given none."""
@@ -77,6 +81,7 @@ class Pool:
         self.sessions: dict[Interactive, None] = {}
         self._size = size
         self._nursery: trio.Nursery | None = None
+        self._not_before = -math.inf
 
     def open(self, nursery: trio.Nursery) -> None:
         """From here on sessions live in `nursery`."""
@@ -97,8 +102,13 @@ class Pool:
             found.users += 1
         return found
 
+    def put_off(self) -> None:
+        """One could not be opened: try no other for a while."""
+        self.counters.add("link.interactive_failed")
+        self._not_before = trio.current_time() + AGAIN
+
     def _new(self, key: Key) -> Interactive | None:
-        if self._nursery is None:
+        if self._nursery is None or trio.current_time() < self._not_before:
             return None
         if len(self.sessions) >= self._size:
             unused = next((each for each in self.sessions if not each.users), None)
@@ -154,6 +164,7 @@ class Interactive:
                     reason = await client.session.wait_lost()
         except (ConnectFailed, FreshNeeded) as exc:
             reason = str(exc)
+            pool.put_off()
         except Exception as exc:
             log.exception("interactive session failed source=%s", pool.name)
             reason = f"internal error: {exc!r}"

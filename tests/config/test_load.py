@@ -449,3 +449,8 @@ def test_a_file_that_cannot_be_read_is_one_problem(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("pathlib.Path.open", refuse)  # a test may run as root, who may read anything
     with pytest.raises(ConfigError, match="may not be read"):
         load_config(tmp_path / "closed.toml")
+
+
+def test_roots_of_the_gateway_are_read() -> None:
+    config = parse_config('[gateway]\nroots = ["/tmp"]\n', format="toml", file="cord.toml", environ=ENVIRON)
+    assert config.gateway.roots == ("/tmp",)

@@ -258,3 +258,11 @@ def test_an_agent_may_call_what_its_globs_match() -> None:
 def test_an_agent_that_cannot_be_is_refused() -> None:
     found = problems(lambda: AgentConfig(name="a b", handler="nothing", turn=0))
     assert [path for path, _ in found] == ["agents.a b", "agents.a b.handler", "agents.a b.turn"]
+
+
+def test_roots_are_folders_of_this_machine() -> None:
+    assert GatewayConfig(roots=("~/work", "/tmp", "file:///a")).roots == ("~/work", "/tmp", "file:///a")
+    assert GatewayConfig(roots="/tmp").roots == ("/tmp",)
+    for wrong in ("", " ", "https://example.org/", "a\nb"):
+        with pytest.raises(ConfigError, match=r"roots\[0\]"):
+            GatewayConfig(roots=(wrong,))

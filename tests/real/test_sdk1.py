@@ -1,12 +1,11 @@
 """The official SDK 1.x as a peer on WebSocket and HTTP+SSE, which later ones dropped.
 
-It cannot share an environment with 2.x: `CORD_TRIO_SDK1` names the Python of one with `mcp[ws]==1.30.0`.
+It cannot share an environment with 2.x, so it has one of its own.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ import trio
 from cord_trio.config import Config, Http, WebSocket
 from cord_trio.fabric import open_fabric
 from cord_trio.testing import ToolServer
+from tests.real.environments import sdk1
 from tests.real.helpers import read_line, running
 from tests.real.test_clients import Setup, gateway
 
@@ -26,16 +26,20 @@ if TYPE_CHECKING:
 
     from cord_trio.fabric import Fabric
 
-PYTHON = os.environ.get("CORD_TRIO_SDK1", "")
-pytestmark = pytest.mark.skipif(not PYTHON, reason="CORD_TRIO_SDK1 names no Python with mcp[ws]==1.30.0")
+
+@pytest.fixture(scope="module", autouse=True)
+def _installed() -> None:
+    """Make its environment outside of any test's time limit."""
+    sdk1()
+
 
 Json: TypeAlias = Any
 
 
 @asynccontextmanager
-async def sdk1(kind: str) -> AsyncGenerator[str]:
+async def server_of(kind: str) -> AsyncGenerator[str]:
     """The URL of a server."""
-    async with running([PYTHON, str(Path(__file__).with_name("sdk1_server.py")), kind]) as process:
+    async with running([sdk1(), str(Path(__file__).with_name("sdk1_server.py")), kind]) as process:
         yield await read_line(process.stdout)
 
 
@@ -67,18 +71,18 @@ async def use(fabric: Fabric) -> None:
 
 
 async def test_its_websocket_server_is_a_source() -> None:
-    async with sdk1("ws") as url, fabric_of(WebSocket(name="far", url=url)) as fabric:
+    async with server_of("ws") as url, fabric_of(WebSocket(name="far", url=url)) as fabric:
         await use(fabric)
 
 
 @pytest.mark.parametrize("transport", ["sse", "streamable"])  # the second finds out that it is the first
 async def test_its_sse_server_is_a_source(transport: Json) -> None:
-    async with sdk1("sse") as url, fabric_of(Http(name="far", url=url, transport=transport)) as fabric:
+    async with server_of("sse") as url, fabric_of(Http(name="far", url=url, transport=transport)) as fabric:
         await use(fabric)
 
 
 async def client(kind: str, url: str, tool: str, arguments: Json) -> Json:
-    command = [PYTHON, str(Path(__file__).with_name("sdk1_client.py")), kind, url, tool, json.dumps(arguments)]
+    command = [sdk1(), str(Path(__file__).with_name("sdk1_client.py")), kind, url, tool, json.dumps(arguments)]
     async with running(command) as process:
         return json.loads(await read_line(process.stdout))
 

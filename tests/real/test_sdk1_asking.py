@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,6 +15,7 @@ from cord_trio.call import Call, Complete, InputRequired
 from cord_trio.config import Http, Stdio
 from cord_trio.errors import CallFailed
 from cord_trio.fabric import Fabric, open_fabric
+from tests.real.environments import sdk1
 from tests.real.helpers import read_line, running, until
 
 if TYPE_CHECKING:
@@ -23,26 +23,28 @@ if TYPE_CHECKING:
 
     from cord_trio.call import Outcome
 
-PYTHON = os.environ.get("CORD_TRIO_SDK1", "")
 PROGRAM = str(Path(__file__).with_name("sdk1_asking.py"))
 ASKABLE = b'{"elicitation":{},"sampling":{},"roots":{}}'
 
-pytestmark = [
-    pytest.mark.skipif(not PYTHON, reason="CORD_TRIO_SDK1 names no Python with mcp[ws]==1.30.0"),
-    pytest.mark.parametrize("kind", ["stdio", "http"]),
-]
+pytestmark = pytest.mark.parametrize("kind", ["stdio", "http"])
 
 Json: TypeAlias = Any
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _installed() -> None:
+    """Make its environment outside of any test's time limit."""
+    sdk1()
 
 
 @asynccontextmanager
 async def fabric_of(kind: str) -> AsyncGenerator[Fabric]:
     if kind == "stdio":
-        async with open_fabric([Stdio(name="far", command=PYTHON, args=(PROGRAM, "stdio"))]) as fabric:
+        async with open_fabric([Stdio(name="far", command=sdk1(), args=(PROGRAM, "stdio"))]) as fabric:
             await ready(fabric)
             yield fabric
         return
-    async with running([PYTHON, PROGRAM, "http"]) as process:
+    async with running([sdk1(), PROGRAM, "http"]) as process:
         url = await read_line(process.stdout)
         with trio.fail_after(20):
             while True:  # its URL is told before it listens

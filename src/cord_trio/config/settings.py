@@ -135,6 +135,9 @@ class GatewayConfig:
             yield "http", what, f"listen on {HTTP_HOST}:{HTTP_PORT} and put an authenticating proxy before it"
         if not 0 <= self.port <= 65535:
             yield "http", f"{self.port} is not a port", "give 0 to 65535"
+        for place, root in enumerate(self.roots):
+            if not root.strip() or not root.isprintable() or ("://" in root and not root.startswith("file://")):
+                yield f"roots[{place}]", "is no folder of this machine", "give a path, or a file:// URI"
         yield from check_numbers(self, {"grace": 0.0, "page_size": 1})
 
 

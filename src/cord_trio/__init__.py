@@ -5,7 +5,7 @@ shows all of it as one MCP server. Everything lives in one nursery tree, and wha
 whole public API.
 """
 
-from importlib import import_module
+from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
 from cord_trio.agents import Context as Context
@@ -59,15 +59,15 @@ if TYPE_CHECKING:
     from cord_trio.gateway import serve_gateway as serve_gateway
 
 
-LATER = {"load_config": "cord_trio.config", "serve_gateway": "cord_trio.gateway"}
+_LATER = {"load_config": "cord_trio.config", "serve_gateway": "cord_trio.gateway"}
 """What is imported by those who use it: it costs time that others need not spend."""
 
 
 def __getattr__(name: str) -> object:
-    if name in LATER:
-        return getattr(import_module(LATER[name]), name)
+    if name in _LATER:
+        return getattr(_import_module(_LATER[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *LATER]
+    return [*globals(), *_LATER]

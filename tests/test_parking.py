@@ -808,7 +808,7 @@ async def test_an_agent_answers_what_its_call_is_asked(modern: bool, autojump_cl
 async def test_an_answer_that_fails_lets_the_call_go(autojump_clock: MockClock) -> None:
     far = server()
 
-    async def answer(asked: Json) -> Json:
+    async def answer(asked: Json) -> Json:  # noqa: ASYNC124  # async by contract
         raise ZeroDivisionError
 
     async with open_fabric([far.source()]) as fabric:
@@ -853,7 +853,7 @@ async def test_a_server_that_only_wants_to_be_visited_again_is(autojump_clock: M
 
 
 async def test_an_exported_agent_is_a_tool(autojump_clock: MockClock) -> None:
-    async def writer(ctx: Context, payload: Json) -> object:
+    async def writer(ctx: Context, payload: Json) -> object:  # noqa: ASYNC124  # async by contract
         """Writes what it is told.
 
         And more.
@@ -886,7 +886,7 @@ async def test_an_exported_agent_is_a_tool(autojump_clock: MockClock) -> None:
 async def test_what_becomes_of_an_exported_agent_reaches_its_caller(autojump_clock: MockClock) -> None:
     ends: list[str] = []
 
-    async def fails(ctx: Context, payload: Json) -> object:
+    async def fails(ctx: Context, payload: Json) -> object:  # noqa: ASYNC124  # async by contract
         raise ValueError("no such thing")
 
     async def hangs(ctx: Context, payload: Json) -> object:

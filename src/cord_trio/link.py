@@ -191,12 +191,13 @@ class Link:
             return await client.call(call, name)
         try:
             await session.opened(call.deadline)
-        except BaseException as exc:
+        except SourceDown:
             session.release()
-            if not isinstance(exc, SourceDown):
-                raise
             self._modern_alone = self._modern_alone or modern  # as far as can be told on this connection
             return await client.call(call, name)
+        except BaseException:
+            session.release()
+            raise
         return await session.call(call, name)
 
     async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

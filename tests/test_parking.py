@@ -913,3 +913,21 @@ def said_text(outcome: Outcome) -> str:
     assert isinstance(outcome, Complete)
     text: str = json.loads(bytes(outcome.result))["content"][0]["text"]
     return text
+
+
+async def test_changes_that_a_session_of_ones_own_tells_of_are_heard(autojump_clock: MockClock) -> None:
+    """The official SDK's servers tell of a change on the session in which it was made, and on no other."""
+    far = server()
+    told: list[str] = []
+    async with open_fabric([far.source()]) as fabric:
+        await fabric.wait_started()
+        await fabric.handle(first("x__echo"))
+        with fabric.subscribe("ann", ["cord://x/file:///a"], told.append):
+            await trio.sleep(1)
+            own = far.connections[1]
+            own.tell("notifications/resources/updated", {"uri": "file:///a"})
+            far.tools["new"] = lambda request: text('"new"')
+            own.tell("notifications/tools/list_changed")
+            await trio.sleep(1)
+        assert told == ["cord://x/file:///a"]
+        assert "x__new" in fabric.registry.snapshot.tools

@@ -343,7 +343,7 @@ class Link:
                 timer=around.timer,
                 counters=around.counters,
                 answer=answer or self._answer,
-                told=self._told if shared else self._told_alone,
+                told=self._told,
             ) as session,
         ):
             greeting = await negotiate(
@@ -433,13 +433,11 @@ class Link:
             raise failure
         return reason
 
-    def _told_alone(self, method: str, params: Raw, _within: Id | None) -> None:
+    def _told(self, method: str, params: Raw, _within: Id | None) -> None:
+        """Take what belongs to no call. A server may tell of changes on the one session on which they were made."""
         if method == COMPLETED:
             self._around.pages.told(params)
-
-    def _told(self, method: str, params: Raw, _within: Id | None) -> None:
-        self._told_alone(method, params, _within)
-        if self._following is not None:
+        elif self._following is not None:
             self._following.told(method, params)
 
     async def _publish_lists(self, client: Client, lists: Mapping[Kind, Listed]) -> None:

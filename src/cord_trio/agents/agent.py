@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-import attrs
+import msgspec
 
 from cord_trio.agents.turn import Turn
 from cord_trio.observe import Node
@@ -44,8 +44,7 @@ Restart: TypeAlias = Literal["permanent", "transient", "temporary"]
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
-@attrs.frozen
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """One agent's part of a conversation, as those after it see it: who it was, and what it had been given."""
 
     agent: str
@@ -56,8 +55,7 @@ Keep: TypeAlias = Callable[[Sequence[Step]], Sequence[Step]]
 """Chooses what the taker sees of the transcript. Pure."""
 
 
-@attrs.frozen
-class Handoff:
+class Handoff(msgspec.Struct, frozen=True):
     """The wish that `target` goes on with `payload`. Does nothing until a handler returns it."""
 
     target: str

@@ -9,7 +9,7 @@ import math
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-import attrs
+import msgspec
 import trio
 
 from cord_trio.call import Complete
@@ -26,20 +26,14 @@ COUNTERS: Final = ("calls", "tokens", "money", "bytes", "hops")
 Amount: TypeAlias = int | Decimal
 
 
-def _money(value: float | str | Decimal | None) -> Decimal | None:
-    """Exact, so that what is given back is what was taken."""
-    return None if value is None else Decimal(str(value))
-
-
-@attrs.frozen(kw_only=True)
-class Budget:
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
     """How much one ask and all below it may use; None for as much as whoever asks has.
 
     Attributes:
         calls: tool calls that may have run.
         seconds: from the ask to its end.
         tokens: of language models, as the agents tell.
-        money: in the unit that the agents tell it in.
+        money: in the unit that the agents tell it in; kept as a `Decimal`, which is exact.
         bytes: arguments and results of tool calls.
         hops: handoffs.
 
@@ -48,15 +42,17 @@ class Budget:
     calls: int | None = None
     seconds: float | None = None
     tokens: int | None = None
-    money: Decimal | None = attrs.field(default=None, converter=_money)
+    money: Decimal | float | None = None
     bytes: int | None = None
     hops: int | None = None
 
-    def __attrs_post_init__(self) -> None:
-        for field in attrs.fields(Budget):
-            value = getattr(self, field.name)
+    def __post_init__(self) -> None:
+        if self.money is not None:
+            msgspec.structs.force_setattr(self, "money", Decimal(str(self.money)))
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"a budget of {value} {field.name} is none: give 0 or more, or None for no limit")
+                raise ValueError(f"a budget of {value} {name} is none: give 0 or more, or None for no limit")
 
 
 UNLIMITED: Final = Budget()

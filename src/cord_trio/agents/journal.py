@@ -6,13 +6,13 @@ called since. One line for each, so it stays short however long the conversation
 
 from __future__ import annotations
 
-import sqlite3
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import msgspec
 import trio
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Callable, Sequence
     from pathlib import Path
     from types import TracebackType
@@ -153,6 +153,8 @@ class SqliteJournal:
         return [msgspec.json.decode(data, type=Saved) for data in await self._in_thread(read)]
 
     def _open(self) -> sqlite3.Connection:
+        import sqlite3  # only for those who want a file
+
         connection = sqlite3.connect(self.path, timeout=WRITE, isolation_level=None, check_same_thread=False)
         connection.execute("pragma journal_mode = wal")
         connection.execute("pragma synchronous = full")

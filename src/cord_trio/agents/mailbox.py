@@ -12,7 +12,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-import attrs
+import msgspec
 import trio
 
 from cord_trio.cell import Cell
@@ -32,8 +32,7 @@ WAITING: Final = 1024
 """Messages that may wait for room in one mailbox: as many as the whole fabric has calls in flight."""
 
 
-@attrs.frozen
-class Latest:
+class Latest(msgspec.Struct, frozen=True):
     """Keeps only the newest message of each key. Get one from `latest`."""
 
     key: Callable[[object], Hashable]
@@ -49,8 +48,7 @@ Full: TypeAlias = Literal["wait", "fail", "drop_oldest", "drop_newest"] | Latest
 Lane: TypeAlias = Literal["control", "transfer", "normal"]
 
 
-@attrs.frozen
-class Mailbox:
+class Mailbox(msgspec.Struct, frozen=True):
     """A queue of an agent's own.
 
     Attributes:
@@ -62,7 +60,7 @@ class Mailbox:
     size: int = SIZE
     full: Full = "wait"
 
-    def __attrs_post_init__(self) -> None:
+    def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError("a mailbox holds at least one message")
         if not isinstance(self.full, Latest) and self.full not in ("wait", "fail", "drop_oldest", "drop_newest"):

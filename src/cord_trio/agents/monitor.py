@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-import attrs
+import msgspec
 
 from cord_trio.cell import Cell
 
@@ -20,8 +20,7 @@ KEPT: Final = 64
 What: TypeAlias = Literal["crashed", "restarted", "stopped", "gave_up", "handoff_refused"]
 
 
-@attrs.frozen
-class Notice:
+class Notice(msgspec.Struct, frozen=True):
     """What became of an agent.
 
     Attributes:

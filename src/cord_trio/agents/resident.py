@@ -380,9 +380,7 @@ class Resident:
                         box.put_back(envelope)
                         break
                     await self._handle(life, scope, envelope)
-                    if scope.cancel_called:
-                        break
-                    scope.deadline = math.inf
+                    scope.deadline = math.inf  # if it is cancelled, `take` leaves it before it takes anything
 
     async def _handle(self, life: Life, scope: trio.CancelScope, envelope: Envelope) -> None:
         agent, branch = self.agent, envelope.branch

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import attrs
+import msgspec
 import trio
 
 from cord_trio.agents.monitor import Notice
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 Strategy: TypeAlias = Literal["one_for_one", "one_for_all", "rest_for_one"]
 
 
-@attrs.frozen
-class Backoff:
+class Backoff(msgspec.Struct, frozen=True):
     """How long to wait before a restart: a random part of a span that doubles each time.
 
     Attributes:
@@ -38,7 +37,7 @@ class Backoff:
     first: float = 0.1
     longest: float = 5.0
 
-    def __attrs_post_init__(self) -> None:
+    def __post_init__(self) -> None:
         if not 0 <= self.first <= self.longest:
             raise ValueError("a back-off goes from 0 or more up to longest")
 
@@ -47,8 +46,7 @@ class Backoff:
         return rng.uniform(0.0, min(self.longest, self.first * 2 ** min(restarts, 64)))
 
 
-@attrs.frozen(eq=False)
-class Supervisor:
+class Supervisor(msgspec.Struct, frozen=True, eq=False):
     """Agents that belong together: those that are given the same supervisor.
 
     Attributes:
@@ -66,7 +64,7 @@ class Supervisor:
     backoff: Backoff = Backoff()
     gives_up: Literal["fail", "stop"] = "fail"
 
-    def __attrs_post_init__(self) -> None:
+    def __post_init__(self) -> None:
         if self.strategy not in ("one_for_one", "one_for_all", "rest_for_one"):
             raise ValueError(f"{self.strategy!r} is no strategy: use one_for_one, one_for_all or rest_for_one")
         if self.gives_up not in ("fail", "stop"):

@@ -448,7 +448,7 @@ async def open_fabric(
                 # Agents with tasks of their own live in one nursery, work that outlives its asker in another.
                 async with open_agents(
                     fabric.route, lambda: registry.snapshot, counters=counters, timer=timer, rng=around.rng,
-                    journal=journal,
+                    journal=journal, max_hops=config.bounds.hops,
                 ) as agents:  # fmt: skip
                     fabric.agents = agents
                     yield fabric

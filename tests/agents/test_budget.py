@@ -36,7 +36,7 @@ def tools_that_end(*endings: Executed | None) -> Agents:
     return Agents(handler, Snapshot)
 
 
-async def test_a_reservation_is_settled_or_given_back() -> None:
+async def test_a_reservation_is_settled_or_given_back() -> None:  # noqa: ASYNC124  # async by contract
     account = Account(Budget(tokens=10), "a")
     with account.reserve(tokens=8) as reserved:
         assert (account.left("tokens"), account.reserved["tokens"]) == (2, 8)
@@ -52,7 +52,7 @@ async def test_a_reservation_is_settled_or_given_back() -> None:
     assert account.left("calls") == math.inf
 
 
-async def test_a_child_has_no_more_than_its_parent_and_spends_of_it() -> None:
+async def test_a_child_has_no_more_than_its_parent_and_spends_of_it() -> None:  # noqa: ASYNC124  # async by contract
     parent = Account(Budget(money=1), "parent")
     child = Account(Budget(money=5), "child", parent)
     child.spend(money=0.7)
@@ -66,7 +66,7 @@ async def test_a_child_has_no_more_than_its_parent_and_spends_of_it() -> None:
             child.spend(money=amount)
 
 
-async def test_what_was_spent_beyond_a_reservation_is_recorded() -> None:
+async def test_what_was_spent_beyond_a_reservation_is_recorded() -> None:  # noqa: ASYNC124  # async by contract
     account = Account(Budget(tokens=10), "a")
     with account.reserve(tokens=1) as reserved:
         reserved.settle(tokens=15)
@@ -125,7 +125,7 @@ async def test_a_cancelled_call_may_have_run(autojump_clock: MockClock) -> None:
 
 
 async def test_a_budget_bounds_the_hops() -> None:
-    async def ping(ctx: Context, payload: object) -> object:
+    async def ping(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
         assert ctx.can_handoff("ping") == (ctx.budget.left("hops") > 0)
         return ctx.handoff("ping", payload)
 
@@ -157,12 +157,12 @@ async def test_a_budget_bounds_the_seconds(autojump_clock: MockClock) -> None:
 
 @pytest.mark.parametrize("mailbox", [None, Mailbox()])
 async def test_an_agents_own_budget_is_for_each_run_and_not_for_its_taker(mailbox: Mailbox | None) -> None:
-    async def giver(ctx: Context, payload: object) -> object:
+    async def giver(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
         ctx.budget.spend(tokens=3)
         assert ctx.budget.left("tokens") == 0
         return ctx.handoff("taker")
 
-    async def taker(ctx: Context, payload: object) -> object:
+    async def taker(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
         return ctx.budget.left("tokens")
 
     async with world() as agents:

@@ -24,7 +24,7 @@ class Broken(Exception):
     """What a handler raises."""
 
 
-async def fails(ctx: Context, payload: object) -> object:
+async def fails(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
     raise Broken
 
 
@@ -83,7 +83,7 @@ async def test_an_error_of_the_block_cancels_what_it_spawned_and_leaves_as_itsel
 async def test_what_is_spawned_has_a_budget_and_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cord_trio.agents.crew.MAX_SPAWNED", 1)
 
-    async def spends(ctx: Context, payload: object) -> None:
+    async def spends(ctx: Context, payload: object) -> None:  # noqa: ASYNC124  # async by contract
         ctx.budget.spend(tokens=2)
 
     async def boss(ctx: Context, payload: object) -> object:

@@ -54,7 +54,7 @@ async def test_a_conversation_outlives_the_scope_it_was_started_in() -> None:
 async def test_a_conversation_fails_with_what_its_handler_raised() -> None:
     mine = Broken("mine")
 
-    async def fails(ctx: Context, payload: object) -> object:
+    async def fails(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
         raise mine
 
     async with world() as agents:
@@ -293,7 +293,7 @@ async def test_deadline_and_budget_go_on_after_a_restart(monkeypatch: pytest.Mon
         await ctx.checkpoint(None)
         await trio.sleep_forever()
 
-    async def left(ctx: Context, payload: object) -> object:
+    async def left(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
         return [str(ctx.budget.left(counter)) for counter in ("tokens", "money", "calls")]
 
     journal = MemoryJournal()

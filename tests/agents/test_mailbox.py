@@ -52,7 +52,7 @@ def asks(target: str) -> Callable[[Context, Any], Awaitable[object]]:
 
 
 async def test_an_agent_with_a_mailbox_answers_in_its_own_task() -> None:
-    async def where(ctx: Context, payload: object) -> object:
+    async def where(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
         return trio.lowlevel.current_task()
 
     async with world() as agents:
@@ -188,7 +188,7 @@ async def test_after_a_cancelled_message_the_agent_goes_on() -> None:
 async def test_a_crash_reaches_the_asker_with_its_cause_and_the_way() -> None:
     mine = ValueError("mine")
 
-    async def fails(ctx: Context, payload: object) -> object:
+    async def fails(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
         raise mine
 
     async with world() as agents:
@@ -201,7 +201,7 @@ async def test_a_crash_reaches_the_asker_with_its_cause_and_the_way() -> None:
 
 
 async def test_exceptions_that_are_answers_arrive_as_themselves_and_restart_nothing() -> None:
-    async def fails(ctx: Context, payload: object) -> object:
+    async def fails(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
         raise KeyError(payload)
 
     async with world() as agents:
@@ -316,7 +316,7 @@ async def test_as_many_messages_are_handled_at_once_as_the_turn_has() -> None:
 
 
 async def test_a_handoff_to_a_full_mailbox_is_taken_first() -> None:
-    async def giver(ctx: Context, payload: object) -> Handoff:
+    async def giver(ctx: Context, payload: object) -> Handoff:  # noqa: ASYNC124  # async by contract
         return ctx.handoff("gate", "handed")
 
     async with world() as agents:
@@ -334,10 +334,10 @@ async def test_a_handoff_to_a_full_mailbox_is_taken_first() -> None:
 
 
 async def test_an_agent_with_a_mailbox_hands_on_to_others() -> None:
-    async def giver(ctx: Context, payload: object) -> Handoff:
+    async def giver(ctx: Context, payload: object) -> Handoff:  # noqa: ASYNC124  # async by contract
         return ctx.handoff("taker", payload)
 
-    async def taker(ctx: Context, payload: object) -> object:
+    async def taker(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
         return ctx.chain, [step.agent for step in ctx.transcript], payload
 
     async with world() as agents:
@@ -349,10 +349,10 @@ async def test_an_agent_with_a_mailbox_hands_on_to_others() -> None:
 async def test_a_handoff_of_a_message_that_nobody_waits_for_goes_on_by_itself() -> None:
     seen: list[object] = []
 
-    async def giver(ctx: Context, payload: object) -> Handoff:
+    async def giver(ctx: Context, payload: object) -> Handoff:  # noqa: ASYNC124  # async by contract
         return ctx.handoff(str(payload), payload)
 
-    async def taker(ctx: Context, payload: object) -> None:
+    async def taker(ctx: Context, payload: object) -> None:  # noqa: ASYNC124  # async by contract
         seen.append((ctx.chain, ctx.hops, [step.agent for step in ctx.transcript], payload))
 
     async with world() as agents:
@@ -479,7 +479,7 @@ async def test_an_agents_own_deadline_bounds_each_run(autojump_clock: MockClock)
 async def test_a_timer_sends_a_message_to_its_own_agent(autojump_clock: MockClock) -> None:
     seen: list[object] = []
 
-    async def ticks(ctx: Context, payload: object) -> None:
+    async def ticks(ctx: Context, payload: object) -> None:  # noqa: ASYNC124  # async by contract
         seen.append((payload, trio.current_time() - start))
         if payload == "go":
             ctx.after(5, "later")
@@ -498,7 +498,7 @@ async def test_a_timer_sends_a_message_to_its_own_agent(autojump_clock: MockCloc
 async def test_a_timer_needs_a_mailbox_and_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cord_trio.agents.resident.MAX_ALARMS", 1)
 
-    async def ticks(ctx: Context, payload: object) -> None:
+    async def ticks(ctx: Context, payload: object) -> None:  # noqa: ASYNC124  # async by contract
         ctx.after(5, "one")
         ctx.after(5, "two")
 
@@ -515,7 +515,7 @@ async def test_a_timer_needs_a_mailbox_and_has_a_bound(monkeypatch: pytest.Monke
 async def test_a_restart_forgets_the_timers(autojump_clock: MockClock) -> None:
     seen: list[object] = []
 
-    async def ticks(ctx: Context, payload: object) -> None:
+    async def ticks(ctx: Context, payload: object) -> None:  # noqa: ASYNC124  # async by contract
         seen.append(payload)
         if payload == "go":
             ctx.after(5, "later")

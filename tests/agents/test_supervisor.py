@@ -327,7 +327,7 @@ async def test_the_kind_of_restart_says_when_it_is_made_anew(
 
 
 async def test_a_function_has_nothing_to_stop() -> None:
-    async def stops(ctx: Context, payload: object) -> None:
+    async def stops(ctx: Context, payload: object) -> None:  # noqa: ASYNC124  # async by contract
         ctx.stop()
 
     agents = Agents(no_tools, Snapshot)
@@ -367,7 +367,7 @@ async def test_monitors_see_what_becomes_of_an_agent() -> None:
 
 
 async def test_monitors_see_crashes_of_functions_and_refused_handoffs() -> None:
-    async def fails(ctx: Context, payload: object) -> object:
+    async def fails(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
         if payload == "hand":
             return ctx.handoff("nobody")
         raise Broken
@@ -389,7 +389,7 @@ async def test_monitors_see_crashes_of_functions_and_refused_handoffs() -> None:
 async def test_a_monitor_that_is_not_read_keeps_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cord_trio.agents.monitor.KEPT", 1)
 
-    async def fails(ctx: Context, payload: object) -> object:
+    async def fails(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
         raise Broken(payload)
 
     agents = Agents(no_tools, Snapshot)
@@ -425,7 +425,7 @@ async def test_an_agent_that_is_removed_is_stopped_and_its_name_free(autojump_cl
         assert await agents.converse("kept", 2) == 2
 
 
-async def test_an_agent_that_needs_a_task_needs_a_fabric() -> None:
+async def test_an_agent_that_needs_a_task_needs_a_fabric() -> None:  # noqa: ASYNC124  # async by contract
     agents = Agents(no_tools, Snapshot)
     for options in ({"mailbox": Mailbox()}, {"supervisor": quick()}):
         with pytest.raises(AgentError, match="needs a task"):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from cord_trio.agents.agent import MAX_HOPS, Handoff
+from cord_trio.agents.agent import Handoff
 from cord_trio.agents.budget import charge
 from cord_trio.agents.crew import open_crew
 from cord_trio.agents.monitor import Monitor
@@ -163,7 +163,7 @@ class Context:
         taker = self._agents.get(target)
         return (
             taker is not None
-            and self.hops < MAX_HOPS
+            and self.hops < self._agents.max_hops
             and self.agent.may_ask(target)
             and (taker.resident is None or taker.resident.down is None)
             and self.budget.left("hops") >= 1

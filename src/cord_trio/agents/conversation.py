@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from cord_trio.agents.agent import MAX_HOPS, Agent, Handoff, Step
+from cord_trio.agents.agent import Agent, Handoff, Step
 from cord_trio.agents.budget import Account
 from cord_trio.agents.context import Context
 from cord_trio.agents.monitor import Notice
@@ -238,8 +238,8 @@ def _taker(agents: Agents, branch: Branch, giver: Agent, handoff: Handoff) -> Ag
         error = HandoffRefused(target, "no agent has this name")
     elif not giver.every_agent and not giver.may_ask(target):
         error = HandoffRefused(target, f"{giver.name} is granted {', '.join(giver.agents) or 'nobody'}")
-    elif branch.hops >= MAX_HOPS:
-        error = HandoffRefused(target, f"{MAX_HOPS} handoffs are the most that one ask may take")
+    elif branch.hops >= agents.max_hops:
+        error = HandoffRefused(target, f"{agents.max_hops} handoffs are the most that one ask may take")
     elif branch.children:
         error = HandoffRefused(target, f"{branch.path[-1]} is not finished: something that it asked still runs")
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from cord_trio.agents.agent import EVERYTHING, GRACE, Agent, Handoff, Step
+from cord_trio.agents.agent import EVERYTHING, GRACE, MAX_HOPS, Agent, Handoff, Step
 from cord_trio.agents.budget import UNLIMITED, Account, Budget
 from cord_trio.agents.conversation import broadcast, carry_on, converse, tell
 from cord_trio.agents.job import Jobs
@@ -46,6 +46,7 @@ class Agents(Mapping[str, Agent]):
     Attributes:
         handler: takes their calls.
         snapshot: returns the registry's newest snapshot.
+        max_hops: handoffs that one ask may take.
         roots: the asks under way that no agent made.
         counters: what happened.
         timer: for their timers.
@@ -68,9 +69,11 @@ class Agents(Mapping[str, Agent]):
         counters: Counters | None = None,
         timer: Timer | None = None,
         rng: Random | None = None,
+        max_hops: int = MAX_HOPS,
     ) -> None:
         self.handler = handler
         self.snapshot = snapshot
+        self.max_hops = max_hops
         self.roots: dict[Branch, None] = {}
         self.counters = counters or Counters()
         self.timer = timer or Timer()
@@ -300,7 +303,7 @@ class Agents(Mapping[str, Agent]):
 @asynccontextmanager
 async def open_agents(
     handler: Handler, snapshot: Callable[[], Snapshot], *, counters: Counters | None = None, timer: Timer | None = None,
-    rng: Random | None = None, journal: Journal | None = None,
+    rng: Random | None = None, journal: Journal | None = None, max_hops: int = MAX_HOPS,
 ) -> AsyncGenerator[Agents, None]:  # fmt: skip
     """Agents that can have tasks, and conversations that can be started, for as long as the block runs.
 
@@ -314,9 +317,10 @@ async def open_agents(
         timer: likewise; whoever gives one runs it. None for one of their own.
         rng: for back-off and ids.
         journal: keeps conversations; None for memory.
+        max_hops: handoffs that one ask may take.
 
     """
-    agents = Agents(handler, snapshot, counters=counters, timer=timer, rng=rng)
+    agents = Agents(handler, snapshot, counters=counters, timer=timer, rng=rng, max_hops=max_hops)
     keeper: Journal = MemoryJournal() if journal is None else journal
     block_error: Exception | None = None
     try:

@@ -192,7 +192,7 @@ class Resident:
         try:
             with self._scope:
                 try:
-                    await self._make(life, task_status)
+                    await self._make(life, task_status.started)
                 except Exception as exc:
                     self._crashed(life, exc)
         finally:
@@ -268,19 +268,19 @@ class Resident:
             self._agents.counters.add("agents.crashes")
             self._tell("crashed", exc)
 
-    async def _make(self, life: Life, task_status: trio.TaskStatus[None]) -> None:
+    async def _make(self, life: Life, ready: Callable[[], None]) -> None:
         function: Any = self.agent.function  # a handler, or what makes one
         if not self.agent.made:
-            await self._serve(life, function, task_status)
+            await self._serve(life, function, ready)
             return
         made = function()
         if not hasattr(made, "__aenter__"):
-            await self._serve(life, made, task_status)
+            await self._serve(life, made, ready)
             return
         async with made as entered:
-            await self._serve(life, entered if callable(entered) else made, task_status)
+            await self._serve(life, entered if callable(entered) else made, ready)
 
-    async def _serve(self, life: Life, handler: AgentFunction, task_status: trio.TaskStatus[None]) -> None:
+    async def _serve(self, life: Life, handler: AgentFunction, ready: Callable[[], None]) -> None:
         if life.over.is_set():
             return  # stopped while it was made
         life.handler = handler
@@ -291,7 +291,7 @@ class Resident:
         waiting, self._waiting = self._waiting, {}
         for cell in waiting:
             cell.settle(life)
-        task_status.started()
+        ready()
         async with trio.open_nursery() as workers:
             if self.box is not None:
                 for _ in range(self.agent.turn.size):

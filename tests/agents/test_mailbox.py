@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from cord_trio.agents import GRACE, Context, Handoff, Mailbox, latest
 from cord_trio.agents import mailbox as mailbox_room
 from cord_trio.agents.mailbox import Box, Envelope, Lane
 from cord_trio.errors import AgentCrashed, AgentDown, CallCycle, DeadlineExceeded, NoMailbox, Overloaded
+from cord_trio.testing.schedule import scheduled
 from tests.agents.world import at_rest, echo, hang, world
 
 if TYPE_CHECKING:
@@ -98,6 +100,7 @@ async def test_context_variables_of_the_asker_are_those_of_the_handler() -> None
 
     async with world() as agents:
         agents.add("who", who, mailbox=Mailbox())
+        await wait_all_tasks_blocked()  # so one is given to its task, and the others are queued
         async with trio.open_nursery() as nursery:
             for name in ("ada", "ben", "cyd"):
                 nursery.start_soon(ask, name)
@@ -641,3 +644,30 @@ async def test_whoever_leaves_the_queue_makes_room_for_who_waits() -> None:
         await agents.wait_quiet()
     assert gate.seen == ["runs", "waits"]
     assert at_rest(agents)
+
+
+def test_a_message_that_had_to_wait_for_room_is_no_part_of_its_senders_chain() -> None:
+    answers: list[object] = []
+
+    async def sends(ctx: Context, payload: object) -> object:
+        if payload == "send":
+            await ctx.tell("takes", None)
+            await trio.lowlevel.checkpoint()
+        return "answer"
+
+    async def takes(ctx: Context, payload: object) -> None:
+        answers.append(await ctx.ask("sends", "hello"))
+
+    async def main() -> None:
+        async with world() as agents:
+            agents.add("sends", sends, turn=9)
+            agents.add("takes", takes, mailbox=Mailbox(1))
+            async with trio.open_nursery() as nursery:
+                for _ in range(4):
+                    nursery.start_soon(agents.converse, "sends", "send")
+            await agents.wait_quiet()
+
+    for seed in range(30):
+        with scheduled(random.Random(seed)):
+            trio.run(main)
+    assert answers == ["answer"] * 4 * 30

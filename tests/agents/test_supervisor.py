@@ -494,3 +494,27 @@ def test_the_back_off_doubles_up_to_its_longest() -> None:
         spans = [backoff.seconds(restarts, rng) for _ in range(100)]
         assert 0 <= min(spans) < longest / 4
         assert longest * 3 / 4 < max(spans) <= longest < math.inf
+
+
+async def test_two_that_crash_at_once_are_made_anew_once() -> None:
+    log: list[str] = []
+    async with world() as agents:
+        group(agents, log, "one_for_all")
+        await wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(crash, agents, "a")
+            nursery.start_soon(crash, agents, "b")
+        await wait_all_tasks_blocked()
+        assert [agents[name].generation for name in "abc"] == [2, 2, 2]
+
+
+async def test_a_crash_while_the_fabric_drains_stops_no_others(autojump_clock: MockClock) -> None:
+    log: list[str] = []
+    async with world() as agents:
+        group(agents, log, "one_for_all")
+        await wait_all_tasks_blocked()
+        agents.draining.set()
+        await crash(agents, "a")
+        await wait_all_tasks_blocked()
+        assert await agents.converse("b", 7) == 7
+        assert log == ["+a", "+b", "+c", "-a"]

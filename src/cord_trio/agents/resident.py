@@ -297,7 +297,6 @@ class Resident:
                 for _ in range(self.agent.turn.size):
                     workers.start_soon(self._work, self.box, life)
             await life.over.wait()
-            self.life = None
             if self.box is not None:
                 self.box.wake()
             with trio.move_on_after(self.agent.grace):

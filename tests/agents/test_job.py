@@ -9,7 +9,7 @@ import trio
 from msgspec import Raw
 from trio.testing import wait_all_tasks_blocked
 
-from cord_trio.agents import Agents, Budget, Context, Mailbox, MemoryJournal, SqliteJournal, open_agents
+from cord_trio.agents import Agents, Budget, Context, Mailbox, MemoryJournal, Saved, SqliteJournal, open_agents
 from cord_trio.call import Call, Complete, Outcome
 from cord_trio.errors import (
     AgentError,
@@ -26,6 +26,7 @@ from cord_trio.registry import Snapshot
 from tests.agents.world import at_rest, echo, hang, world
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -364,3 +365,145 @@ async def test_memory_keeps_no_more_than_its_bound(monkeypatch: pytest.MonkeyPat
         await agents.jobs.start("hang", 1)
         await agents.jobs.start("hang", 2)
         assert [saved.payload for saved in await agents.jobs.journal.unfinished()] == [2]
+
+
+async def test_of_two_calls_of_one_tool_the_one_that_ran_stays_in_doubt() -> None:
+    class Half(Tools):
+        async def __call__(self, call: Call) -> Outcome:
+            self.calls.append(str(call.name))
+            if len(self.calls) == 1:
+                await trio.sleep_forever()
+            raise ConnectionLost("before it was sent", "no")
+
+    async def works(ctx: Context, payload: object) -> object:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ctx.call, "web__get")
+            await wait_all_tasks_blocked()
+            with pytest.raises(ConnectionLost):
+                await ctx.call("web__get")
+            await trio.sleep_forever()
+        raise AssertionError
+
+    async with fabric(Half(), MemoryJournal()) as agents:
+        agents.add("works", works)
+        job = await agents.jobs.start("works")
+        await wait_all_tasks_blocked()
+        assert job.saved.calls == {"web__get"}
+
+
+async def test_a_checkpoint_leaves_a_call_in_doubt_that_is_not_over() -> None:
+    class Slow(Tools):
+        async def __call__(self, call: Call) -> Outcome:
+            await gate.wait()
+            return Complete(Raw(b'{"content":[]}'))
+
+    async def works(ctx: Context, payload: object) -> object:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ctx.call, "web__get")
+            await wait_all_tasks_blocked()
+            await ctx.checkpoint("while it is called")
+            seen.append(job.saved.calls)
+            gate.set()
+        await ctx.checkpoint("after it")
+        seen.append(job.saved.calls)
+        return None
+
+    gate = trio.Event()
+    seen: list[frozenset[str]] = []
+    async with fabric(Slow(), MemoryJournal()) as agents:
+        agents.add("works", works)
+        job = await agents.jobs.start("works")
+        await job.result()
+    assert seen == [{"web__get"}, frozenset()]
+
+
+async def test_a_call_whose_note_was_cut_off_is_noted_again() -> None:
+    class Slow(MemoryJournal):
+        async def put(self, saved: Saved) -> None:
+            if saved.calls and not gate.is_set():
+                await trio.sleep_forever()
+            await super().put(saved)
+
+    async def works(ctx: Context, payload: object) -> object:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ctx.call, "web__get")
+                await wait_all_tasks_blocked()
+                scope.cancel("the write is cut off")
+        gate.set()
+        await ctx.call("web__get")
+        await trio.sleep_forever()
+
+    gate = trio.Event()
+    journal = Slow()
+    tools = Tools()
+    async with fabric(tools, journal) as agents:
+        agents.add("works", works)
+        await agents.jobs.start("works")
+        await wait_all_tasks_blocked(0.01)
+        assert tools.calls == ["web__get"]
+        (saved,) = await journal.unfinished()
+        assert saved.calls == {"web__get"}
+
+
+async def test_what_ended_while_the_journal_was_read_is_not_run_again() -> None:
+    class Slow(MemoryJournal):
+        async def unfinished(self) -> Sequence[Saved]:
+            saved = await super().unfinished()
+            await job.wait()
+            await agents.jobs.wait_quiet()
+            return saved
+
+    runs: list[object] = []
+
+    async def works(ctx: Context, payload: object) -> object:
+        runs.append(payload)
+        await gate.wait()
+        return None
+
+    gate = trio.Event()
+    async with fabric(Tools(), Slow()) as agents, trio.open_nursery() as nursery:
+        agents.add("works", works)
+        job = await agents.jobs.start("works", 1)
+        nursery.start_soon(agents.jobs.resume)
+        await wait_all_tasks_blocked()
+        gate.set()
+        await wait_all_tasks_blocked()
+    assert runs == [1]
+
+
+async def test_a_conversation_of_an_agent_that_is_not_there_stays_in_the_journal() -> None:
+    journal = MemoryJournal()
+    id = await cut_off(journal, hang)
+    async with fabric(Tools(), journal) as agents:
+        assert await agents.jobs.resume() == []
+        with pytest.raises(AgentNotFound):
+            await agents.jobs.resume(id)
+        assert agents.counters["agents.not_resumed"] == 1
+        assert [saved.id for saved in await journal.unfinished()] == [id]
+
+
+async def test_a_conversation_that_could_not_be_started_is_not_in_the_journal() -> None:
+    async with world() as agents:
+        agents.add("echo", echo)
+        async with trio.open_nursery() as closed:
+            pass
+        with pytest.raises(RuntimeError, match="closed"):
+            await agents.jobs.start("echo", owner=closed)
+        assert not agents.jobs.running
+        assert await agents.jobs.journal.unfinished() == ()
+
+
+async def test_one_file_is_for_one_fabric_and_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cord_trio.agents.journal.LOCKED", 0.01)
+    path = tmp_path / "journal.sqlite"
+    async with world(SqliteJournal(path)):
+        assert path.stat().st_mode & 0o077 == 0
+        with pytest.raises(AgentError, match="cannot be used: database is locked"):
+            async with SqliteJournal(path):
+                pass
+    async with world(SqliteJournal(path)):
+        pass
+    with pytest.raises(AgentError, match="cannot be opened: Is a directory"):
+        async with SqliteJournal(tmp_path):
+            pass

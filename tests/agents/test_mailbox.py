@@ -499,7 +499,7 @@ async def test_a_timer_sends_a_message_to_its_own_agent(autojump_clock: MockCloc
 
 
 async def test_a_timer_needs_a_mailbox_and_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cord_trio.agents.resident.MAX_ALARMS", 1)
+    monkeypatch.setattr("cord_trio.agents.post.MAX_ALARMS", 1)
 
     async def ticks(ctx: Context, payload: object) -> None:  # noqa: ASYNC124  # async by contract
         ctx.after(5, "one")

@@ -16,6 +16,7 @@ from cord_trio.errors import (
     AgentError,
     AgentGone,
     AgentNotFound,
+    DeadlineExceeded,
     RestartIntensity,
 )
 from cord_trio.registry import Snapshot
@@ -518,3 +519,47 @@ async def test_a_crash_while_the_fabric_drains_stops_no_others(autojump_clock: M
         await wait_all_tasks_blocked()
         assert await agents.converse("b", 7) == 7
         assert log == ["+a", "+b", "+c", "-a"]
+
+
+async def test_a_state_that_cannot_be_made_in_time_counts_as_a_crash(autojump_clock: MockClock) -> None:
+    class Slow(Kept):
+        async def __aenter__(self) -> Self:
+            await trio.sleep_forever()
+
+    async with world() as agents:
+        rules = quick(max_restarts=1, gives_up="stop", within=1000)
+        agents.add("slow", partial(Slow, []), supervisor=rules)
+        with pytest.raises(AgentDown) as caught:
+            await agents.converse("slow", None)
+        cause = caught.value.__cause__
+        assert cause is not None
+        assert isinstance(cause.__cause__, DeadlineExceeded)
+        assert trio.current_time() == 120
+
+
+async def test_a_state_that_is_slow_to_leave_has_its_grace(autojump_clock: MockClock) -> None:
+    class Slow(Kept):
+        async def __aexit__(
+            self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+        ) -> None:
+            await trio.sleep_forever()  # noqa: ASYNC102  # that is the point
+
+    async with world() as agents:
+        agents.add("slow", partial(Slow, []), grace=3)
+        assert await agents.converse("slow", 1) == 1
+    assert trio.current_time() == 3
+    assert agents.counters["agents.exit_expired"] == 1
+
+
+async def test_a_handoff_to_an_agent_is_for_any_generation_of_it() -> None:
+    async def giver(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
+        if payload == "crash":
+            raise Broken
+        return ctx.handoff("taker", payload)
+
+    async with world() as agents:
+        agents.add("giver", giver, mailbox=Mailbox(), supervisor=quick())
+        agents.add("taker", Counter, mailbox=Mailbox())
+        await crash(agents, "giver")
+        await wait_all_tasks_blocked()
+        assert await agents.converse("giver#2", None) == (1, 1)

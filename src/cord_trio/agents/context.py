@@ -108,6 +108,8 @@ class Context:
             if exc.executed != "no":
                 raise
             failure = exc
+        finally:
+            job.called(tool)
         await job.not_called(tool)
         raise failure
 
@@ -200,11 +202,16 @@ class Context:
     ) -> Job:
         """A conversation that outlives this run; see `Fabric.start`. It has what budget this run has."""
         self._require(agent)
-        if self.branch.job is not None:
-            await self.branch.job.calling(f"start {agent}")
-        return await self._agents.jobs.start(
-            agent, payload, owner=owner, deadline=deadline, principal=self.principal, account=self.budget
-        )
+        job = self.branch.job
+        if job is not None:
+            await job.calling(f"start {agent}")
+        try:
+            return await self._agents.jobs.start(
+                agent, payload, owner=owner, deadline=deadline, principal=self.principal, account=self.budget
+            )
+        finally:
+            if job is not None:
+                job.called(f"start {agent}")
 
     def monitor(self, agent: str) -> Monitor:
         """What becomes of `agent`: `with ctx.monitor(name) as notices`, then `async for notice in notices`."""
@@ -222,11 +229,11 @@ class Context:
 
         """
         resident = self.agent.resident
-        if resident is None or resident.box is None:
+        if resident is None or resident.post is None:
             raise NoMailbox(self.agent.name)
         branch = Branch(None, (self.agent.name,), 0, self.principal, self.budget)
         begin = partial(Context, self._agents, branch, self.agent, ())
-        return resident.after(seconds, branch, begin, payload)
+        return resident.post.after(seconds, branch, begin, payload)
 
     def stop(self) -> None:
         """End this agent when this run has: `restart` says whether it is made anew.

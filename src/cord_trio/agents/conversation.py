@@ -140,11 +140,11 @@ async def tell(
     await trio.lowlevel.checkpoint()
     agent, generation = agents.find(name)
     resident = agent.resident
-    if resident is None or resident.box is None:
+    if resident is None or resident.post is None:
         raise NoMailbox(agent.name)
     branch = Branch(parent, (agent.name,), 0, principal, account or agents.account)
     branch.job = None
-    return await resident.tell(branch, partial(Context, agents, branch, agent, ()), payload, generation=generation)
+    return await resident.post.tell(branch, partial(Context, agents, branch, agent, ()), payload, generation=generation)
 
 
 def broadcast(
@@ -153,9 +153,9 @@ def broadcast(
     """Put `payload` into the mailbox of every agent that takes `topic`; returns how many took it. Never waits."""
     taken = 0
     for agent in list(agents.values()):
-        if agent.resident is not None and agent.takes(topic):
+        if agent.resident is not None and agent.resident.post is not None and agent.takes(topic):
             branch = Branch(None, (agent.name,), 0, principal, account or agents.account)
-            taken += agent.resident.notify(branch, partial(Context, agents, branch, agent, ()), payload)
+            taken += agent.resident.post.notify(branch, partial(Context, agents, branch, agent, ()), payload)
     return taken
 
 

@@ -16,7 +16,16 @@ from cord_trio.agents.budget import COUNTERS, Account, Budget
 from cord_trio.agents.crew import Answer
 from cord_trio.agents.journal import Saved
 from cord_trio.call import LOCAL
-from cord_trio.errors import AgentError, DeadlineExceeded, Draining, InDoubt, JobCancelled, JobNotFound, Overloaded
+from cord_trio.errors import (
+    AgentError,
+    AgentNotFound,
+    DeadlineExceeded,
+    Draining,
+    InDoubt,
+    JobCancelled,
+    JobNotFound,
+    Overloaded,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +68,9 @@ class Job:
         self._jobs = jobs
         self._answer = Answer()
         self._calls: Counter[str] = Counter(saved.calls)
+        self._flying: Counter[str] = Counter()
+        self._asked = 0
+        self._written = 0
         self._reason = ""
 
     @property
@@ -99,34 +111,50 @@ class Job:
     # What it tells the journal
 
     async def calling(self, tool: str) -> None:
-        """A tool is about to be called: from now on it may have run."""
+        """A tool is about to be called: once this returns, the journal knows that it may have run."""
         self._calls[tool] += 1
-        if tool not in self._saved.calls:
-            await self._keep(replace(self._saved, calls=self._saved.calls | {tool}))
+        self._flying[tool] += 1
+        # What another task of the conversation has not finished writing does not count as written.
+        if tool not in self._saved.calls or self._written < self._asked:
+            try:
+                await self._keep(replace(self._saved, calls=self._saved.calls | {tool}))
+            except BaseException:
+                self._flying[tool] -= 1
+                raise
+
+    def called(self, tool: str) -> None:
+        """That call is over, however it ended."""
+        self._flying[tool] -= 1
 
     async def not_called(self, tool: str) -> None:
-        """That call provably did not run."""
+        """That call, which is over, provably did not run."""
         self._calls[tool] -= 1
         if not self._calls[tool] and tool in self._saved.calls:
             await self._keep(replace(self._saved, calls=self._saved.calls - {tool}))
 
     async def checkpoint(self, value: object) -> None:
-        """Keep `value`: what was called before it is behind us."""
-        self._calls.clear()
-        await self._keep(replace(self._saved, checkpoint=(value,), calls=frozenset()))
+        """Keep `value`: what was called before it is behind us, but for calls that are not over."""
+        await self._keep(replace(self._saved, checkpoint=(value,), calls=self._still_flying()))
 
     async def handed(self, agent: str, payload: object, transcript: Sequence[Step]) -> None:
         """Another agent goes on: what was called before is behind us."""
-        self._calls.clear()
+        calls = self._still_flying()
         steps = tuple((step.agent, step.payload) for step in transcript)
-        saved = replace(self._saved, agent=agent, payload=payload, transcript=steps, checkpoint=None, calls=frozenset())
+        saved = replace(self._saved, agent=agent, payload=payload, transcript=steps, checkpoint=None, calls=calls)
         await self._keep(saved)
 
     async def _keep(self, saved: Saved) -> None:
         left = {counter: str(self.account.left(counter)) for counter in COUNTERS}
         # Before the write, since a write that was cut off may have happened.
         self._saved = replace(saved, left={counter: text for counter, text in left.items() if text != "inf"})
+        self._asked += 1
+        asked = self._asked
         await self._jobs.journal.put(self._saved)
+        self._written = max(self._written, asked)
+
+    def _still_flying(self) -> frozenset[str]:
+        self._calls = +self._flying
+        return frozenset(self._calls)
 
     # Its life
 
@@ -187,6 +215,7 @@ class Jobs:
         self.running: dict[str, Job] = {}
         self.ended: OrderedDict[str, Job] = OrderedDict()
         self.quiet = trio.Event()
+        self._resuming: list[set[str]] = []
 
     async def start(
         self, agent: str, payload: object = None, *, owner: Owner = "fabric", deadline: float | None = None,
@@ -228,10 +257,12 @@ class Jobs:
         job = self.running[id] = Job(self, saved, account, until)
         try:
             await job._keep(saved)
+            self._begin(job, owner)
         except BaseException:
             del self.running[id]
+            with trio.move_on_after(LAST_WRITE, shield=True):
+                await self.forget(id)  # it may have been written
             raise
-        self._begin(job, owner)
         return job
 
     def attach(self, id: str) -> Job:
@@ -257,6 +288,7 @@ class Jobs:
 
         Raises:
             JobNotFound: the journal has no such conversation.
+            AgentNotFound: its agent does not exist here; without an `id`, it is only left where it is.
             Draining: nothing new is begun.
             Overloaded: too many run.
             AgentError: `force` without an `id`.
@@ -265,8 +297,20 @@ class Jobs:
         if force and id is None:
             raise AgentError("to run again what may have run is decided one by one: give an id")
         resumed = []
-        for saved in await self.journal.unfinished():
-            if saved.id in self.running or id not in (None, saved.id):
+        ended: set[str] = set()
+        self._resuming.append(ended)
+        try:
+            unfinished = await self.journal.unfinished()
+        finally:
+            self._resuming.remove(ended)
+        for saved in unfinished:
+            # What has ended since the journal was read must not be run again.
+            if saved.id in self.running or saved.id in ended or id not in (None, saved.id):
+                continue
+            if saved.agent.partition("#")[0] not in self.agents:
+                if id is not None:
+                    raise AgentNotFound(saved.agent)
+                self.agents.counters.add("agents.not_resumed")
                 continue
             if self.agents.draining.is_set():
                 raise Draining
@@ -318,6 +362,8 @@ class Jobs:
     def over(self, job: Job) -> None:
         """It has ended."""
         del self.running[job.id]
+        for ended in self._resuming:
+            ended.add(job.id)
         self._keep_ended(job)
         if not self.running:
             self.quiet.set()

@@ -6,10 +6,13 @@ called since. One line for each, so it stays short however long the conversation
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import msgspec
 import trio
+
+from cord_trio.errors import AgentError
 
 if TYPE_CHECKING:
     import sqlite3
@@ -19,8 +22,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-WRITE: Final = 10.0
-"""Seconds that SQLite waits for another program to let go of the file."""
+LOCKED: Final = 1.0
+"""Seconds to wait for another fabric to let go of the file."""
+
+CLOSE: Final = 10.0
+"""Seconds for the file to be closed."""
 
 KEPT: Final = 10_000
 """Conversations that the journal in memory keeps."""
@@ -65,7 +71,7 @@ class Journal(Protocol):
         """Close it."""
 
     async def put(self, saved: Saved) -> None:
-        """Keep `saved` in place of what was kept under its id."""
+        """Keep `saved` in place of what was kept under its id. Of two at once, the later call stays."""
 
     async def forget(self, id: str) -> None:
         """Let go of a conversation that has ended."""
@@ -108,7 +114,7 @@ class MemoryJournal:
 
 
 class SqliteJournal:
-    """Keeps conversations in a file. Payloads and checkpoints must be JSON.
+    """Keeps conversations in a file, which one fabric at a time may use. Payloads and checkpoints must be JSON.
 
     The standard library's module in a worker thread, one write at a time: no SQLite library for Trio is
     maintained, and there are few writes in a conversation.
@@ -128,7 +134,7 @@ class SqliteJournal:
     ) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            with trio.move_on_after(WRITE, shield=True):
+            with trio.move_on_after(CLOSE, shield=True):
                 await self._in_thread(connection.close)
 
     async def put(self, saved: Saved) -> None:
@@ -155,13 +161,22 @@ class SqliteJournal:
     def _open(self) -> sqlite3.Connection:
         import sqlite3  # only for those who want a file
 
-        connection = sqlite3.connect(self.path, timeout=WRITE, isolation_level=None, check_same_thread=False)
-        connection.execute("pragma journal_mode = wal")
-        connection.execute("pragma synchronous = full")
-        connection.execute(
-            "create table if not exists conversations"
-            " (begun integer primary key autoincrement, id text unique not null, data blob not null)"
-        )
+        try:
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # what agents are given is nobody else's
+            connection = sqlite3.connect(self.path, timeout=LOCKED, isolation_level=None, check_same_thread=False)
+        except OSError as exc:
+            raise AgentError(f"the journal {self.path} cannot be opened: {exc.strerror}") from exc
+        try:
+            connection.execute("pragma locking_mode = exclusive")  # two fabrics would both go on with everything
+            connection.execute("pragma journal_mode = wal")
+            connection.execute("pragma synchronous = full")
+            connection.execute(
+                "create table if not exists conversations"
+                " (begun integer primary key autoincrement, id text unique not null, data blob not null)"
+            )
+        except sqlite3.Error as exc:
+            connection.close()
+            raise AgentError(f"the journal {self.path} cannot be used: {exc}") from exc
         return connection
 
     async def _write(self, statement: str, values: tuple[object, ...]) -> None:

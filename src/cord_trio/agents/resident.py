@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from cord_trio.agents.life import Alarm, Life
-from cord_trio.agents.mailbox import Box, Envelope
+from cord_trio.agents.life import Life
 from cord_trio.agents.monitor import Notice
+from cord_trio.agents.post import Post
 from cord_trio.agents.turn import note_way
 from cord_trio.cell import Cell
-from cord_trio.errors import AgentCrashed, AgentDown, AgentGone, DeadlineExceeded, Overloaded
+from cord_trio.errors import AgentDown, AgentGone, DeadlineExceeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from cord_trio.agents.supervisor import Group
     from cord_trio.agents.turn import Branch
 
-MAX_ALARMS: Final = 1024
-"""Timers of one agent that may be running."""
+MAKING: Final = 60.0
+"""Seconds for an agent's state to be made and entered."""
 
 
 class Resident:
@@ -40,7 +40,8 @@ class Resident:
     Attributes:
         agent: whose it is.
         group: who restarts it.
-        box: its messages; None if it has state only.
+        post: what it does with its mailbox; None if it has state only.
+        box: its messages; None likewise.
         life: the present one, for who asks now; None while there is none.
         lives: how many there were.
         down: why there will be none again; None as long as there may be.
@@ -50,7 +51,8 @@ class Resident:
     def __init__(self, agents: Agents, agent: Agent, mailbox: Mailbox | None, group: Group) -> None:
         self.agent = agent
         self.group = group
-        self.box = None if mailbox is None else Box(mailbox, agent.turn, agents.counters)
+        self.post = None if mailbox is None else Post(agents, self, mailbox)
+        self.box = None if self.post is None else self.post.box
         self.life: Life | None = None
         self.lives = 0
         self.down: str | None = None
@@ -60,7 +62,6 @@ class Resident:
         self._scope = trio.CancelScope()
         self._gone = trio.Event()
         self._waiting: dict[Cell[Life], None] = {}
-        self._alarms: dict[Alarm, None] = {}
 
     # Asking
 
@@ -83,10 +84,10 @@ class Resident:
 
         """
         if self.down is not None:
-            raise self._is_down()
+            raise self.is_down()
         turn = self.agent.turn
-        if self.box is not None and not turn.held_above(branch):
-            return await self._post(self.box, branch, begin, payload, generation=generation, transfer=transfer)
+        if self.post is not None and not turn.held_above(branch):
+            return await self.post.ask(branch, begin, payload, generation=generation, transfer=transfer)
         if not turn.take(branch):
             await turn.wait(branch)
         try:
@@ -98,82 +99,6 @@ class Resident:
             return await self._run(life, branch, begin, payload)
         finally:
             turn.release(branch)
-
-    async def tell(self, branch: Branch, begin: Callable[[], Context], payload: object, *, generation: int) -> bool:
-        """Whether the mailbox took the message; waits for room where it says so. Cancelled, it is not there.
-
-        Raises:
-            AgentDown: there is no life, and will be none.
-            Overloaded: there is no room.
-            CallCycle: waiting for room would be waiting for ourselves.
-
-        """
-        assert self.box is not None
-        if self.down is not None:
-            raise self._is_down()
-        agents = self._agents
-        agents.told()
-        envelope = Envelope(branch, payload, None, begin, generation=generation, over=agents.untell)
-        sender = branch.parent
-        if sender is not None:
-            sender.children[branch] = None
-        try:
-            taken = self.box.put(envelope)
-            if not taken:
-                envelope.finish()
-            elif envelope.room is not None:
-                await envelope.room.wait(partial(self._abandon, envelope))
-        except Exception:
-            envelope.finish()
-            raise
-        finally:
-            if sender is not None:
-                del sender.children[branch]
-                branch.parent = None
-        return taken
-
-    def notify(self, branch: Branch, begin: Callable[[], Context], payload: object) -> bool:
-        """As `tell`, but never waits: without room it is dropped."""
-        assert self.box is not None
-        if self.down is not None:
-            return False
-        agents = self._agents
-        agents.told()
-        envelope = Envelope(branch, payload, None, begin, over=agents.untell)
-        taken = False
-        if not self.box.full_and_waiting:
-            try:
-                taken = self.box.put(envelope)
-            except Overloaded:
-                pass
-        if not taken:
-            agents.counters.add("agents.broadcasts_dropped")
-            envelope.finish()
-        return taken
-
-    def after(self, seconds: float, branch: Branch, begin: Callable[[], Context], payload: object) -> Alarm:
-        """A message to this life of the agent, which comes in `seconds`, whatever waits.
-
-        Raises:
-            Overloaded: too many are to come.
-
-        """
-        assert self.box is not None
-        box, agents = self.box, self._agents
-        if len(self._alarms) >= MAX_ALARMS:
-            raise Overloaded(f"agents.{self.agent.name}.alarms", MAX_ALARMS)
-        envelope = Envelope(branch, payload, None, begin, generation=self.agent.generation)
-        alarm = Alarm(partial(self._forget_alarm, envelope))
-        self._alarms[alarm] = None
-
-        def due() -> None:
-            if alarm in self._alarms:
-                agents.told()
-                envelope.over = partial(self._alarm_over, alarm)
-                box.put(envelope, lane="control", key=alarm)
-
-        agents.timer.add(alarm.cell, trio.current_time() + seconds, due)
-        return alarm
 
     # Living
 
@@ -188,22 +113,24 @@ class Resident:
         self.lives += 1
         life = self._current = Life(agent.generation)
         self._gone = trio.Event()
-        self._scope = trio.CancelScope()
+        self._scope = trio.CancelScope(deadline=trio.current_time() + MAKING)
         try:
             with self._scope:
                 try:
                     await self._make(life, task_status.started)
                 except Exception as exc:
-                    self._crashed(life, exc)
+                    self.crashed(life, exc)
+            if self._scope.cancelled_caught:
+                if life.handler is None:  # unless it was stopped, which ended it
+                    self.crashed(life, DeadlineExceeded(f"making agent {agent.name}"))
+                else:
+                    self._agents.counters.add("agents.exit_expired")
         finally:
             life.end("the fabric ends", stopped=True)
             life.cancel()
             self.life = self._current = None
-            for alarm in list(self._alarms):
-                self._agents.timer.discard(alarm.cell)
-            self._alarms.clear()
-            if self.box is not None:
-                self.box.forget("control")
+            if self.post is not None:
+                self.post.forget_alarms()
             self._gone.set()
         if not life.handler:
             task_status.started()  # it never came up, as the group learns now
@@ -242,10 +169,10 @@ class Resident:
             lost = sum(self.box.lengths().values())
             if lost:
                 self._agents.counters.add("agents.undelivered", lost)
-            self.box.clear(self._is_down)
+            self.box.clear(self.is_down)
         waiting, self._waiting = self._waiting, {}
         for cell in waiting:
-            cell.fail(self._is_down())
+            cell.fail(self.is_down())
 
     def finish(self) -> None:
         """End this life as the handler wishes."""
@@ -254,7 +181,8 @@ class Resident:
 
     # Inside
 
-    def _is_down(self) -> AgentDown:
+    def is_down(self) -> AgentDown:
+        """The error for who asks it now."""
         error = AgentDown(self.agent.name, self.down or "the fabric ends")
         error.__cause__ = self._down_cause
         return error
@@ -263,7 +191,8 @@ class Resident:
         if self._agents.monitors.looking:
             self._agents.monitors.tell(Notice(self.agent.name, self.agent.generation, what, cause))
 
-    def _crashed(self, life: Life, exc: Exception) -> None:
+    def crashed(self, life: Life, exc: Exception) -> None:
+        """A handler of `life` raised, or its state could not be made: it is over."""
         if life.end(f"it crashed: {exc!r}", cause=exc):
             self._agents.counters.add("agents.crashes")
             self._tell("crashed", exc)
@@ -284,6 +213,7 @@ class Resident:
         if life.over.is_set():
             return  # stopped while it was made
         life.handler = handler
+        self._scope.deadline = math.inf
         self.life = life
         if self.lives > 1:
             self._agents.counters.add("agents.restarts")
@@ -293,9 +223,9 @@ class Resident:
             cell.settle(life)
         ready()
         async with trio.open_nursery() as workers:
-            if self.box is not None:
+            if self.post is not None:
                 for _ in range(self.agent.turn.size):
-                    workers.start_soon(self._work, self.box, life)
+                    workers.start_soon(self.post.work, life)
             await life.over.wait()
             if self.box is not None:
                 self.box.wake()
@@ -305,10 +235,11 @@ class Resident:
                 self._agents.counters.add("agents.grace_expired")
                 life.cancel()
             await life.wait_idle()
+        self._scope.deadline = trio.current_time() + self.agent.grace  # for leaving the state
 
     async def _wait_for_life(self) -> Life:
         if self.down is not None:
-            raise self._is_down()
+            raise self.is_down()
         cell = Cell[Life]()
         self._waiting[cell] = None
         return await cell.wait(partial(self._waiting_pop, cell))
@@ -326,122 +257,8 @@ class Resident:
             except Exception as exc:
                 note_way(exc, branch, life.generation)
                 if not isinstance(exc, self.agent.raises):
-                    self._crashed(life, exc)
+                    self.crashed(life, exc)
                 raise
             finally:
                 life.leave(branch)
         raise AgentDown(self.agent.name, life.reason)
-
-    async def _post(
-        self,
-        box: Box,
-        branch: Branch,
-        begin: Callable[[], Context],
-        payload: object,
-        *,
-        generation: int,
-        transfer: bool,
-    ) -> object:
-        """Ask over the mailbox."""
-        deadline = trio.current_effective_deadline()
-        reply = Cell[object]()
-        envelope = Envelope(branch, payload, reply, begin, deadline=deadline, generation=generation)
-        box.put(envelope, lane="transfer" if transfer else "normal")
-        try:
-            return await reply.wait(partial(self._abandon, envelope))
-        finally:
-            if envelope.ended is not None:  # cancelled while the handler ran: it is ours, so we join it
-                with trio.move_on_after(self.agent.grace, shield=True) as scope:
-                    await envelope.ended.wait()
-                if scope.cancelled_caught:
-                    self._agents.counters.add("agents.join_expired")
-
-    @trio.lowlevel.enable_ki_protection
-    def _abandon(self, envelope: Envelope) -> None:
-        assert self.box is not None
-        if self.box.remove(envelope):
-            envelope.finish()
-            return
-        envelope.abandoned = True
-        if envelope.scope is not None:
-            envelope.ended = trio.Event()
-            envelope.scope.cancel("whoever asked has gone")
-
-    async def _work(self, box: Box, life: Life) -> None:
-        """Handle messages until the life is over. One scope serves them all until it is cancelled."""
-        while not life.over.is_set():
-            with trio.CancelScope() as scope:
-                while not life.over.is_set():
-                    envelope = await box.take()
-                    if envelope is None:
-                        break
-                    if life.over.is_set():  # it came in the tick of the crash: it is for the next life
-                        box.put_back(envelope)
-                        break
-                    await self._handle(life, scope, envelope)
-                    scope.deadline = math.inf  # if it is cancelled, `take` leaves it before it takes anything
-
-    async def _handle(self, life: Life, scope: trio.CancelScope, envelope: Envelope) -> None:
-        agent, branch = self.agent, envelope.branch
-        if envelope.abandoned:
-            envelope.finish()
-            return
-        if envelope.generation not in (0, life.generation):
-            envelope.fail(AgentGone(f"{agent.name}#{envelope.generation}", life.generation))
-            envelope.finish()
-            return
-        assert life.handler is not None
-        turn = agent.turn
-        turn.admit(branch)
-        life.users[branch] = scope
-        envelope.scope = scope
-        deadline = envelope.deadline
-        if envelope.reply is None and agent.deadline != math.inf:
-            deadline = trio.current_time() + agent.deadline
-        scope.deadline = deadline
-        settled = False
-        try:
-            context = envelope.begin()
-            answer = await life.handler(context, envelope.payload)
-            settled = True
-            if envelope.reply is None:
-                self._agents.forward(agent, context, envelope.payload, answer)
-            else:
-                envelope.reply.settle(answer)
-        except Exception as exc:
-            settled = True
-            self._failed(life, envelope, exc)
-        finally:
-            if not settled:  # cancelled
-                envelope.fail(self._interrupted(life, deadline))
-            turn.release(branch)
-            life.leave(branch)
-            envelope.finish()
-
-    def _failed(self, life: Life, envelope: Envelope, exc: Exception) -> None:
-        note_way(exc, envelope.branch, life.generation)
-        if isinstance(exc, self.agent.raises):
-            envelope.fail(exc)
-            return
-        crash = AgentCrashed(f"{self.agent.name}#{life.generation}", repr(exc))
-        crash.__cause__ = exc
-        note_way(crash, envelope.branch, life.generation)
-        envelope.fail(crash)
-        self._crashed(life, exc)
-
-    def _interrupted(self, life: Life, deadline: float) -> Exception:
-        if life.over.is_set():
-            return AgentDown(self.agent.name, life.reason)
-        if trio.current_time() >= deadline:
-            return DeadlineExceeded(f"agent {self.agent.name}")
-        return AgentDown(self.agent.name, "the fabric ends")
-
-    def _forget_alarm(self, envelope: Envelope, alarm: Alarm) -> None:
-        if self._alarms.pop(alarm, alarm) is None:
-            self._agents.timer.discard(alarm.cell)
-            if self.box is not None and self.box.remove(envelope):
-                envelope.finish()
-
-    def _alarm_over(self, alarm: Alarm) -> None:
-        self._alarms.pop(alarm, None)
-        self._agents.untell()

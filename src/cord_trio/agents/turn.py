@@ -140,7 +140,6 @@ class Turn:
     def admit(self, branch: Branch) -> None:
         """Let `branch` run, for whoever sees to the size, and hold the turn until `release`."""
         assert len(self.holders) < self.size
-        branch.waits = None
         branch.holds = self
         self.holders[branch] = None
 

@@ -11,7 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 from cord_trio.agents import GRACE, Context, Handoff, Mailbox, latest
 from cord_trio.agents import mailbox as mailbox_room
 from cord_trio.agents.mailbox import Box, Envelope, Lane
-from cord_trio.errors import AgentCrashed, AgentDown, CallCycle, DeadlineExceeded, NoMailbox, Overloaded
+from cord_trio.errors import AgentCrashed, AgentDown, CallCycle, DeadlineExceeded, Draining, NoMailbox, Overloaded
 from cord_trio.testing.schedule import scheduled
 from tests.agents.world import at_rest, echo, hang, world
 
@@ -575,8 +575,9 @@ async def test_whoever_waits_when_the_fabric_ends_learns_that_the_agent_is_down(
             await wait_all_tasks_blocked()
     assert errors == ["the fabric ends", "the fabric ends"]
     assert at_rest(agents)
-    with pytest.raises(AgentDown):
-        await agents.converse("gate", None)
+    for verb in (agents.converse, agents.tell):
+        with pytest.raises(Draining):
+            await verb("gate", None)
 
 
 def test_a_mailbox_has_a_size_and_one_of_five_ways() -> None:

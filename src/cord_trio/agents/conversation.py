@@ -25,6 +25,7 @@ from cord_trio.errors import (
     AgentError,
     BudgetExceeded,
     DeadlineExceeded,
+    Draining,
     HandoffRefused,
     NoMailbox,
 )
@@ -132,12 +133,15 @@ async def tell(
     Raises:
         AgentNotFound: no agent has this name.
         NoMailbox: it has none.
+        Draining: the fabric has ended.
         AgentDown: it was stopped, or gave up.
         Overloaded: its mailbox is full, and refuses then.
         CallCycle: waiting for room would be waiting for ourselves.
 
     """
     await trio.lowlevel.checkpoint()
+    if agents.over:
+        raise Draining
     agent, generation = agents.find(name)
     resident = agent.resident
     if resident is None or resident.post is None:

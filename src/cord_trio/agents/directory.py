@@ -47,6 +47,7 @@ class Agents(Mapping[str, Agent]):
         handler: takes their calls.
         snapshot: returns the registry's newest snapshot.
         max_hops: handoffs that one ask may take.
+        over: whether nobody can be asked any more.
         roots: the asks under way that no agent made.
         counters: what happened.
         timer: for their timers.
@@ -74,6 +75,7 @@ class Agents(Mapping[str, Agent]):
         self.handler = handler
         self.snapshot = snapshot
         self.max_hops = max_hops
+        self.over = False
         self.roots: dict[Branch, None] = {}
         self.counters = counters or Counters()
         self.timer = timer or Timer()
@@ -259,7 +261,8 @@ class Agents(Mapping[str, Agent]):
         self.jobs.nursery.cancel_scope.cancel(str(failure))
 
     def end(self) -> None:
-        """All tasks have ended: whoever still waits for an agent learns that it is down."""
+        """All tasks have ended: whoever waits for an agent learns that it is down, and nobody asks any more."""
+        self.over = True
         for agent in self._agents.values():
             if agent.resident is not None:
                 agent.resident.go_down("the fabric ended")

@@ -14,7 +14,7 @@ import attrs
 import trio
 from hypothesis import strategies as st
 
-from cord_trio.agents import MAX_HOPS, Agents, Backoff, Mailbox, Step, Supervisor, latest, open_agents
+from cord_trio.agents import Agents, Backoff, Mailbox, Step, Supervisor, latest, open_agents
 from cord_trio.errors import (
     AgentCrashed,
     AgentDown,
@@ -128,6 +128,7 @@ class Program:
 
     kinds: tuple[Kind, Kind, Kind]
     roots: tuple[Root, ...]
+    max_hops: int
 
 
 ROOTS = st.builds(
@@ -147,7 +148,12 @@ KINDS = st.builds(
     st.integers(0, 4),
     st.sampled_from([False, False, True]),
 )
-PROGRAMS = st.builds(Program, st.tuples(KINDS, KINDS, KINDS), st.lists(ROOTS, min_size=2, max_size=5).map(tuple))
+PROGRAMS = st.builds(
+    Program,
+    st.tuples(KINDS, KINDS, KINDS),
+    st.lists(ROOTS, min_size=2, max_size=5).map(tuple),
+    st.sampled_from([16, 16, 0, 1]),
+)
 
 FULL: tuple[Any, ...] = ("wait", "fail", "drop_oldest", "drop_newest", latest(lambda payload: payload.ask % 2))  # type: ignore[attr-defined]  # a Payload
 FOREVER = Supervisor(max_restarts=10**9, backoff=Backoff(0, 0))
@@ -307,7 +313,7 @@ class World:
         assert ctx.branch.waits is None
         assert not ctx.branch.children  # 14
         assert ctx.transcript == payload.expected  # 15
-        assert ctx.hops <= MAX_HOPS  # 16
+        assert ctx.hops <= self.program.max_hops  # 16
         assert ctx.chain[-1] == name
         assert ctx.deadline <= payload.deadline  # 6
         assert self.agents is not None
@@ -357,7 +363,7 @@ class World:
 
         # 10: a set of asks that waits for itself would wait here for ever.
         with trio.fail_after(10_000):
-            async with open_agents(no_tools, Snapshot) as self.agents:
+            async with open_agents(no_tools, Snapshot, max_hops=self.program.max_hops) as self.agents:
                 self.add(self.agents)
                 async with trio.open_nursery() as watchers:
                     for name in NAMES:

@@ -563,3 +563,22 @@ async def test_a_handoff_to_an_agent_is_for_any_generation_of_it() -> None:
         await crash(agents, "giver")
         await wait_all_tasks_blocked()
         assert await agents.converse("giver#2", None) == (1, 1)
+
+
+async def test_a_message_that_comes_in_the_tick_of_the_crash_is_for_the_next_life() -> None:
+    seen: list[object] = []
+
+    async def handler(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
+        if payload == "crash":
+            assert ctx.broadcast("late", "late") == 1  # given to the other task, which has not run yet
+            raise Broken
+        seen.append((payload, ctx.agent.generation))
+        return payload
+
+    async with world() as agents:
+        agents.add("two", handler, turn=2, mailbox=Mailbox(), topics=("late",), supervisor=quick())
+        await wait_all_tasks_blocked()
+        await crash(agents, "two")
+        await agents.wait_quiet()
+    assert seen == [("late", 2)]
+    assert at_rest(agents)

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import random
 import time
-from typing import TYPE_CHECKING, Any
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import trio
@@ -33,6 +34,15 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
     from cord_trio.agents import Journal
+
+
+STUCK: ContextVar[trio.Event] = ContextVar("STUCK")
+
+
+async def stuck() -> NoReturn:
+    """Say that this is where the conversation is cut off, and wait for that."""
+    STUCK.get().set()
+    await trio.sleep_forever()
 
 
 class Broken(Exception):
@@ -169,13 +179,13 @@ def fabric(tools: Tools, journal: Journal) -> AbstractAsyncContextManager[Agents
 
 
 async def cut_off(journal: Journal, script: Any, **options: Any) -> str:  # noqa: ANN401  # of a handler
-    """Run `script` as a conversation until it hangs; then the fabric ends. Returns its id."""
+    """Run `script` as a conversation until it is stuck; then the fabric ends. Returns its id."""
+    STUCK.set(reached := trio.Event())
     async with fabric(Tools(), journal) as agents:
         agents.add("works", script, **options)
         agents.add("taker", script, **options)
         job = await agents.jobs.start("works", {"n": 1})
-        with trio.move_on_after(0.2):
-            await job.wait()
+        await reached.wait()
     assert job.state == "cancelled"
     return job.id
 
@@ -187,7 +197,7 @@ async def test_a_conversation_goes_on_from_its_last_checkpoint_after_a_restart(t
             await ctx.call("web__get")
             await ctx.checkpoint(["got", 1])
             assert ctx.restored == ["got", 1]
-            await trio.sleep_forever()
+            await stuck()
         return ctx.restored, payload
 
     journal = journals(tmp_path)[which]
@@ -209,7 +219,7 @@ async def test_what_may_have_run_is_not_run_again_unasked(tmp_path: Path, which:
         await ctx.call("web__get")
         if len(runs) == 0:
             runs.append(None)
-            await trio.sleep_forever()
+            await stuck()
         return "done"
 
     runs: list[None] = []
@@ -252,7 +262,7 @@ async def test_only_calls_that_may_have_run_and_may_not_be_repeated_are_in_doubt
                 await ctx.ask("taker", tool)
             except ConnectionLost:
                 pass
-        await trio.sleep_forever()
+        await stuck()
 
     async def either(ctx: Context, payload: object) -> object:
         if ctx.agent.name == "works":
@@ -276,7 +286,7 @@ async def test_a_conversation_goes_on_with_whom_it_was_handed_to() -> None:
         assert ctx.restored is None
         if not runs:
             runs.append(None)
-            await trio.sleep_forever()
+            await stuck()
         return payload, [(step.agent, step.payload) for step in ctx.transcript]
 
     runs: list[None] = []
@@ -474,7 +484,7 @@ async def test_what_ended_while_the_journal_was_read_is_not_run_again() -> None:
 
 async def test_a_conversation_of_an_agent_that_is_not_there_stays_in_the_journal() -> None:
     journal = MemoryJournal()
-    id = await cut_off(journal, hang)
+    id = await cut_off(journal, lambda ctx, payload: stuck())
     async with fabric(Tools(), journal) as agents:
         assert await agents.jobs.resume() == []
         with pytest.raises(AgentNotFound):

@@ -330,3 +330,45 @@ def test_invariant_38_nothing_is_made_anew_while_it_drains(
     run(main, rng)
     # The one that was being made at that moment is finished, no other is begun.
     assert sum(line.startswith("made") for line in log[log.index("drains") :]) <= 1
+
+
+@given(
+    st.tuples(STRATEGIES, STRATEGIES),
+    st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from([0.0, 0.0, 0.4])), min_size=1, max_size=8),
+    st.sampled_from([0.0, 0.5]),
+    MAILBOXES,
+    schedules(),
+)
+def test_invariant_34_35_in_a_tree_of_supervisors_each_agent_lives_once_or_is_down(
+    strategies: tuple[Any, Any],
+    most: tuple[int, int],
+    crashes: list[tuple[str, float]],
+    pause: float,
+    mailbox: Mailbox | None,
+    rng: Random,
+) -> None:
+    log: list[str] = []
+
+    async def main() -> None:
+        backoff = Backoff(pause, pause)
+        above = Supervisor(strategies[0], max_restarts=most[0], backoff=backoff, gives_up="stop")
+        below = Supervisor(strategies[1], max_restarts=most[1], backoff=backoff, parent=above)
+        async with open_agents(no_tools, Snapshot) as agents:
+            for name, supervisor in zip(NAMES, (above, below, below, above), strict=True):
+                agents.add(name, partial(State, log, name), mailbox=mailbox, supervisor=supervisor)
+            async with trio.open_nursery() as nursery:
+                for name, after in crashes:
+                    await trio.sleep(after)
+                    nursery.start_soon(crash, agents, name)
+            for name in NAMES:
+                try:
+                    assert await agents.converse(name, 1) == 1
+                except AgentDown:
+                    assert agents.counters["agents.gave_up"]
+            assert agents.counters["agents.gave_up"] <= most[0] + 2
+
+    run(main, rng)
+    for name in NAMES:
+        lives = [line[0] for line in log if line in (f"+{name}", f"-{name}")]
+        assert lives == ["+", "-"] * (len(lives) // 2)

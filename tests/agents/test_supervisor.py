@@ -582,3 +582,68 @@ async def test_a_message_that_comes_in_the_tick_of_the_crash_is_for_the_next_lif
         await agents.wait_quiet()
     assert seen == [("late", 2)]
     assert at_rest(agents)
+
+
+async def test_a_group_that_gives_up_is_a_crash_to_the_supervisor_above() -> None:
+    log: list[str] = []
+    async with world() as agents:
+        above = quick("one_for_all", max_restarts=1)
+        agents.add("x", partial(Kept, log, "x"), mailbox=Mailbox(), supervisor=above)
+        below = quick("one_for_one", max_restarts=1, parent=above)
+        for name in "ab":
+            agents.add(name, partial(Kept, log, name), mailbox=Mailbox(), supervisor=below)
+        await wait_all_tasks_blocked()
+        log.clear()
+        await crash(agents, "a")
+        assert await agents.converse("a", 1) == 1
+        assert log == ["-a", "+a"]
+        log.clear()
+        await crash(agents, "a")
+        assert await agents.converse("a", 2) == 2
+        await wait_all_tasks_blocked()
+        assert log == ["-a", "-b", "-x", "+x", "+a", "+b"]
+        assert [agents[name].generation for name in "xab"] == [2, 3, 2]
+        await crash(agents, "b")  # nothing is held against the group any more
+        assert await agents.converse("b", 3) == 3
+    assert at_rest(agents)
+
+
+async def test_when_the_supervisor_above_gives_up_too_the_block_ends_with_the_whole_story() -> None:
+    with pytest.raises(RestartIntensity, match="the group of a#1 crashed again") as caught:
+        async with world() as agents:
+            above = quick(max_restarts=0)
+            below = quick(max_restarts=0, parent=above)
+            agents.add("a", Counter, mailbox=Mailbox(), supervisor=below)
+            agents.add("b", Counter, mailbox=Mailbox(), supervisor=above)
+            await crash(agents, "a")
+            await trio.sleep_forever()
+    inner = caught.value.__cause__
+    assert isinstance(inner, RestartIntensity)
+    assert inner.agent == "a#1"
+    assert isinstance(inner.__cause__, Broken)
+    assert agents["b"].node().state == "down"
+
+
+async def test_a_group_below_may_be_stopped_while_it_waits_to_restart(autojump_clock: MockClock) -> None:
+    log: list[str] = []
+    async with world() as agents:
+        above = quick("one_for_all")
+        below = Supervisor(backoff=Backoff(50, 50), parent=above)
+        agents.add("x", partial(Kept, log, "x"), mailbox=Mailbox(), supervisor=above)
+        agents.add("a", partial(Kept, log, "a"), mailbox=Mailbox(), supervisor=below)
+        await wait_all_tasks_blocked()
+        await crash(agents, "a")
+        await wait_all_tasks_blocked()
+        await crash(agents, "x")
+        assert await agents.converse("a", 1) == 1
+        assert trio.current_time() == 0
+        assert sorted(log[:2]) == ["+a", "+x"]
+        assert log[2:] == ["-a", "-x", "+x", "+a"]
+
+
+async def test_the_time_for_making_a_state_does_not_bound_its_life(autojump_clock: MockClock) -> None:
+    async with world() as agents:
+        agents.add("counter", Counter, mailbox=Mailbox())
+        assert await agents.converse("counter", None) == (1, 1)
+        await trio.sleep(1000)
+        assert await agents.converse("counter", None) == (1, 2)

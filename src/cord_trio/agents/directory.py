@@ -290,7 +290,8 @@ class Agents(Mapping[str, Agent]):
             return Group(self, Supervisor(gives_up="stop"))
         group = self._groups.get(id(supervisor))
         if group is None:
-            group = self._groups[id(supervisor)] = Group(self, supervisor)
+            parent = None if supervisor.parent is None else self._group(supervisor.parent)
+            group = self._groups[id(supervisor)] = Group(self, supervisor, parent)
         return group
 
     def __getitem__(self, name: str) -> Agent:

@@ -15,6 +15,7 @@ import trio
 from cord_trio.agents.life import Life
 from cord_trio.agents.monitor import Notice
 from cord_trio.agents.post import Post
+from cord_trio.agents.supervisor import End
 from cord_trio.agents.turn import note_way
 from cord_trio.cell import Cell
 from cord_trio.errors import AgentDown, AgentGone, DeadlineExceeded
@@ -135,7 +136,29 @@ class Resident:
         if not life.handler:
             task_status.started()  # it never came up, as the group learns now
         if not life.stopped:
-            self.group.ended(self, life)
+            again = agent.restart == "permanent" or (agent.restart == "transient" and life.cause is not None)
+            self.group.ended(End(self, life.generation, again, life.reason, life.cause))
+
+    @property
+    def name(self) -> str:
+        """Name and generation."""
+        return repr(self.agent)
+
+    @property
+    def temporary(self) -> bool:
+        """Whether it is never made anew."""
+        return self.agent.restart == "temporary"
+
+    @property
+    def incarnation(self) -> int:
+        """The agent's generation."""
+        return self.agent.generation
+
+    async def start(self) -> None:
+        """Begin a life, and return when its state is made, or could not be."""
+        assert self._agents.nursery is not None
+        if self.down is None:
+            await self._agents.nursery.start(self.live)
 
     async def stop(self, reason: str) -> None:
         """End the present life, within the agent's grace, and return when it has ended. Messages stay."""

@@ -97,7 +97,7 @@ FAULTS: Final = [
         ("supervisor", "reversed(affected):\n            await", "affected:\n            await"),
         ("supervisor", ">= self.supervisor.max_restarts", "> self.supervisor.max_restarts"),
         ("supervisor", "<= now - self.supervisor.within", "<= now"),
-        ("supervisor", "or life.generation != agent.generation", "or False"),
+        ("supervisor", "or end.incarnation != member.incarnation", "or False"),
         (
             "supervisor",
             "            if self._agents.draining.is_set():\n                other",
@@ -105,16 +105,19 @@ FAULTS: Final = [
         ),
         (
             "supervisor",
-            "        if self._agents.draining.is_set():\n            resident.go",
-            "        if False:\n            resident.go",
+            "        if self._agents.draining.is_set():\n            member.go",
+            "        if False:\n            member.go",
         ),
         (
             "supervisor",
-            "self.members[self.members.index(resident) :]",
-            "self.members[self.members.index(resident) + 1 :]",
+            "self.members[self.members.index(member) :]",
+            "self.members[self.members.index(member) + 1 :]",
         ),
         ("supervisor", "            agents.fail(failure)", "            pass"),
-        ("supervisor", "        failure.__cause__ = life.cause\n", "        pass\n"),
+        ("supervisor", "        failure.__cause__ = end.cause\n", "        pass\n"),
+        ("supervisor", "        self._scope.cancel(reason)\n", ""),
+        ("supervisor", "        self._restarts.clear()\n", ""),
+        ("supervisor", "            self.parent.ended(End(self, self.incarnation, True, str(failure), failure))\n", ""),
         ("turn", "if self.reentrant:\n                    return True", "if True:\n                    return True"),
         ("turn", "len(turn.holders) < turn.size or any(", "any("),
         (

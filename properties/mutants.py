@@ -118,6 +118,7 @@ FAULTS: Final = [
         ("supervisor", "        self._scope.cancel(reason)\n", ""),
         ("supervisor", "        self._restarts.clear()\n", ""),
         ("supervisor", "            self.parent.ended(End(self, self.incarnation, True, str(failure), failure))\n", ""),
+        ("resident", "            while life is None or life.over", "            if life is None or life.over"),
         ("turn", "if self.reentrant:\n                    return True", "if True:\n                    return True"),
         ("turn", "len(turn.holders) < turn.size or any(", "any("),
         (

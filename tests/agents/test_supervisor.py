@@ -20,6 +20,7 @@ from cord_trio.errors import (
     RestartIntensity,
 )
 from cord_trio.registry import Snapshot
+from cord_trio.testing.schedule import scheduled
 from tests.agents.world import at_rest, echo, hang, no_tools, quick, world
 
 if TYPE_CHECKING:
@@ -647,3 +648,19 @@ async def test_the_time_for_making_a_state_does_not_bound_its_life(autojump_cloc
         assert await agents.converse("counter", None) == (1, 1)
         await trio.sleep(1000)
         assert await agents.converse("counter", None) == (1, 2)
+
+
+def test_an_ask_that_waited_for_a_life_does_not_use_one_that_is_over_by_then() -> None:
+    async def main() -> None:
+        async with world() as agents:
+            supervisor = quick("one_for_all", max_restarts=99)
+            for name in "ab":
+                agents.add(name, Counter, turn=9, supervisor=supervisor)
+            async with trio.open_nursery() as nursery:
+                for number in range(6):
+                    nursery.start_soon(crash, agents, "a") if number % 3 == 0 else None
+                    nursery.start_soon(agents.converse, "b", number)
+
+    for seed in range(60):
+        with scheduled(random.Random(seed)):
+            trio.run(main)

@@ -93,7 +93,7 @@ class Resident:
             await turn.wait(branch)
         try:
             life = self.life
-            if life is None or life.over.is_set():
+            while life is None or life.over.is_set():  # also one that ended before this task got to it
                 life = await self._wait_for_life()
             if generation not in (0, life.generation):
                 raise AgentGone(f"{self.agent.name}#{generation}", life.generation)

@@ -672,3 +672,21 @@ def test_a_message_that_had_to_wait_for_room_is_no_part_of_its_senders_chain() -
         with scheduled(random.Random(seed)):
             trio.run(main)
     assert answers == ["answer"] * 4 * 30
+
+
+async def test_handoffs_that_nobody_waits_for_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cord_trio.agents.directory.MAX_FORWARDED", 0)
+
+    async def giver(ctx: Context, payload: object) -> Handoff:  # noqa: ASYNC124  # async by contract
+        return ctx.handoff("giver", payload)
+
+    async with world() as agents:
+        agents.add("giver", giver, mailbox=Mailbox())
+        with agents.monitor("giver") as notices:
+            await agents.tell("giver", None)
+            notice = await anext(notices)
+        assert notice.what == "handoff_refused"
+        assert isinstance(notice.cause, Overloaded)
+        assert notice.cause.bound == "agents.forwarded"
+        await agents.wait_quiet()
+    assert at_rest(agents)

@@ -355,9 +355,10 @@ class World:
             else:
                 await self.ask(root.target, root.script, root.patience, root.ticks)
 
-        async def watch(name: str) -> None:
+        async def watch(name: str, *, task_status: trio.TaskStatus[None]) -> None:
             assert self.agents is not None
             with self.agents.monitor(name) as notices:
+                task_status.started()
                 async for notice in notices:
                     self.record.notices.append(notice)
 
@@ -367,7 +368,7 @@ class World:
                 self.add(self.agents)
                 async with trio.open_nursery() as watchers:
                     for name in NAMES:
-                        watchers.start_soon(watch, name)
+                        await watchers.start(watch, name)
                     async with trio.open_nursery() as nursery:
                         for root in self.program.roots:
                             nursery.start_soon(begin, root)

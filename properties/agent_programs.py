@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from random import Random
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import attrs
@@ -364,7 +365,7 @@ class World:
 
         # 10: a set of asks that waits for itself would wait here for ever.
         with trio.fail_after(10_000):
-            async with open_agents(no_tools, Snapshot, max_hops=self.program.max_hops) as self.agents:
+            async with open_agents(no_tools, Snapshot, rng=Random(0), max_hops=self.program.max_hops) as self.agents:
                 self.add(self.agents)
                 async with trio.open_nursery() as watchers:
                     for name in NAMES:

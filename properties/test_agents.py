@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from random import Random
 from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
@@ -24,8 +25,6 @@ from cord_trio.testing.schedule import scheduled
 from cord_trio.testing.strategies import schedules
 
 if TYPE_CHECKING:
-    from random import Random
-
     from cord_trio.call import Call, Outcome
 
 NAMES = ("a", "b", "c")
@@ -323,7 +322,7 @@ def test_invariant_10_exactly_those_asks_are_refused_that_would_wait_for_themsel
     async def main() -> None:
         nonlocal agents
         with trio.fail_after(10_000):
-            async with open_agents(_no_tools, Snapshot) as agents:
+            async with open_agents(_no_tools, Snapshot, rng=Random(0)) as agents:
                 for name, turn, mailbox in zip(NAMES, turns, mailboxes, strict=True):
                     agents.add(name, handle, turn=turn, mailbox=mailbox)
                 async with trio.open_nursery() as nursery:

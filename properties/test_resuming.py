@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from random import Random
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import attrs
@@ -21,7 +22,6 @@ from cord_trio.testing.strategies import schedules
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from random import Random
 
     from cord_trio.agents import Job
 
@@ -98,7 +98,10 @@ def test_promise_4_a_call_that_may_have_run_is_not_run_again_unasked(
 
     async def live(cut: int | None) -> None:
         nonlocal jobs
-        async with open_agents(world.source, Snapshot, journal=journal) as agents, trio.open_nursery() as nursery:
+        async with (
+            open_agents(world.source, Snapshot, rng=Random(len(world.steps)), journal=journal) as agents,
+            trio.open_nursery() as nursery,
+        ):
             world.add(agents)
             if cut is not None:
                 nursery.start_soon(cut_off, cut, nursery.cancel_scope)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from random import Random
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import attrs
@@ -20,7 +21,6 @@ from properties.agent_programs import no_tools
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from random import Random
     from types import TracebackType
 
 NAMES = ("a", "b", "c", "d")
@@ -105,7 +105,7 @@ def test_invariant_34_restarts_are_bounded_and_then_there_is_one_escalation(
     async def main() -> None:
         supervisor = Supervisor(max_restarts=most, within=within, backoff=AT_ONCE, gives_up=gives_up)
         try:
-            async with open_agents(no_tools, Snapshot) as agents:
+            async with open_agents(no_tools, Snapshot, rng=Random(0)) as agents:
                 for name in NAMES[:2]:
                     agents.add(name, partial(State, [], name), mailbox=mailbox, supervisor=supervisor)
                 agents.monitors.tell = lambda notice: said.append((trio.current_time(), notice))  # type: ignore[method-assign]  # all, in order
@@ -150,7 +150,7 @@ def test_invariant_35_a_strategy_restarts_exactly_its_set_in_order(
 
     async def main() -> None:
         supervisor = Supervisor(strategy, max_restarts=99, backoff=AT_ONCE)
-        async with open_agents(no_tools, Snapshot) as agents:
+        async with open_agents(no_tools, Snapshot, rng=Random(0)) as agents:
             for name in NAMES:
                 agents.add(name, partial(State, log, name), mailbox=mailbox, supervisor=supervisor)
             await wait_all_tasks_blocked()
@@ -207,7 +207,7 @@ def test_invariant_36_the_asker_of_a_crash_is_told_and_what_is_queued_survives(
 
     async def main() -> None:
         supervisor = Supervisor(strategy, max_restarts=99, backoff=AT_ONCE)
-        async with open_agents(no_tools, Snapshot) as agents:
+        async with open_agents(no_tools, Snapshot, rng=Random(0)) as agents:
             for name in NAMES[:2]:
                 agents.add(name, partial(Noting, [], name), mailbox=Mailbox(size), supervisor=supervisor)
             async with trio.open_nursery() as nursery:
@@ -278,7 +278,7 @@ def test_invariant_37_a_reference_by_generation_reaches_no_other(
 
     async def main() -> None:
         supervisor = Supervisor(strategy, max_restarts=99, backoff=AT_ONCE)
-        async with open_agents(no_tools, Snapshot) as agents:
+        async with open_agents(no_tools, Snapshot, rng=Random(0)) as agents:
             for name in NAMES[:2]:
                 agents.add(name, partial(Numbered, name), mailbox=mailbox, supervisor=supervisor)
             async with trio.open_nursery() as nursery:
@@ -309,7 +309,7 @@ def test_invariant_38_nothing_is_made_anew_while_it_drains(
 
     async def main() -> None:
         supervisor = Supervisor(strategy, max_restarts=99, backoff=Backoff(pause, pause))
-        async with open_agents(no_tools, Snapshot) as agents:
+        async with open_agents(no_tools, Snapshot, rng=Random(0)) as agents:
             for name in NAMES[:3]:
                 agents.add(name, partial(State, log, name), mailbox=mailbox, supervisor=supervisor)
             await wait_all_tasks_blocked()
@@ -354,7 +354,7 @@ def test_invariant_34_35_in_a_tree_of_supervisors_each_agent_lives_once_or_is_do
         backoff = Backoff(pause, pause)
         above = Supervisor(strategies[0], max_restarts=most[0], backoff=backoff, gives_up="stop")
         below = Supervisor(strategies[1], max_restarts=most[1], backoff=backoff, parent=above)
-        async with open_agents(no_tools, Snapshot) as agents:
+        async with open_agents(no_tools, Snapshot, rng=Random(0)) as agents:
             for name, supervisor in zip(NAMES, (above, below, below, above), strict=True):
                 agents.add(name, partial(State, log, name), mailbox=mailbox, supervisor=supervisor)
             async with trio.open_nursery() as nursery:

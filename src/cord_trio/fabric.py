@@ -6,15 +6,18 @@ closes its sessions and children), and the core that they all stand on.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
+import attrs
 import trio
 
 from cord_trio import layers
 from cord_trio.agents import call_tool, open_agents
+from cord_trio.agents.asks import ask_nodes
 from cord_trio.agents.verbs import Verbs
 from cord_trio.call import LOCAL, Error, stack
 from cord_trio.cell import Timer
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from cord_trio.agents import Journal
+    from cord_trio.agents.agent import AgentMade
     from cord_trio.call import Call, EventSink, Handler, Outcome
     from cord_trio.config import Source
     from cord_trio.protocol.jsonrpc import Json
@@ -53,6 +57,7 @@ class Fabric(Verbs):
         config: what it was made from.
         registry: what tools exist.
         links: the sources, by name.
+        slots: for calls of each source, by its name.
         counters: what happened so far.
         timer: expires the deadlines.
 
@@ -64,9 +69,21 @@ class Fabric(Verbs):
         self.timer = around.timer
         self.counters = around.counters
         self.links = {name: Link(source, around) for name, source in config.enabled.items()}
+        self.slots: dict[str, layers.Slots] = {}
         self._handlers = {name: self._stacked(link, around.rng) for name, link in self.links.items()}
         self._running = 0
         self._quiet = trio.Event()
+
+    def add_configured(self, handlers: Mapping[str, AgentMade]) -> None:
+        """Make the agents of the configuration.
+
+        Args:
+            handlers: by name, as `find_handlers` finds them.
+
+        """
+        for name, function in handlers.items():
+            agent = self.config.agents[name]
+            self.agent(name, function, turn=agent.turn, tools=agent.tools)
 
     # Tools
 
@@ -142,22 +159,38 @@ class Fabric(Verbs):
             self.counters.add("fabric.drain_unfinished", unfinished)
         return not unfinished
 
-    def tree(self) -> Node:
-        """Everything that lives in the fabric, at this moment."""
-        state = "draining" if self.draining.is_set() else "running"
-        facts = {
-            "tools": len(self.registry.snapshot.tools),
-            "calls": self._running,
-            "version": self.registry.snapshot.version,
-        }
-        children = [link.node() for link in self.links.values()]
+    def tree(self, most: float = math.inf) -> Node:
+        """Everything that lives in the fabric, at this moment.
+
+        Args:
+            most: agents, asks and conversations each that are shown; of agents those first that are not idle.
+
+        """
+        agents = list(self.agents.values())
+        shown = agents
+        if len(agents) > most:
+            idle = [agent for agent in agents if not agent.turn.holders]
+            shown = [*(agent for agent in agents if agent.turn.holders), *idle][: int(most)]
+        asks, asks_left_out = ask_nodes(list(self.agents.roots), most)
+        jobs = list(self.agents.jobs.all())
+        children = [self._source_node(link) for link in self.links.values()]
         children += [
             Node("source", name, "broken", {"reason": "; ".join(map(str, problems))})
             for name, problems in self.config.broken.items()
         ]
-        children += [agent.node() for agent in self.agents.values()]
-        children += [Node("ask", " > ".join(branch.path)) for branch in self.agents.roots]
-        children += [Node("conversation", job.id, job.state, {"agent": job.agent}) for job in self.agents.jobs.all()]
+        children += [agent.node() for agent in shown]
+        children += asks
+        children += [
+            Node("conversation", job.id, job.state, {"agent": job.agent})
+            for job in (jobs if len(jobs) <= most else jobs[: int(most)])
+        ]
+        facts = {
+            "tools": len(self.registry.snapshot.tools),
+            "calls": self._running,
+            "version": self.registry.snapshot.version,
+            "left_out": len(agents) - len(shown) + asks_left_out + max(0, len(jobs) - most) or None,
+        }
+        state = "draining" if self.draining.is_set() else "running"
         return Node("fabric", "cord_trio", state, facts, tuple(children))
 
     # Inside
@@ -209,6 +242,15 @@ class Fabric(Verbs):
             if name.startswith(f"{source}__"):
                 raise SourceDown(source, "; ".join(map(str, problems)))
 
+    def _source_node(self, link: Link) -> Node:
+        node, slots = link.node(), self.slots[link.name]
+        facts = {
+            "slots": f"{slots.taken}/{slots.size}",
+            "slots_waiting": slots.waiting or None,
+            "log_lines": link.log_lines,
+        }
+        return attrs.evolve(node, facts={**facts, **node.facts})
+
     def _stacked(self, link: Link, rng: Random) -> Handler:
         source, timer, counters = link.source, self.timer, self.counters
 
@@ -234,7 +276,9 @@ class Fabric(Verbs):
         ]  # fmt: skip
         if source.rate is not None:
             around.append(layers.rate(source.rate, source.burst, timer=timer, counters=counters, name=source.name))
-        around.append(layers.limit(source.slots, timer=timer, counters=counters, name=source.name))
+        slots = layers.Slots(source.slots, timer=timer, counters=counters, name=source.name)
+        self.slots[link.name] = slots
+        around.append(layers.limit(slots, timer=timer, counters=counters, name=source.name))
         return stack(send, *around)
 
 

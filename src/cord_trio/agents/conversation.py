@@ -90,6 +90,7 @@ async def converse(
     if job is not None:
         branch.job = job
     branch.sink = sink
+    branch.deadline = trio.current_effective_deadline()
     transfer = False
     siblings[branch] = None
     try:
@@ -193,7 +194,7 @@ async def _host(
     generation: int, transfer: bool,
 ) -> object:  # fmt: skip
     """What `agent` answers, which is more than a function: it has a task, a deadline or a budget."""
-    asker = branch.account
+    asker, before = branch.account, branch.deadline
     budget = agent.budget
     deadline = math.inf
     if budget is not None:
@@ -205,10 +206,11 @@ async def _host(
     try:
         if deadline == math.inf:
             return await _run(agents, branch, agent, payload, transcript, generation, transfer)
+        branch.deadline = min(before, deadline)
         with trio.CancelScope(deadline=deadline):
             return await _run(agents, branch, agent, payload, transcript, generation, transfer)
     finally:
-        branch.account = asker
+        branch.account, branch.deadline = asker, before
     if budget is not None and budget.seconds is not None and trio.current_time() >= deadline:
         raise BudgetExceeded("seconds", budget.seconds, agent.name)
     raise DeadlineExceeded(f"agent {agent.name}")

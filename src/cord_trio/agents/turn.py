@@ -7,6 +7,7 @@ waiting for a timeout would only make a hang slow.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -41,12 +42,16 @@ class Branch:
         children: the asks of the running handler that are not over.
         principal: on whose behalf.
         account: what it may use; None in tests of turns alone.
+        deadline: Trio time by which it ends, as far as it is known; it may have narrowed its own since.
         sink: takes what its handlers emit; None if nobody listens.
         job: the started conversation that it is part of, if it is of one.
 
     """
 
-    __slots__ = ("account", "children", "holds", "hops", "job", "parent", "path", "principal", "sink", "waits")
+    __slots__ = (
+        *("account", "children", "deadline", "holds", "hops", "job"),
+        *("parent", "path", "principal", "sink", "waits"),
+    )
 
     def __init__(
         self,
@@ -64,6 +69,7 @@ class Branch:
         self.children: dict[Branch, None] = {}
         self.principal = principal
         self.account = account
+        self.deadline = math.inf
         self.sink: Sink | None = None
         self.job: Job | None = None if parent is None else parent.job
 

@@ -14,6 +14,9 @@ from cord_trio.testing.schedule import scheduled as scheduled
 from cord_trio.testing.server import HttpToolServer as HttpToolServer
 from cord_trio.testing.server import ToolServer as ToolServer
 from cord_trio.testing.server import open_http_tool_server as open_http_tool_server
+from cord_trio.testing.simulation import Trace as Trace
+from cord_trio.testing.simulation import find_failure as find_failure
+from cord_trio.testing.simulation import simulate as simulate
 from cord_trio.testing.wire import FaultyTransport as FaultyTransport
 
 __all__ = [
@@ -23,8 +26,11 @@ __all__ = [
     "HttpToolServer",
     "Schedule",
     "ToolServer",
+    "Trace",
     "WireFault",
     "faulty",
+    "find_failure",
     "open_http_tool_server",
     "scheduled",
+    "simulate",
 ]

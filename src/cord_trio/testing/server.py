@@ -96,6 +96,10 @@ class ToolServer:
         """Requests that were withdrawn while they ran."""
         return self.world.cancelled
 
+    def anew(self) -> ToolServer:
+        """Another server with the same options and functions, to which nothing has happened yet."""
+        return ToolServer(self.functions, **vars(self.options))
+
     def command(self) -> tuple[str, ...]:
         """The command line that runs this server as a child; without `functions`, which no command line can hold."""
         if self.functions:

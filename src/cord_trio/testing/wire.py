@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from random import Random
     from types import TracebackType
 
+    from cord_trio.errors import CallError
     from cord_trio.testing.faults import WireFault, WireFaultKind
     from cord_trio.transports import Receiver
 
@@ -326,12 +327,16 @@ class _Ear:
     def __init__(self, transport: FaultyTransport, receiver: Receiver) -> None:
         self._transport = transport
         self._receiver = receiver
-        self.fail = receiver.fail
-        self.waits = receiver.waits
 
     def feed(self, messages: Sequence[bytes], within: int | str | None = None, /) -> None:
         for message in messages:
             self._transport._take(message, within)
+
+    def fail(self, id: int | str, error: CallError, /) -> None:
+        self._receiver.fail(id, error)
+
+    def waits(self, id: int | str, /) -> bool:
+        return self._receiver.waits(id)
 
     def lost(self, error: ConnectionLost, /) -> None:
         # What was read before, and is late, comes before the end.

@@ -82,7 +82,7 @@ async def connected(
         await nursery.start(timer.run)
         await nursery.start(theirs.run, server)
         async with open_session(ours, name="far", timer=timer, counters=Counters()) as session:
-            yield Client(session, greeting, {"name": "cord"}, **bounds), server
+            yield Client(session, greeting, {"name": "cord"}, **bounds), server  # type: ignore[arg-type]  # numbers alone are given
         nursery.cancel_scope.cancel("the test is over")
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 import trio
+import trio.lowlevel
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from cord_trio.cell import Timer
@@ -219,7 +220,7 @@ async def test_a_revision_that_is_refused_and_named_is_tried_once_more(autojump_
 async def _then(server: Server, answer: bytes) -> None:
     """From the first request on, answer so."""
     while not server.methods:  # noqa: ASYNC110  # the scripted server tells by no event
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
     server.script = {"server/discover": answer}
 
 

@@ -17,6 +17,8 @@ from typing import Final
 
 import attrs
 
+from properties.mutants_below import BELOW, TESTS
+
 ROOT: Final = Path(__file__).parents[1]
 COPIED: Final = ("src", "tests", "properties", "conftest.py", "pyproject.toml")
 
@@ -30,7 +32,7 @@ AGENTS: Final = (
         *("properties/test_resuming.py", "properties/test_supervision.py"),
     ),
 )
-"""What to run for faults in agents; the quick ones first."""
+"""What to run for faults in agents; the quick ones first. For the others see `mutants_below`."""
 
 
 @attrs.frozen
@@ -176,13 +178,13 @@ FAULTS: Final = [
             "        pass\n",
         ),
     ]
-]
+] + [Fault(file, old, new) for file, old, new in BELOW]
 
 
-def seen(copy: Path) -> str:
+def seen(copy: Path, fault: Fault) -> str:
     """The test that sees the fault in `copy`; empty if none does."""
     environment = {**os.environ, "PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-    for tests in AGENTS:
+    for tests in next((tests for start, tests in TESTS.items() if fault.file.startswith(start)), AGENTS):
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
         try:
             done = subprocess.run(
@@ -216,7 +218,7 @@ def main(parts: list[str]) -> int:
                 survived += 1
                 continue
             path.write_text(whole.replace(fault.old, fault.new), "utf-8")
-            test = seen(copy)
+            test = seen(copy, fault)
             path.write_text(whole, "utf-8")
             survived += not test
             print(f"{'seen' if test else 'SURVIVED'}  {fault}  by {test or 'nobody'}", flush=True)

@@ -22,6 +22,13 @@ from properties.mutants_below import BELOW, TESTS
 ROOT: Final = Path(__file__).parents[1]
 COPIED: Final = ("src", "tests", "properties", "conftest.py", "pyproject.toml")
 
+UNSHRUNK: Final = """
+from hypothesis import Phase
+settings.register_profile("unshrunk", max_examples=50, deadline=None, phases=[Phase.explicit, Phase.generate])
+settings.load_profile("unshrunk")
+"""
+"""Added to the copy's conftest.py: that a test fails is enough, nobody reads the example."""
+
 LIMIT: Final = 120.0
 """Seconds for one run of tests, after which the fault counts as seen: it made something hang."""
 
@@ -208,6 +215,8 @@ def main(parts: list[str]) -> int:
                 shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(source, copy / name)
+        with (copy / "conftest.py").open("a", encoding="utf-8") as conftest:
+            conftest.write(UNSHRUNK)
         for fault in FAULTS:
             if parts and not any(part in fault.file for part in parts):
                 continue

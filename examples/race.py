@@ -45,7 +45,7 @@ class MendedStore(Store):
         self.stock += count
 
 
-async def day(fabric: cord.Fabric, sales: Sequence[float], store_class: type[Store] = Store) -> int:
+async def day(fabric: cord.Fabric, sales: Sequence[float] = (0.0, 1.0), store_class: type[Store] = Store) -> int:
     """A delivery of 3 at one o'clock, and sales at these hours; returns the stock in the evening."""
     store = store_class()
     fabric.agent("sell", store.sell, turn=8)
@@ -63,35 +63,35 @@ async def day(fabric: cord.Fabric, sales: Sequence[float], store_class: type[Sto
     return store.stock
 
 
-TILL = {"till": ToolServer()}
+SOURCES = {"till": ToolServer()}
 SALES = st.lists(st.sampled_from([0.0, 1.0, 2.0]), max_size=4)
 
 
 @settings(deadline=None, database=None)
 @given(sales=SALES)
 def test_what_is_sold_is_gone(sales: list[float]) -> None:
-    failed = find_failure(partial(day, sales=sales), seeds=range(20), sources=TILL)
+    failed = find_failure(partial(day, sales=sales), seeds=range(20), sources=SOURCES)
     if failed is not None:
         failed.unwrap()
 
 
 def main() -> None:
-    by_hand = simulate(partial(day, sales=[0.0, 2.0]), seed=1, sources=TILL)
+    by_hand = simulate(partial(day, sales=[0.0, 2.0]), seed=1, sources=SOURCES)
     print("by hand all is well, in stock:", by_hand.unwrap())
 
     def fails(sales: list[float]) -> bool:
-        return find_failure(partial(day, sales=sales), seeds=range(20), sources=TILL) is not None
+        return find_failure(partial(day, sales=sales), seeds=range(20), sources=SOURCES) is not None
 
     sales = find(SALES, fails, settings=settings(database=None, derandomize=True))
-    trace = find_failure(partial(day, sales=sales), seeds=range(20), sources=TILL)
+    trace = find_failure(partial(day, sales=sales), seeds=range(20), sources=SOURCES)
     assert trace is not None
     print(f"but not with sales at {sales} and seed {trace.seed}: {trace.error}")
     for line in trace.lines:
         if "tools/call" in line or "raised" in line:
             print(" ", line[:115])
-    again = simulate(partial(day, sales=sales), seed=trace.seed, sources=TILL)
+    again = simulate(partial(day, sales=sales), seed=trace.seed, sources=SOURCES)
     print("the same again, byte for byte:", again.encode() == trace.encode())
-    mended = find_failure(partial(day, sales=sales, store_class=MendedStore), seeds=range(100), sources=TILL)
+    mended = find_failure(partial(day, sales=sales, store_class=MendedStore), seeds=range(100), sources=SOURCES)
     print("mended, of a hundred seeds there fail:", 0 if mended is None else 1)
 
 

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from cord_trio.cli import main, top, tree
+from cord_trio.cli import main, serve, top, tree
 from cord_trio.cli.common import open_view
 from cord_trio.cli.running import Running, about
 from cord_trio.cli.top import plain, sections
-from cord_trio.config import Config, Stdio
+from cord_trio.config import AgentConfig, Config, Stdio
 from cord_trio.errors import Problem
 from cord_trio.fabric import open_fabric
 from cord_trio.observe import control
 from cord_trio.observe.control import sockets
+from cord_trio.testing import ToolServer
 from tests.cli.helpers import Said, configure, server, until
 
 if TYPE_CHECKING:
@@ -117,6 +118,41 @@ async def test_a_running_fabric_is_shown_as_text_and_as_json(capsys: pytest.Capt
         assert isinstance(said["counters"], dict)
         nursery.cancel_scope.cancel("seen")
     assert sockets() == []
+
+
+async def test_calls_take_the_slots_of_their_source(capsys: pytest.CaptureFixture[str]) -> None:
+    source = ToolServer().in_process(name="it", slots=1)
+    async with open_fabric([source]) as fabric, open_view(fabric, "run"), trio.open_nursery() as nursery:
+        await fabric.wait_started()
+        for _ in range(3):
+            nursery.start_soon(fabric.call, "it__sleep", {"seconds": 30})
+        await until(lambda: fabric.slots["it"].waiting)
+        assert await show() == 0
+        assert "  source it ready slots=1/1 slots_waiting=2 " in capsys.readouterr().out
+        nursery.cancel_scope.cancel("seen")
+
+
+async def test_serve_makes_the_configured_agents(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "cord.toml").write_text('[agents.desk]\nhandler = "serve_desk:desk"\nturn = 3\ntools = ["a__*"]\n')
+    (folder / "serve_desk.py").write_text("async def desk(ctx, payload): ...\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    interrupted = trio.Event()
+    given = arguments(config=None, http="127.0.0.1:0", stdio=False, grace=0.1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve.run, given, interrupted)
+        await until(sockets)
+        assert await show() == 0
+        assert "  agent desk#1 idle turn=0/3 waiting=0" in capsys.readouterr().out
+        interrupted.set()
+
+
+async def test_a_configured_agent_has_its_grants() -> None:
+    config = Config(agents=[AgentConfig(name="desk", handler="x:y", tools=("a__*",))])
+    async with open_fabric(config) as fabric:
+        fabric.add_configured({"desk": park})
+        assert fabric.agents["desk"].tools == ("a__*",)
 
 
 async def test_one_of_several_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,8 +17,17 @@ from typing import Final
 
 import attrs
 
+from properties.mutants_below import BELOW, TESTS
+
 ROOT: Final = Path(__file__).parents[1]
 COPIED: Final = ("src", "tests", "properties", "conftest.py", "pyproject.toml")
+
+UNSHRUNK: Final = """
+from hypothesis import Phase
+settings.register_profile("unshrunk", max_examples=50, deadline=None, phases=[Phase.explicit, Phase.generate])
+settings.load_profile("unshrunk")
+"""
+"""Added to the copy's conftest.py: that a test fails is enough, nobody reads the example."""
 
 LIMIT: Final = 120.0
 """Seconds for one run of tests, after which the fault counts as seen: it made something hang."""
@@ -30,7 +39,7 @@ AGENTS: Final = (
         *("properties/test_resuming.py", "properties/test_supervision.py"),
     ),
 )
-"""What to run for faults in agents; the quick ones first."""
+"""What to run for faults in agents; the quick ones first. For the others see `mutants_below`."""
 
 
 @attrs.frozen
@@ -176,13 +185,13 @@ FAULTS: Final = [
             "        pass\n",
         ),
     ]
-]
+] + [Fault(file, old, new) for file, old, new in BELOW]
 
 
-def seen(copy: Path) -> str:
+def seen(copy: Path, fault: Fault) -> str:
     """The test that sees the fault in `copy`; empty if none does."""
     environment = {**os.environ, "PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-    for tests in AGENTS:
+    for tests in next((tests for start, tests in TESTS.items() if fault.file.startswith(start)), AGENTS):
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
         try:
             done = subprocess.run(
@@ -206,6 +215,8 @@ def main(parts: list[str]) -> int:
                 shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(source, copy / name)
+        with (copy / "conftest.py").open("a", encoding="utf-8") as conftest:
+            conftest.write(UNSHRUNK)
         for fault in FAULTS:
             if parts and not any(part in fault.file for part in parts):
                 continue
@@ -216,7 +227,7 @@ def main(parts: list[str]) -> int:
                 survived += 1
                 continue
             path.write_text(whole.replace(fault.old, fault.new), "utf-8")
-            test = seen(copy)
+            test = seen(copy, fault)
             path.write_text(whole, "utf-8")
             survived += not test
             print(f"{'seen' if test else 'SURVIVED'}  {fault}  by {test or 'nobody'}", flush=True)

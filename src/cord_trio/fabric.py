@@ -10,6 +10,7 @@ import math
 import os
 import random
 from contextlib import asynccontextmanager, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -258,11 +259,8 @@ class Fabric(Verbs):
             most: agents, asks and conversations each that are shown; of agents those first that are not idle.
 
         """
-        agents = list(self.agents.values())
-        shown = agents
-        if len(agents) > most:
-            idle = [agent for agent in agents if not agent.turn.holders]
-            shown = [*(agent for agent in agents if agent.turn.holders), *idle][: int(most)]
+        agents = self.agents
+        shown = list(agents.values()) if len(agents) <= most else self._busiest(int(most))
         asks, asks_left_out = ask_nodes(list(self.agents.roots), most)
         jobs = list(self.agents.jobs.all())
         children = [self._source_node(link) for link in self.links.values()]
@@ -335,6 +333,12 @@ class Fabric(Verbs):
         for source, problems in self.config.broken.items():
             if name.startswith(f"{source}__"):
                 raise SourceDown(source, "; ".join(map(str, problems)))
+
+    def _busiest(self, most: int) -> list[Agent]:
+        """So many agents, those that are not idle before the others."""
+        busy = [agent for agent in self.agents.values() if agent.turn.holders][:most]
+        idle = (agent for agent in self.agents.values() if not agent.turn.holders)
+        return busy + list(islice(idle, most - len(busy)))
 
     def _source_node(self, link: Link) -> Node:
         node, slots = link.node(), self.slots[link.name]

@@ -94,7 +94,7 @@ async def test_another_user_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> No
             assert counters["control.strangers"] == 1
 
 
-async def test_the_user_at_the_other_end_is_known() -> None:
+def test_the_user_at_the_other_end_is_known() -> None:
     if not hasattr(socket, "SO_PEERCRED"):
         pytest.skip("the system does not tell")
     ours, theirs = trio.socket.socketpair()

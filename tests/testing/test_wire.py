@@ -146,6 +146,55 @@ async def test_the_next_message_overtakes_one_that_is_reordered(autojump_clock: 
         assert theirs.when == [0, 0, 9]
 
 
+async def test_of_two_that_are_reordered_the_second_goes_first(autojump_clock: MockClock) -> None:
+    async with conversing(Fault("reorder", 9), Fault("reorder", 9)) as (faulty, _, _, theirs):
+        faulty.send(b"1")
+        faulty.send(b"2")
+        await wait_all_tasks_blocked()
+        assert theirs.got == [b"2", b"1"]
+
+
+async def test_the_copy_of_a_message_that_was_withdrawn_still_comes(autojump_clock: MockClock) -> None:
+    async with conversing(Fault("delay", 3), Fault("duplicate")) as (faulty, _, _, theirs):
+        faulty.send(b"1", id=1)
+        faulty.send(b"2", id=2)
+        assert faulty.written(2)
+        assert not faulty.withdraw(2)
+        await trio.sleep(5)
+        assert theirs.got == [b"1", b"2"]
+
+
+async def test_the_inner_transport_reaches_the_receiver(autojump_clock: MockClock) -> None:
+    failed: list[object] = []
+
+    class Failing(Quiet):
+        async def run(
+            self, receiver: Receiver, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        ) -> None:
+            task_status.started()
+            await trio.lowlevel.checkpoint()
+            failed.append(receiver.waits(7))
+            receiver.fail(7, CallError("no"))
+            receiver.lost(ConnectionLost("done"))
+
+    class Listening(Heard):
+        def fail(self, id: int | str, error: CallError, /) -> None:
+            failed.append((id, str(error)))
+
+    ours = Listening()
+    await FaultyTransport(Failing()).run(ours)
+    assert failed == [True, (7, "no")]
+    assert ours.over == ["done"]
+
+
+async def test_what_comes_beside_and_cannot_be_sent_ends_the_connection(autojump_clock: MockClock) -> None:
+    faulty = FaultyTransport(Quiet(), [Fault("garbage")])
+    with pytest.raises(Overloaded):
+        faulty.send(b"1")
+    with pytest.raises(ConnectionLost, match="quiet"):
+        faulty.send(b"2")
+
+
 async def test_garbage_and_floods_come_before_the_message(autojump_clock: MockClock) -> None:
     async with conversing(Fault("garbage"), Fault("flood", count=3), Fault("garbage")) as (faulty, ours, peer, theirs):
         faulty.send(b"1")

@@ -210,7 +210,8 @@ async def _host(
         with trio.CancelScope(deadline=deadline):
             return await _run(agents, branch, agent, payload, transcript, generation, transfer)
     finally:
-        branch.account, branch.deadline = asker, before
+        branch.account = asker
+        branch.deadline = before
     if budget is not None and budget.seconds is not None and trio.current_time() >= deadline:
         raise BudgetExceeded("seconds", budget.seconds, agent.name)
     raise DeadlineExceeded(f"agent {agent.name}")

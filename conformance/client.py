@@ -35,7 +35,7 @@ def least(tool: Tool) -> Json:
     return {name: ZEROS.get(properties.get(name, {}).get("type"), "x") for name in schema.get("required", [])}
 
 
-async def agree(questions: Mapping[str, Question]) -> Mapping[str, Json]:
+async def agree(questions: Mapping[str, Question]) -> Mapping[str, Json]:  # noqa: ASYNC124  # async by contract
     """Accept each form as it is proposed."""
     return {key: {"action": "accept", "content": _filled(question)} for key, question in questions.items()}
 

@@ -809,7 +809,7 @@ async def test_an_agent_answers_what_its_call_is_asked(modern: bool, autojump_cl
 async def test_an_answer_that_fails_lets_the_call_go(autojump_clock: MockClock) -> None:
     far = server()
 
-    async def answer(asked: Json) -> Json:
+    async def answer(asked: Json) -> Json:  # noqa: ASYNC124  # async by contract
         raise ZeroDivisionError
 
     async with open_fabric([far.source()]) as fabric:
@@ -854,7 +854,7 @@ async def test_a_server_that_only_wants_to_be_visited_again_is(autojump_clock: M
 
 
 async def test_an_exported_agent_is_a_tool(autojump_clock: MockClock) -> None:
-    async def writer(ctx: Context, payload: Json) -> object:
+    async def writer(ctx: Context, payload: Json) -> object:  # noqa: ASYNC124  # async by contract
         """Writes what it is told.
 
         And more.
@@ -942,7 +942,7 @@ async def test_rounds_of_questions_are_one_call_of_a_budget(autojump_clock: Mock
 async def test_what_becomes_of_an_exported_agent_reaches_its_caller(autojump_clock: MockClock) -> None:
     ends: list[str] = []
 
-    async def fails(ctx: Context, payload: Json) -> object:
+    async def fails(ctx: Context, payload: Json) -> object:  # noqa: ASYNC124  # async by contract
         raise ValueError("no such thing")
 
     async def hangs(ctx: Context, payload: Json) -> object:
@@ -969,3 +969,21 @@ def said_text(outcome: Outcome) -> str:
     assert isinstance(outcome, Complete)
     text: str = json.loads(bytes(outcome.result))["content"][0]["text"]
     return text
+
+
+async def test_changes_that_a_session_of_ones_own_tells_of_are_heard(autojump_clock: MockClock) -> None:
+    """The official SDK's servers tell of a change on the session in which it was made, and on no other."""
+    far = server()
+    told: list[str] = []
+    async with open_fabric([far.source()]) as fabric:
+        await fabric.wait_started()
+        await fabric.handle(first("x__echo"))
+        with fabric.subscribe("ann", ["cord://x/file:///a"], told.append):
+            await trio.sleep(1)
+            own = far.connections[1]
+            own.tell("notifications/resources/updated", {"uri": "file:///a"})
+            far.tools["new"] = lambda request: text('"new"')
+            own.tell("notifications/tools/list_changed")
+            await trio.sleep(1)
+        assert told == ["cord://x/file:///a"]
+        assert "x__new" in fabric.registry.snapshot.tools

@@ -276,7 +276,7 @@ class Following:
     async def _subscribe(self) -> None:
         """Have a legacy server tell of exactly those resources that somebody wants to hear of."""
         held: set[str] = set()
-        while True:
+        while True:  # noqa: ASYNC913  # goes on only after an answer
             changed = self._subscriptions.changed
             wanted = self._subscriptions.uris
             for uri in wanted:

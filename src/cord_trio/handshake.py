@@ -148,7 +148,7 @@ async def _ask(
 ) -> tuple[str, Raw]:
     """The revision in which we asked `server/discover`, and what it found; raises as `session.request`."""
     revision, again = eras.LATEST_MODERN, True
-    while True:
+    while True:  # noqa: ASYNC913  # goes on only after an answer
         meta = mcp.envelope_meta(revision, client_info, capabilities)
         params = jsonrpc.object_of({"_meta": jsonrpc.object_of(meta)})
         try:

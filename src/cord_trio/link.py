@@ -191,12 +191,13 @@ class Link:
             return await client.call(call, name)
         try:
             await session.opened(call.deadline)
-        except BaseException as exc:
+        except SourceDown:
             session.release()
-            if not isinstance(exc, SourceDown):
-                raise
             self._modern_alone = self._modern_alone or modern  # as far as can be told on this connection
             return await client.call(call, name)
+        except BaseException:
+            session.release()
+            raise
         return await session.call(call, name)
 
     async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -342,7 +343,7 @@ class Link:
                 timer=around.timer,
                 counters=around.counters,
                 answer=answer or self._answer,
-                told=self._told if shared else self._told_alone,
+                told=self._told,
             ) as session,
         ):
             greeting = await negotiate(
@@ -432,13 +433,11 @@ class Link:
             raise failure
         return reason
 
-    def _told_alone(self, method: str, params: Raw, _within: Id | None) -> None:
+    def _told(self, method: str, params: Raw, _within: Id | None) -> None:
+        """Take what belongs to no call. A server may tell of changes on the one session on which they were made."""
         if method == COMPLETED:
             self._around.pages.told(params)
-
-    def _told(self, method: str, params: Raw, _within: Id | None) -> None:
-        self._told_alone(method, params, _within)
-        if self._following is not None:
+        elif self._following is not None:
             self._following.told(method, params)
 
     async def _publish_lists(self, client: Client, lists: Mapping[Kind, Listed]) -> None:

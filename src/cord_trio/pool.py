@@ -269,7 +269,7 @@ class Interactive:
         return None
 
 
-async def refuse(asked: Asked, roots: bytes, *, declared: bool) -> bytes:
+async def refuse(asked: Asked, roots: bytes, *, declared: bool) -> bytes:  # noqa: ASYNC124  # async by contract
     """The answer by policy to a question that belongs to no call, or that was not to be asked.
 
     Raises:

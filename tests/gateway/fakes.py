@@ -165,6 +165,10 @@ class FakeFabric:
     async def wait_started(self) -> None:
         await self.started.wait()
 
+    async def wait_pages(self, ids: Iterable[str], patience: float, /) -> bool:
+        await trio.sleep(patience)
+        return False
+
     def abandon(self, park: str, reason: str, /) -> None:
         self.abandoned.append((park, reason))
 

@@ -60,6 +60,7 @@ class Person:
     pipe: PipeClient
     modern: bool
     name: str
+    can: Json = CAN
     asked: list[Json] = attrs.field(factory=list)
     _seen: int = 0
     _ids: itertools.count[int] = attrs.field(factory=itertools.count)
@@ -78,7 +79,7 @@ class Person:
     def send(self, method: str, params: Json, meta: Json = None) -> Json:
         id = f"{self.name}-{next(self._ids)}"
         if self.modern:
-            self.pipe.send(modern(id, method, params, {CAPABILITIES: CAN, **(meta or {})}))
+            self.pipe.send(modern(id, method, params, {CAPABILITIES: self.can, **(meta or {})}))
         else:
             self.pipe.send(legacy(id, method, {**params, **({"_meta": meta} if meta else {})}))
         return id
@@ -124,16 +125,16 @@ class Gate:
         self._nursery = nursery
         nursery.start_soon(self._service.watch)
 
-    async def come(self, era: str, name: str = "ann") -> Person:
+    async def come(self, era: str, name: str = "ann", can: Json = CAN) -> Person:
         """A client that is ready."""
         ours, theirs = memory_transport_pair()
         pipe = PipeClient(theirs)
         self._nursery.start_soon(serve_pipe, self._service, ours)
         await self._nursery.start(theirs.run, pipe)
         if era == "legacy":
-            await pipe.ask(initialize("i", capabilities=CAN), notice("notifications/initialized"))
+            await pipe.ask(initialize("i", capabilities=can), notice("notifications/initialized"))
             pipe.got.clear()
-        return Person(pipe, era == "modern", name)
+        return Person(pipe, era == "modern", name, can)
 
 
 @asynccontextmanager
@@ -422,3 +423,144 @@ async def test_a_source_without_prefix_goes_out_as_it_is(client: str, server: st
         read = await person.ask("resources/read", {"uri": "file:///a"})
         assert read["result"]["contents"] == [{"uri": "file:///a", "text": "read"}]
         assert (await person.ask("tools/call", {"name": "echo", "arguments": {"t": "hi"}}))["result"]["content"]
+
+
+@pairings
+async def test_rows_1_2_3_4_each_hop_opens_in_its_own_words(
+    client: str, server: str, autojump_clock: MockClock
+) -> None:
+    behind = far(server)
+    async with open_gate(behind) as gate:
+        person = await gate.come(client)
+        if person.modern:
+            discovered = (await person.ask("server/discover"))["result"]
+            assert discovered["supportedVersions"][0] == "2026-07-28"
+        opened = [each["method"] for each in behind.got if each.get("method") in ("initialize", "server/discover")]
+        assert opened == ["server/discover" if behind.modern else "initialize"]
+        await person.ask("tools/call", {"name": "x__echo", "arguments": {}}, {"com.example/trace": 1})
+        (sent,) = behind.sent("tools/call")
+        meta = sent.get("_meta", {})
+        assert meta["com.example/trace"] == 1
+        own = {key for key in meta if key.startswith("io.modelcontextprotocol/")}
+        if behind.modern:
+            assert meta["io.modelcontextprotocol/clientInfo"]["name"] == "cord_trio"  # each hop is its own client
+            assert set(meta[CAPABILITIES]) == {"elicitation", "sampling", "roots"}
+        else:
+            assert own == set()  # servers of SDK 1.x refuse what they do not know
+            assert set(behind.connections[-1].capabilities) == {"elicitation", "sampling", "roots"}
+
+
+@pairings
+async def test_row_6_cursors_are_our_own(client: str, server: str, autojump_clock: MockClock) -> None:
+    behind = far(server)
+    behind.answers["tools/list"] = lambda request: pages(request.params.get("cursor", ""))
+    async with open_gate(behind) as gate:
+        person = await gate.come(client)
+        listed = (await person.ask("tools/list"))["result"]
+        assert [each["name"] for each in listed["tools"]] == ["x__t0", "x__t1", "x__t2"]
+        assert (await person.ask("tools/list", {"cursor": "2"}))["error"]["code"] == -32602  # the server's, not ours
+
+
+def pages(cursor: str) -> Json:
+    number = int(cursor or 0)
+    tools = [{"name": f"t{number}", "inputSchema": {"type": "object"}}]
+    return {"tools": tools, **({"nextCursor": str(number + 1)} if number < 2 else {})}
+
+
+@pairings
+async def test_row_13_what_was_not_declared_is_not_asked(client: str, server: str, autojump_clock: MockClock) -> None:
+    async with open_gate(far(server, ask=asking({"a": ("elicitation/create", FORM)}))) as gate:
+        person = await gate.come(client, can={})
+        message = await person.ask("tools/call", {"name": "x__ask", "arguments": {}})
+        assert person.asked == []
+        if "error" in message:
+            assert message["error"]["code"] == -32021
+            assert message["error"]["data"] == {"requiredCapabilities": {"elicitation": {"form": {}}}}
+            assert client == "modern"
+        elif server == "legacy":
+            assert said(message) == [{"a": None}]  # the server was refused, and may go on without
+        else:
+            assert message["result"]["isError"] is True
+
+
+@pairings
+async def test_row_14_each_hop_answers_pings_itself(client: str, server: str, autojump_clock: MockClock) -> None:
+    behind = far(server)
+    async with open_gate(behind) as gate:
+        person = await gate.come(client)
+        message = await person.ask("ping")
+        assert ("error" in message) == person.modern  # the modern era has none
+        assert behind.sent("ping") == []
+        if not behind.modern:
+            replies: list[Json] = []
+            behind.connections[0].ask("ping", {}, replies.append)
+            await trio.sleep(1)
+            assert replies[0]["result"] == {}
+            assert person.told("ping") == []
+
+
+@pairings
+async def test_row_21_a_lost_server_comes_back_with_its_lists_and_subscriptions(
+    client: str, server: str, autojump_clock: MockClock
+) -> None:
+    behind = far(server)
+    async with open_gate(behind) as gate:
+        person = await gate.come(client)
+        if client == "modern":
+            wanted = {"toolsListChanged": True, "resourceSubscriptions": ["cord://x/file:///a"]}
+            person.send("subscriptions/listen", {"notifications": wanted})
+        else:
+            await person.ask("resources/subscribe", {"uri": "cord://x/file:///a"})
+        await trio.sleep(1)
+        behind.tools["new"] = lambda request: text("new")
+        behind.connections[0].transport.close()
+        await trio.sleep(30)
+        assert [each["uri"] for each in person.told("notifications/resources/updated")] == ["cord://x/file:///a"]
+        assert len(person.told("notifications/tools/list_changed")) >= 1
+        call = await person.ask("tools/call", {"name": "x__new", "arguments": {}})
+        assert call["result"]["content"][0]["text"] == "new"
+
+
+@pairings
+async def test_row_27_what_an_older_revision_lacks_is_said_in_words(
+    client: str, server: str, autojump_clock: MockClock
+) -> None:
+    link = {"type": "resource_link", "uri": "file:///a", "name": "a"}
+    behind = far(server, link=lambda request: {"content": [link], "structuredContent": [1]})
+    async with open_gate(behind) as gate:
+        person = await gate.come(client)
+        result = (await person.ask("tools/call", {"name": "x__link", "arguments": {}}))["result"]
+        assert result["content"][0]["type"] == "resource_link"
+        assert ("structuredContent" in result) == person.modern  # it was an object, up to 2025-11-25
+
+
+@pairings
+async def test_row_29_apps_go_through(client: str, server: str, autojump_clock: MockClock) -> None:
+    behind = far(server)
+    page = {"name": "show", "inputSchema": {"type": "object"}, "_meta": {"ui": {"resourceUri": "ui://far/page"}}}
+    behind.answers["tools/list"] = lambda request: {"tools": [page]}
+    async with open_gate(behind) as gate:
+        person = await gate.come(client)
+        (tool,) = (await person.ask("tools/list"))["result"]["tools"]
+        uri = tool["_meta"]["ui"]["resourceUri"]
+        assert uri == "ui://x/far/page"
+        read = await person.ask("resources/read", {"uri": uri})
+        assert read["result"]["contents"][0]["uri"] == uri
+        assert behind.sent("resources/read")[0]["uri"] == "ui://far/page"
+
+
+@pairings
+async def test_row_32_hints_reach_those_who_know_them(client: str, server: str, autojump_clock: MockClock) -> None:
+    behind = far(server)
+    hints = {"ttlMs": 5000, "cacheScope": "private"} if server == "modern" else {}
+    behind.answers["resources/read"] = lambda request: {
+        "contents": [{"uri": request.params["uri"], "text": "x"}],
+        **hints,
+    }
+    async with open_gate(behind) as gate:
+        person = await gate.come(client)
+        result = (await person.ask("resources/read", {"uri": "cord://x/file:///a"}))["result"]
+        assert ("ttlMs" in result) == person.modern
+        if person.modern:
+            assert result["cacheScope"] == "private"
+            assert (result["ttlMs"] > 0) == behind.modern  # without a hint nothing may be kept

@@ -13,6 +13,14 @@ from mcp.server import MCPServer
 from mcp.server.mcpserver import Context  # noqa: TC002  # the SDK reads the annotation
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.shared.exceptions import MCPError
+from mcp.types import (
+    ElicitRequest,
+    ElicitRequestURLParams,
+    ElicitResult,
+    EmptyResult,
+    InputRequiredResult,
+    SubscribeRequestParams,
+)
 
 server = MCPServer("sdk", version="1", log_level="WARNING")
 
@@ -88,6 +96,41 @@ async def grow(name: str, context: Context) -> str:
     if (context.protocol_version or "") < "2026":
         await context.session.send_tool_list_changed()
     return name
+
+
+@server.resource("note://one")
+def note() -> str:
+    """One note."""
+    return "a note"
+
+
+@server.tool(structured_output=False)
+async def touch(context: Context) -> str:
+    """Says that the note has changed."""
+    await context.notify_resource_updated("note://one")
+    if (context.protocol_version or "") < "2026":
+        await context.session.send_resource_updated("note://one")
+    return "touched"
+
+
+@server.tool(structured_output=False)
+async def visit(context: Context) -> str | InputRequiredResult:
+    """Wants a page to be opened."""
+    if (context.protocol_version or "") < "2026":
+        return (await context.elicit_url("Sign in", "https://example.org/in", "e-1")).action
+    given = (context.input_responses or {}).get("page")
+    if isinstance(given, ElicitResult):
+        return given.action
+    params = ElicitRequestURLParams(message="Sign in", url="https://example.org/in")
+    return InputRequiredResult(input_requests={"page": ElicitRequest(params=params)})
+
+
+async def subscribed(_context: object, params: SubscribeRequestParams) -> EmptyResult:
+    record(f"subscribed-{params.uri}")
+    return EmptyResult()
+
+
+server._lowlevel_server.add_request_handler("resources/subscribe", SubscribeRequestParams, subscribed)
 
 
 def main() -> None:

@@ -183,7 +183,7 @@ async def test_an_endpoint_of_another_origin_is_refused(said: str) -> None:
 
 @pytest.mark.parametrize("status", [400, 401, 404, 500])
 async def test_h12_a_failing_post_fails_its_request_at_once(status: int) -> None:
-    async def refuse(_request: Request, response: Response) -> bool:
+    async def refuse(_request: Request, response: Response) -> bool:  # noqa: ASYNC124  # async by contract
         response.send(status, (), b"no")
         return True
 
@@ -197,7 +197,7 @@ async def test_h12_a_failing_post_fails_its_request_at_once(status: int) -> None
 
 
 async def test_h12_a_post_that_breaks_off_fails_its_request_at_once() -> None:
-    async def leave(_request: Request, response: Response) -> bool:
+    async def leave(_request: Request, response: Response) -> bool:  # noqa: ASYNC124  # async by contract
         sock, _ = response.hand_over()
         sock.close()
         return True
@@ -209,7 +209,7 @@ async def test_h12_a_post_that_breaks_off_fails_its_request_at_once() -> None:
 
 
 async def test_a_server_that_has_too_much_to_do_refuses() -> None:
-    async def busy(_request: Request, response: Response) -> bool:
+    async def busy(_request: Request, response: Response) -> bool:  # noqa: ASYNC124  # async by contract
         response.send(429, (("Retry-After", "3"),), b"later")
         return True
 
@@ -221,13 +221,13 @@ async def test_a_server_that_has_too_much_to_do_refuses() -> None:
 
 
 async def test_redirects_within_the_origin_are_followed() -> None:
-    async def moved(request: Request, response: Response) -> bool:
+    async def moved(request: Request, response: Response) -> bool:  # noqa: ASYNC124  # async by contract
         if request.path == "/messages":
             response.send(307, (("Location", "/elsewhere?s=1"),))
             return True
         return False
 
-    async def opening(request: Request, response: Response) -> None:
+    async def opening(request: Request, response: Response) -> None:  # noqa: ASYNC124  # async by contract
         server.opening = None
         response.send(307, (("Location", "/c/sse"),))
 
@@ -280,7 +280,7 @@ async def test_a_source_that_knows_no_streamable_http_is_found_out_once() -> Non
 
 
 async def test_a_source_that_has_neither_way_says_what_the_first_one_met() -> None:
-    async def nothing(_request: Request, response: Response) -> None:
+    async def nothing(_request: Request, response: Response) -> None:  # noqa: ASYNC124  # async by contract
         response.send(404)
 
     async with served() as server:
@@ -359,7 +359,7 @@ async def test_a_cancel_does_not_wait_for_ever() -> None:
 async def test_a_stream_that_is_refused_says_why(
     status: int, fields: tuple[tuple[str, str], ...], step: str, said: str
 ) -> None:
-    async def refuse(_request: Request, response: Response) -> None:
+    async def refuse(_request: Request, response: Response) -> None:  # noqa: ASYNC124  # async by contract
         response.send(status, fields, b"sorry")
 
     async with served() as server:
@@ -385,7 +385,7 @@ async def test_h23_a_stream_that_never_names_its_endpoint_fails_in_its_time() ->
 
 
 async def test_a_stream_that_ends_before_its_endpoint_fails() -> None:
-    async def brief(_request: Request, response: Response) -> None:
+    async def brief(_request: Request, response: Response) -> None:  # noqa: ASYNC124  # async by contract
         response.start(200, EVENTS)
         response.end()
 
@@ -449,7 +449,7 @@ async def test_a_message_that_comes_with_the_endpoint_is_not_lost() -> None:
 
 
 async def test_a_reply_that_is_no_http_fails_its_request() -> None:
-    async def rubbish(_request: Request, response: Response) -> bool:
+    async def rubbish(_request: Request, response: Response) -> bool:  # noqa: ASYNC124  # async by contract
         sock, _ = response.hand_over()
         sock.sendall(b"HTTP/9 what\r\n\r\n")
         sock.close()

@@ -60,7 +60,7 @@ async def go_on(handler: Handler, call: Call, outcome: Outcome, answer: Answer) 
                 waits += 1
         except BaseException:
             if outcome.park:
-                await _let_go(handler, again)
+                await _let_go(handler, again)  # noqa: ASYNC102  # shielded in there, and cancelled at once
             raise
         outcome = await handler(again)
     if isinstance(outcome, InputRequired):

@@ -22,7 +22,7 @@ from cord_trio.protocol.eras import URL_ELICITATION_REQUIRED
 from cord_trio.protocol.jsonrpc import INTERNAL_ERROR, encode_error, encode_result
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from cord_trio.auth.sealing import Sealer
     from cord_trio.call import Call, Outcome
@@ -42,6 +42,10 @@ PATIENCE = 90.0
 log = logging.getLogger("cord_trio.gateway")
 
 
+async def _pass_time(_pages: Iterable[str], patience: float) -> None:
+    await trio.sleep(patience)
+
+
 class Performer:
     """Makes calls and answers for them. Holds nothing between two of them.
 
@@ -49,6 +53,7 @@ class Performer:
         handle: the fabric's.
         us: our `serverInfo` as JSON text.
         sealer: seals what a modern client brings back.
+        wait_pages: waits for pages to be done with, so many seconds at most.
         abandon: lets go of a parked call that will not be answered.
         origin: which source asks, where a person could not tell; else empty.
 
@@ -60,10 +65,12 @@ class Performer:
         us: bytes,
         sealer: Sealer,
         *,
+        wait_pages: Callable[[Iterable[str], float], Awaitable[object]] = _pass_time,
         abandon: Callable[[str, str], None] = lambda _park, _reason: None,
         origin: Callable[[Run], str] = lambda _run: "",
     ) -> None:
         self._handle = handle
+        self._wait_pages = wait_pages
         self._us = us
         self._sealer = sealer
         self._abandon = abandon
@@ -123,7 +130,7 @@ class Performer:
                 return outcome
             if patience <= 0 or not set(page_ids(outcome.data)) <= set(kept.urls):
                 return outcome
-            await trio.sleep(pause)
+            await self._wait_pages(kept.urls, pause)  # returns early if the server says that they are done with
             patience -= pause
             pause = min(2 * pause, LONGEST_PAUSE)
 

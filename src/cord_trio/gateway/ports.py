@@ -183,6 +183,9 @@ class Fabric(Protocol):
     async def handle(self, call: Call, /) -> Outcome:
         """How the call ended. Raises `CallError`."""
 
+    async def wait_pages(self, ids: Iterable[str], patience: float, /) -> bool:
+        """Return once a server told that the pages `ids` are done with, or after `patience` seconds."""
+
     def abandon(self, park: str, reason: str, /) -> None:
         """Cancel a parked call whose questions will not be answered. An unknown one is none any more."""
 

@@ -121,6 +121,9 @@ class PartOfFabric:
                     return Error(INVALID_PARAMS, f"no prompt named {name!r}")
         return await self._fabric.handle(call)
 
+    async def wait_pages(self, ids: Iterable[str], patience: float, /) -> bool:
+        return await self._fabric.wait_pages(ids, patience)
+
     def abandon(self, park: str, reason: str, /) -> None:
         self._fabric.abandon(park, reason)
 

@@ -67,7 +67,10 @@ class Service:
         self.counters = fabric.counters
         self.sealer = sealer or Sealer(secrets.token_bytes(KEY_BYTES))
         self.front = Front(identity, lambda: fabric.registry.snapshot)
-        self._performer = Performer(fabric.handle, identity, self.sealer, abandon=self._abandon, origin=self._origin)
+        self._performer = Performer(
+            fabric.handle, identity, self.sealer,
+            wait_pages=fabric.wait_pages, abandon=self._abandon, origin=self._origin,
+        )  # fmt: skip
         self.catalogue = Catalogue(self.sealer, page)
         self.sessions = Sessions(lambda: secrets.token_hex(16), self.counters)
         self.changes = Changes(fabric.registry, self.catalogue, self.counters)

@@ -28,8 +28,9 @@ IDLE: Final = 1800.0
 FIRST_RESUMABLE: Final = "2025-03-26"
 """The revision that brought Streamable HTTP, and with it event ids."""
 
-FIRST_LEVEL: Final = "info"
-"""The least severe log notification that a legacy client gets before it says which it wants."""
+FIRST_LEVEL: Final[str | None] = None
+"""The least severe log notification that a legacy client gets before it says which it wants: none. A server may
+choose (MCP 2025-11-25, logging); and a log turns an answer into a stream, whose events clients bound."""
 
 NOTHING_SEEN: Final[Mapping[str, int]] = {}
 

@@ -31,9 +31,8 @@ from cord_trio.errors import Draining, Overloaded, SourceDown, ToolNotFound
 from cord_trio.link import Link, Surroundings
 from cord_trio.observe import Node
 from cord_trio.protocol import jsonrpc
-from cord_trio.protocol.uris import export_uri
 from cord_trio.registry import AGENTS, Registry
-from cord_trio.routing import ROUTED, Finder, unknown
+from cord_trio.routing import ROUTED, Finder, told_as, unknown
 from cord_trio.transports.guardian import open_guardian
 from cord_trio.version import __version__
 
@@ -221,7 +220,7 @@ class Fabric(Verbs):
                 found = self._finder.resource(self.registry.snapshot, public)
                 link = None if found is None else self.links.get(found[0])
                 if found is not None and link is not None:
-                    told = _told_as(found[1], public, link.source.export_prefix, sink)
+                    told = told_as(found[1], public, link.source.export_prefix, sink)
                     if (link, found[1]) not in wanted:
                         link.subscriptions.add(found[1], key, told)
                         wanted.append((link, found[1]))
@@ -390,15 +389,6 @@ def _roots(given: Sequence[str]) -> bytes:
     """The answer to who asks for roots (MCP 2025-11-25, roots)."""
     uris = [each if each.startswith("file:") else Path(each).expanduser().absolute().as_uri() for each in given]
     return jsonrpc.encode({"roots": [{"uri": uri} for uri in uris]})
-
-
-def _told_as(own: str, public: str, prefix: str, sink: Callable[[str], None]) -> Callable[[str], None]:
-    """Tells `sink` of changes in the words of whoever subscribed to `public`, which is the server's `own`."""
-
-    def told(uri: str) -> None:
-        sink(public if uri == own else export_uri(prefix, uri))
-
-    return told
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from random import Random
 from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from cord_trio.agents import MAX_HOPS, Agents, Branch, Context, Turn, converse
+from cord_trio.agents import MAX_HOPS, Agents, Branch, Context, Mailbox, Turn, converse, open_agents
 from cord_trio.agents import turn as turn_room
 from cord_trio.errors import CallCycle, HandoffRefused
 from cord_trio.registry import Snapshot
@@ -24,8 +25,6 @@ from cord_trio.testing.schedule import scheduled
 from cord_trio.testing.strategies import schedules
 
 if TYPE_CHECKING:
-    from random import Random
-
     from cord_trio.call import Call, Outcome
 
 NAMES = ("a", "b", "c")
@@ -217,7 +216,7 @@ async def _no_tools(call: Call) -> Outcome:  # noqa: ASYNC124  # async by contra
 
 
 @given(ROOTS, TURNS, schedules())
-def test_1_to_10_every_ask_ends_once_in_time_and_leaves_nothing(
+def test_invariant_1_to_10_every_ask_ends_once_in_time_and_leaves_nothing(
     roots: list[Root], turns: tuple[int, ...], rng: Random
 ) -> None:
     world = World(turns)
@@ -229,7 +228,7 @@ def test_1_to_10_every_ask_ends_once_in_time_and_leaves_nothing(
 
 
 @given(SCRIPTS, st.sampled_from(NAMES), TURNS)
-def test_11_a_lone_chain_is_refused_only_where_it_would_meet_itself(
+def test_invariant_11_a_lone_chain_is_refused_only_where_it_would_meet_itself(
     script: Script, target: str, turns: tuple[int, ...]
 ) -> None:
     def meets_itself(name: str, script: Script, held: frozenset[str]) -> bool:
@@ -264,7 +263,7 @@ def test_11_a_lone_chain_is_refused_only_where_it_would_meet_itself(
 
 
 @given(st.integers(1, 8), schedules())
-def test_9_turns_are_given_in_the_order_they_were_asked_for(count: int, rng: Random) -> None:
+def test_invariant_9_turns_are_given_in_the_order_they_were_asked_for(count: int, rng: Random) -> None:
     asked: list[int] = []
     given_: list[int] = []
 
@@ -293,13 +292,19 @@ def test_9_turns_are_given_in_the_order_they_were_asked_for(count: int, rng: Ran
     st.dictionaries(st.sampled_from(NAMES), st.lists(st.sampled_from(NAMES), min_size=1, max_size=3), min_size=2),
     TURNS,
     st.lists(st.sampled_from(NAMES), min_size=2, max_size=8),
+    st.tuples(*[st.sampled_from([None, None, Mailbox(1)])] * len(NAMES)),
     schedules(),
 )
-def test_10_exactly_those_asks_are_refused_that_would_wait_for_themselves(
-    asks: dict[str, list[str]], turns: tuple[int, ...], roots: list[str], rng: Random
+def test_invariant_10_exactly_those_asks_are_refused_that_would_wait_for_themselves(
+    asks: dict[str, list[str]],
+    turns: tuple[int, ...],
+    roots: list[str],
+    mailboxes: tuple[Mailbox | None, ...],
+    rng: Random,
 ) -> None:
-    """Everyone asks everyone else, over and over."""
+    """Everyone asks everyone else, over and over, with and without mailboxes."""
     chains: list[tuple[str, ...]] = []
+    agents = Agents(_no_tools, Snapshot)
 
     async def handle(ctx: Context, depth: int) -> None:
         await trio.lowlevel.checkpoint()
@@ -309,20 +314,20 @@ def test_10_exactly_those_asks_are_refused_that_would_wait_for_themselves(
             except CallCycle as exc:
                 chains.append(exc.chain)
 
-    agents = Agents(_no_tools, Snapshot)
-    for name, turn in zip(NAMES, turns, strict=True):
-        agents.add(name, handle, turn=turn)
-
     def checked(waiter: Branch) -> tuple[str, ...]:
         circle = circle_of(waiter)
         assert bool(circle) == would_hang(agents, waiter)
         return circle
 
     async def main() -> None:
+        nonlocal agents
         with trio.fail_after(10_000):
-            async with trio.open_nursery() as nursery:
-                for name in roots:
-                    nursery.start_soon(converse, agents, name, 3)
+            async with open_agents(_no_tools, Snapshot, rng=Random(0)) as agents:
+                for name, turn, mailbox in zip(NAMES, turns, mailboxes, strict=True):
+                    agents.add(name, handle, turn=turn, mailbox=mailbox)
+                async with trio.open_nursery() as nursery:
+                    for name in roots:
+                        nursery.start_soon(converse, agents, name, 3)
 
     circle_of = turn_room._circle
     with scheduled(rng), pytest.MonkeyPatch.context() as patch:
@@ -354,7 +359,7 @@ def would_hang(agents: Agents, waiter: Branch) -> bool:
 
 
 @given(ROOTS, TURNS, st.integers(0, 40), schedules())
-def test_47_cancelled_at_any_tick_everything_is_at_rest(
+def test_invariant_47_cancelled_at_any_tick_everything_is_at_rest(
     roots: list[Root], turns: tuple[int, ...], tick: int, rng: Random
 ) -> None:
     world = World(turns)

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
+import pytest
 import trio
 from hypothesis import event, given
 from hypothesis import strategies as st
@@ -199,6 +200,10 @@ async def play(program: Program, until: Until) -> None:
                 await trio.sleep(100)
                 await wait_all_tasks_blocked()
                 check(program, endings, heard, server, session, cut=cut)
+                session.lost(ConnectionLost("enough"))
+                with pytest.raises(ConnectionLost) as refused:  # at once, whatever the transport would still take
+                    await session.request("late")
+                assert refused.value.executed == "no"
                 until.over = True
             background.cancel_scope.cancel("the program is over")
 

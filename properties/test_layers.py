@@ -363,3 +363,26 @@ def test_a_layer_that_passes_on_changes_no_outcome(asks: list[Ask], rng: Random)
     plain = play(asks, Random(seed), lambda _, handler: handler, handler, lambda: None)
     passed = play(asks, Random(seed), lambda _, handler: stack(handler, through, through), handler, lambda: None)
     assert plain == passed
+
+
+SECONDS = st.sampled_from([0.0, 1.0, 5.0, 60.0, math.inf])
+
+
+@given(st.floats(0, 100), SECONDS, SECONDS, SECONDS)
+def test_6_a_deadline_is_never_later_than_it_was_nor_is_the_latest_that_progress_may_move_it_to(
+    now: float, inherited: float, seconds: float, longest: float
+) -> None:
+    seen: list[Call] = []
+
+    async def handler(call: Call) -> Outcome:
+        await trio.lowlevel.checkpoint()
+        seen.append(call)
+        return DONE
+
+    call = Call("tools/call", "x", deadline=now + inherited, latest=now + inherited)
+    trio.run(deadline(seconds, longest=longest, clock=lambda: now)(handler), call)
+    [got] = seen
+    assert got.deadline == now + min(inherited, seconds)
+    assert got.latest <= call.latest
+    if got.patience:
+        assert got.latest <= now + longest

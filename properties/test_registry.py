@@ -105,6 +105,7 @@ def test_19_to_23_versions_have_no_gap_epochs_rise_and_readers_see_what_was_ackn
                     for steps in programs:
                         senders.start_soon(send, registry, steps)
                 await wait_all_tasks_blocked()
+                assert len(registry._watchers) == 1  # those that were told are forgotten
                 background.cancel_scope.cancel("the program is over")
 
     with scheduled(rng):

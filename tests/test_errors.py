@@ -70,6 +70,18 @@ def test_other_errors_say_what_happened_and_what_to_do() -> None:
     assert str(errors.AgentNotFound("a")) == "no agent named 'a'"
     assert str(errors.HandoffRefused("a", "16 hops are used up")) == "handoff to 'a' refused: 16 hops are used up"
     assert str(errors.CallCycle(["a", "b", "a"])) == "call cycle: a > b > a"
+    assert str(errors.AgentGone("a#3", 4)) == "'a#3' is no more: the agent is in generation 4"
+    assert str(errors.AgentNotGranted("a", "b", ["c*"])) == "agent 'a' may not ask 'b': it is granted c*"
+    assert str(errors.AgentNotGranted("a", "b", [])) == "agent 'a' may not ask 'b': it is granted nobody"
+    assert str(errors.NoMailbox("a")) == "agent 'a' has no mailbox, so it takes no messages; give it one"
+    assert str(errors.AgentCrashed("a#1", "KeyError(1)")) == "agent a#1 crashed: KeyError(1)"
+    assert str(errors.AgentDown("a", "it was removed")) == "agent 'a' is down: it was removed"
+    assert str(errors.RestartIntensity("a#4", 3, 5.0)) == "agent a#4 crashed again after 3 restarts within 5 s"
+    assert str(errors.BudgetExceeded("calls", 3, "a")) == "budget of 3 calls does not hold what agent 'a' asks for"
+    assert str(errors.JobNotFound("7")) == "no conversation with id '7'"
+    assert str(errors.JobCancelled("7", "enough")) == "conversation 7 was cancelled: enough"
+    doubt = "conversation 7 is not run again by itself: web__put, web__get may have run already"
+    assert str(errors.InDoubt("7", ["web__put", "web__get"])) == doubt
     malformed = errors.Malformed(-32600, "an array", "7")
     assert (str(malformed), malformed.code, malformed.id) == ("an array", -32600, "7")
 

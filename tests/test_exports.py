@@ -12,12 +12,14 @@ import pytest
 import cord_trio
 
 PUBLIC = {
-    "AgentError", "AgentNotFound", "BadReply", "Call", "CallCycle", "CallError", "CallFailed", "Config", "ConfigError",
-    "ConnectFailed", "ConnectionLost", "Content", "Context", "CordError", "DeadlineExceeded", "Draining", "Fabric",
-    "Handler", "Handoff", "HandoffRefused", "Http", "HttpFailed", "InProcess", "InputNeeded", "Layer", "Malformed",
-    "Outcome", "Overloaded", "Refused", "Snapshot", "SourceDown", "Stdio", "Tool", "ToolNotFound", "ToolNotGranted",
-    "ToolResult", "WebSocket", "__version__", "deadline", "last", "limit", "load_config", "open_fabric", "rate",
-    "retry", "serve_gateway", "stack",
+    "Account", "AgentCrashed", "AgentDown", "AgentError", "AgentGone", "AgentNotFound", "AgentNotGranted", "Backoff",
+    "BadReply", "Budget", "BudgetExceeded", "Call", "CallCycle", "CallError", "CallFailed", "Config", "ConfigError",
+    "ConnectFailed", "ConnectionLost", "Content", "Context", "CordError", "DeadlineExceeded", "Draining", "Events",
+    "Fabric", "Handler", "Handoff", "HandoffRefused", "Http", "HttpFailed", "InDoubt", "InProcess", "InputNeeded",
+    "Job", "JobCancelled", "JobNotFound", "Layer", "Mailbox", "Malformed", "MemoryJournal", "NoMailbox", "Notice",
+    "Outcome", "Overloaded", "Refused", "RestartIntensity", "Snapshot", "SourceDown", "SqliteJournal", "Stdio",
+    "Supervisor", "Tool", "ToolNotFound", "ToolNotGranted", "ToolResult", "WebSocket", "__version__", "deadline",
+    "last", "latest", "limit", "load_config", "open_fabric", "rate", "retry", "serve_gateway", "stack",
 }  # fmt: skip
 """The public API; what else can be reached may change."""
 

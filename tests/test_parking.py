@@ -9,6 +9,7 @@ import pytest
 import trio
 from msgspec import Raw
 
+from cord_trio.agents import Budget, Mailbox
 from cord_trio.call import Call, Complete, Error, InputRequired
 from cord_trio.config import Bounds, Config, GatewayConfig
 from cord_trio.errors import (
@@ -858,7 +859,8 @@ async def test_an_exported_agent_is_a_tool(autojump_clock: MockClock) -> None:
 
         And more.
         """
-        ctx.emit(0.5, 1, "half")
+        await ctx.emit({"progress": 0.5, "total": 1, "message": "half"})
+        await ctx.emit("no progress")
         return {"got": payload, "for": ctx.principal} if payload != "plain" else "text"
 
     seen: list[Json] = []
@@ -881,6 +883,60 @@ async def test_an_exported_agent_is_a_tool(autojump_clock: MockClock) -> None:
         assert json.loads(said_text(outcome)) == {"got": {"a": 1}, "for": "ada"}
         assert seen == [{"progressToken": 0, "progress": 0.5, "total": 1, "message": "half"}]
         assert (await fabric.call("agent__writer", {"payload": [1]})).structured == {"got": [1], "for": "local"}
+
+
+@pytest.mark.parametrize("mailbox", [None, Mailbox()])
+async def test_what_an_exported_agent_emits_is_progress_if_it_has_its_shape(
+    mailbox: Mailbox | None, autojump_clock: MockClock
+) -> None:
+    async def inner(ctx: Context, payload: Json) -> object:
+        await ctx.emit(9)  # its asker does not listen
+        return payload
+
+    async def counts(ctx: Context, payload: Json) -> object:
+        await ctx.ask("inner", payload)
+        for value in (1, {"progress": 2.5, "total": None}, True, None, "3", [4], {"total": 5}, float("nan"), 10**400):
+            await ctx.emit(value)
+        for more in ({"total": "x"}, {"message": 1}, {"message": "m", "else": 1}):
+            await ctx.emit({"progress": 6, **more})
+        return ctx.handoff("taker", payload)
+
+    async def taker(ctx: Context, payload: Json) -> object:
+        await ctx.emit(7)
+        return "done"
+
+    seen: list[Json] = []
+
+    def events(method: str, params: Raw) -> None:
+        seen.append((method, {k: v for k, v in json.loads(bytes(params)).items() if k != "progressToken"}))
+
+    async with open_fabric([]) as fabric:
+        fabric.agent("inner", inner)
+        fabric.agent("taker", taker)
+        fabric.agent("counts", counts, mailbox=mailbox, export=True)
+        assert (await fabric.call("agent__counts", events=events)).text == "done"
+        assert (await fabric.call("agent__counts")).text == "done"
+    told = [{"progress": 1}, {"progress": 2.5}, {"progress": 6, "message": "m"}, {"progress": 7}]
+    assert seen == [("notifications/progress", each) for each in told]
+
+
+async def test_rounds_of_questions_are_one_call_of_a_budget(autojump_clock: MockClock) -> None:
+    far = FullServer(modern=True)
+    visits: list[Json] = []
+
+    def tool(request: Request) -> Json:
+        visits.append(request.params.get("requestState"))
+        return text("done") if len(visits) == 3 else {"resultType": "input_required", "requestState": str(len(visits))}
+
+    async def asks(ctx: Context, payload: Json) -> object:
+        return (await ctx.call("x__wait", answer=answer)).text, ctx.budget.spent["calls"]
+
+    far.tools["wait"] = tool
+    answer, _ = agent_answers()
+    async with open_fabric([far.source()]) as fabric:
+        await fabric.wait_started()
+        fabric.agent("asks", asks)
+        assert await fabric.ask("asks", budget=Budget(calls=1)) == ("done", 1)
 
 
 async def test_what_becomes_of_an_exported_agent_reaches_its_caller(autojump_clock: MockClock) -> None:

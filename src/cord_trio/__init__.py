@@ -8,9 +8,20 @@ whole public API.
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
+from cord_trio.agents import Account as Account
+from cord_trio.agents import Backoff as Backoff
+from cord_trio.agents import Budget as Budget
 from cord_trio.agents import Context as Context
+from cord_trio.agents import Events as Events
 from cord_trio.agents import Handoff as Handoff
+from cord_trio.agents import Job as Job
+from cord_trio.agents import Mailbox as Mailbox
+from cord_trio.agents import MemoryJournal as MemoryJournal
+from cord_trio.agents import Notice as Notice
+from cord_trio.agents import SqliteJournal as SqliteJournal
+from cord_trio.agents import Supervisor as Supervisor
 from cord_trio.agents import last as last
+from cord_trio.agents import latest as latest
 from cord_trio.call import Call as Call
 from cord_trio.call import Handler as Handler
 from cord_trio.call import Layer as Layer
@@ -21,9 +32,14 @@ from cord_trio.config import Http as Http
 from cord_trio.config import InProcess as InProcess
 from cord_trio.config import Stdio as Stdio
 from cord_trio.config import WebSocket as WebSocket
+from cord_trio.errors import AgentCrashed as AgentCrashed
+from cord_trio.errors import AgentDown as AgentDown
 from cord_trio.errors import AgentError as AgentError
+from cord_trio.errors import AgentGone as AgentGone
 from cord_trio.errors import AgentNotFound as AgentNotFound
+from cord_trio.errors import AgentNotGranted as AgentNotGranted
 from cord_trio.errors import BadReply as BadReply
+from cord_trio.errors import BudgetExceeded as BudgetExceeded
 from cord_trio.errors import CallCycle as CallCycle
 from cord_trio.errors import CallError as CallError
 from cord_trio.errors import CallFailed as CallFailed
@@ -35,10 +51,15 @@ from cord_trio.errors import DeadlineExceeded as DeadlineExceeded
 from cord_trio.errors import Draining as Draining
 from cord_trio.errors import HandoffRefused as HandoffRefused
 from cord_trio.errors import HttpFailed as HttpFailed
+from cord_trio.errors import InDoubt as InDoubt
 from cord_trio.errors import InputNeeded as InputNeeded
+from cord_trio.errors import JobCancelled as JobCancelled
+from cord_trio.errors import JobNotFound as JobNotFound
 from cord_trio.errors import Malformed as Malformed
+from cord_trio.errors import NoMailbox as NoMailbox
 from cord_trio.errors import Overloaded as Overloaded
 from cord_trio.errors import Refused as Refused
+from cord_trio.errors import RestartIntensity as RestartIntensity
 from cord_trio.errors import SourceDown as SourceDown
 from cord_trio.errors import ToolNotFound as ToolNotFound
 from cord_trio.errors import ToolNotGranted as ToolNotGranted

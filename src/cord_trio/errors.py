@@ -19,10 +19,20 @@
     │   │   └── Refused        it turned the request away for now: too many, or not at this moment
     │   ├── Overloaded         one of our own bounds was met; names it
     │   └── Draining           the fabric takes no new work
-    └── AgentError             an agent could not be asked
+    └── AgentError             an agent could not be asked, or did not answer
         ├── AgentNotFound      no agent has this name
+        │   ├── AgentGone      that generation of the agent is no more
+        │   └── AgentNotGranted the agent may not ask it; names its grant
         ├── HandoffRefused     the handoff may not happen
-        └── CallCycle          waiting here would wait for itself
+        ├── CallCycle          waiting here would wait for itself
+        ├── NoMailbox          it takes no messages
+        ├── AgentCrashed       its handler raised; the cause is what
+        ├── AgentDown          it was stopped, or gave up
+        ├── RestartIntensity   agents crashed too often; the cause is the last crash
+        ├── BudgetExceeded     a budget is used up; names the counter and the agent
+        ├── JobNotFound        no started conversation has this id
+        ├── JobCancelled       it was cancelled
+        └── InDoubt            it called tools that may have run, and is not run again unasked
 
 Facts are attributes; the text is made from them. `executed` is "no" (provably not run), "unknown"
 (it may have run) or "yes" (the server answered).
@@ -274,7 +284,7 @@ class Draining(CallError):
 
 
 class AgentError(CordError):
-    """An agent could not be asked."""
+    """An agent could not be asked, or did not answer."""
 
 
 class AgentNotFound(AgentError):
@@ -300,3 +310,107 @@ class CallCycle(AgentError):
     def __init__(self, chain: Sequence[str]) -> None:
         super().__init__(f"call cycle: {' > '.join(chain)}")
         self.chain = tuple(chain)
+
+
+class AgentGone(AgentNotFound):
+    """The agent was made anew since: `address` names a generation that is no more."""
+
+    def __init__(self, address: str, generation: int) -> None:
+        super().__init__(address)
+        self.args = (f"{address!r} is no more: the agent is in generation {generation}",)
+        self.generation = generation
+
+
+class AgentNotGranted(AgentNotFound):
+    """The agent may not ask this one, whether it exists or not. `granted` holds the globs of those it may."""
+
+    def __init__(self, agent: str, target: str, granted: Sequence[str]) -> None:
+        super().__init__(target)
+        self.args = (f"agent {agent!r} may not ask {target!r}: it is granted {', '.join(granted) or 'nobody'}",)
+        self.agent = agent
+        self.granted = tuple(granted)
+
+
+class NoMailbox(AgentError):
+    """The agent takes asks only: it was made without a mailbox."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"agent {name!r} has no mailbox, so it takes no messages; give it one")
+        self.name = name
+
+
+class AgentCrashed(AgentError):
+    """The handler of a mailbox agent raised; `__cause__` is what. `agent` is its name and generation."""
+
+    def __init__(self, agent: str, what: str) -> None:
+        super().__init__(f"agent {agent} crashed: {what}")
+        self.agent = agent
+
+
+class AgentDown(AgentError):
+    """The agent was stopped, or gave up. A message that it had begun may have had effects."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"agent {name!r} is down: {reason}")
+        self.name = name
+        self.reason = reason
+
+
+class RestartIntensity(AgentError):
+    """The agents of one supervisor crashed too often; `__cause__` is the last crash.
+
+    Attributes:
+        agent: whose crash was the last.
+        restarts: those that were made.
+        within: seconds that they were made in.
+
+    """
+
+    def __init__(self, agent: str, restarts: int, within: float) -> None:
+        super().__init__(f"agent {agent} crashed again after {restarts} restarts within {within:g} s")
+        self.agent = agent
+        self.restarts = restarts
+        self.within = within
+
+
+class BudgetExceeded(AgentError):
+    """A budget does not hold what was asked of it.
+
+    Attributes:
+        counter: calls, seconds, tokens, money, bytes or hops.
+        limit: of that counter.
+        agent: who asked for more than there was.
+
+    """
+
+    def __init__(self, counter: str, limit: object, agent: str) -> None:
+        super().__init__(f"budget of {limit} {counter} does not hold what agent {agent!r} asks for")
+        self.counter = counter
+        self.limit = limit
+        self.agent = agent
+
+
+class JobNotFound(AgentError):
+    """No started conversation has this id, or its result was let go of."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"no conversation with id {id!r}")
+        self.id = id
+
+
+class JobCancelled(AgentError):
+    """The started conversation was cancelled, for `reason`."""
+
+    def __init__(self, id: str, reason: str) -> None:
+        super().__init__(f"conversation {id} was cancelled: {reason}")
+        self.id = id
+        self.reason = reason
+
+
+class InDoubt(AgentError):
+    """The conversation was cut off after it called `calls`, which may have run: a person must decide."""
+
+    def __init__(self, id: str, calls: Sequence[str]) -> None:
+        super().__init__(f"conversation {id} is not run again by itself: {', '.join(calls)} may have run already")
+        self.id = id
+        self.calls = tuple(calls)

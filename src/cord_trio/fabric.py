@@ -6,18 +6,23 @@ closes its sessions and children), and the core that they all stand on.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from contextlib import asynccontextmanager, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import attrs
 import trio
 
 from cord_trio import layers
-from cord_trio.agents import Agents, call_tool, converse
+from cord_trio.agents import call_tool, open_agents
+from cord_trio.agents.asks import ask_nodes
 from cord_trio.agents.exporting import as_tool
 from cord_trio.agents.serving import answer_call
+from cord_trio.agents.verbs import Verbs
 from cord_trio.call import LOCAL, Error, stack
 from cord_trio.cell import Timer
 from cord_trio.config import Config
@@ -26,9 +31,8 @@ from cord_trio.errors import Draining, Overloaded, SourceDown, ToolNotFound
 from cord_trio.link import Link, Surroundings
 from cord_trio.observe import Node
 from cord_trio.protocol import jsonrpc
-from cord_trio.protocol.uris import export_uri
 from cord_trio.registry import AGENTS, Registry
-from cord_trio.routing import ROUTED, Finder, unknown
+from cord_trio.routing import ROUTED, Finder, told_as, unknown
 from cord_trio.transports.guardian import open_guardian
 from cord_trio.version import __version__
 
@@ -36,7 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
     from random import Random
 
-    from cord_trio.agents import Agent, AgentFunction, Answer
+    from cord_trio.agents import Agent, Answer, Journal
+    from cord_trio.agents.agent import AgentMade
     from cord_trio.call import Call, EventSink, Handler, Outcome
     from cord_trio.config import Source
     from cord_trio.protocol.jsonrpc import Json
@@ -50,16 +55,15 @@ STARTS_PER_CORE: Final = 2
 """Interpreters that start at once, for each processor."""
 
 
-class Fabric:
+class Fabric(Verbs):
     """A running fabric. Get one from `open_fabric`.
 
     Attributes:
         config: what it was made from.
         registry: what tools exist.
         links: the sources, by name.
-        agents: by name, see `agent`.
+        slots: for calls of each source, by its name.
         counters: what happened so far.
-        draining: set once no new work is taken.
         timer: expires the deadlines.
 
     """
@@ -70,8 +74,7 @@ class Fabric:
         self.timer = around.timer
         self.counters = around.counters
         self.links = {name: Link(source, around) for name, source in config.enabled.items()}
-        self.agents = Agents(self.route, lambda: self.registry.snapshot, max_hops=config.bounds.hops)
-        self.draining = trio.Event()
+        self.slots: dict[str, layers.Slots] = {}
         self._parks = around.parks
         self._pages = around.pages
         self._exported: dict[str, Tool] = {}
@@ -86,51 +89,20 @@ class Fabric:
 
     # Agents
 
-    def agent(
-        self,
-        name: str,
-        function: AgentFunction,
-        *,
-        turn: int = 1,
-        tools: Sequence[str] = ("*",),
-        export: bool = False,
-    ) -> Agent:
-        """Make an agent that can be asked under `name`.
+    def add_configured(self, handlers: Mapping[str, AgentMade]) -> None:
+        """Make the agents of the configuration.
 
         Args:
-            name: up to 64 letters, digits, `_`, `-` and `.`.
-            function: `async (context, payload) -> answer`; the answer may be a `context.handoff(...)`.
-            turn: how many of its handlers run at once; the others wait in order.
-            tools: globs over exported names: the tools it may call.
-            export: whether it is listed as a tool too, `agent__NAME`, for all who can call tools.
-
-        Raises:
-            ValueError: the name is taken, or is none.
+            handlers: by name, as `find_handlers` finds them.
 
         """
-        agent = self.agents.add(name, function, turn=turn, tools=tools)
-        if export:
-            self._exported[name] = as_tool(agent)
-            self.registry.export_agents(tuple(self._exported.values()))
-        return agent
+        for name, function in handlers.items():
+            agent = self.config.agents[name]
+            self.agent(name, function, turn=agent.turn, tools=agent.tools, export=agent.export)
 
-    async def ask(self, name: str, payload: object = None) -> object:
-        """What agent `name` answers to `payload`, or whoever it hands the work to.
-
-        The handler runs in this task: the deadline and the cancellation of the caller reach it natively,
-        and what it raises comes out as it is.
-
-        Raises:
-            AgentError: it could not be asked.
-            Draining: the fabric takes no new work.
-            Overloaded: too much is running.
-
-        """
-        self._enter()
-        try:
-            return await converse(self.agents, name, payload)
-        finally:
-            self._leave()
+    def _export(self, agent: Agent) -> None:
+        self._exported[agent.name] = as_tool(agent)
+        self.registry.export_agents(tuple(self._exported.values()))
 
     async def _ask_exported(self, call: Call) -> Outcome:
         """Ask an agent that is listed as a tool."""
@@ -248,7 +220,7 @@ class Fabric:
                 found = self._finder.resource(self.registry.snapshot, public)
                 link = None if found is None else self.links.get(found[0])
                 if found is not None and link is not None:
-                    told = _told_as(found[1], public, link.source.export_prefix, sink)
+                    told = told_as(found[1], public, link.source.export_prefix, sink)
                     if (link, found[1]) not in wanted:
                         link.subscriptions.add(found[1], key, told)
                         wanted.append((link, found[1]))
@@ -273,30 +245,41 @@ class Fabric:
         """Take no new work, and wait up to `grace` seconds for what runs; returns whether it ended by itself."""
         self.draining.set()
         with trio.move_on_after(grace):
-            await self._wait_quiet()
-        if self._running:
-            self.counters.add("fabric.drain_unfinished", self._running)
-        return not self._running
+            await self._wait_done()
+        unfinished = self._running + self.agents.untold + len(self.agents.jobs.running)
+        if unfinished:
+            self.counters.add("fabric.drain_unfinished", unfinished)
+        return not unfinished
 
-    def tree(self) -> Node:
-        """Everything that lives in the fabric, at this moment."""
-        state = "draining" if self.draining.is_set() else "running"
-        facts = {
-            "tools": len(self.registry.snapshot.tools),
-            "calls": self._running,
-            "version": self.registry.snapshot.version,
-        }
-        children = [link.node() for link in self.links.values()]
+    def tree(self, most: float = math.inf) -> Node:
+        """Everything that lives in the fabric, at this moment.
+
+        Args:
+            most: agents, asks and conversations each that are shown; of agents those first that are not idle.
+
+        """
+        agents = self.agents
+        shown = list(agents.values()) if len(agents) <= most else self._busiest(int(most))
+        asks, asks_left_out = ask_nodes(list(self.agents.roots), most)
+        jobs = list(self.agents.jobs.all())
+        children = [self._source_node(link) for link in self.links.values()]
         children += [
             Node("source", name, "broken", {"reason": "; ".join(map(str, problems))})
             for name, problems in self.config.broken.items()
         ]
+        children += [agent.node() for agent in shown]
+        children += asks
         children += [
-            Node("agent", repr(agent), "idle" if not agent.turn.holders else "busy",
-                 {"turn": f"{len(agent.turn.holders)}/{agent.turn.size}", "waiting": len(agent.turn.waiting)})
-            for agent in self.agents.values()
-        ]  # fmt: skip
-        children += [Node("ask", " > ".join(branch.path)) for branch in self.agents.roots]
+            Node("conversation", job.id, job.state, {"agent": job.agent})
+            for job in (jobs if len(jobs) <= most else jobs[: int(most)])
+        ]
+        facts = {
+            "tools": len(self.registry.snapshot.tools),
+            "calls": self._running,
+            "version": self.registry.snapshot.version,
+            "left_out": len(agents) - len(shown) + asks_left_out + max(0, len(jobs) - most) or None,
+        }
+        state = "draining" if self.draining.is_set() else "running"
         return Node("fabric", "cord_trio", state, facts, tuple(children))
 
     # Inside
@@ -316,6 +299,14 @@ class Fabric:
             if self._quiet.is_set():
                 self._quiet = trio.Event()
             await self._quiet.wait()
+
+    async def _wait_done(self) -> None:
+        """Return once nothing runs, no message is under way, and no conversation."""
+        agents = self.agents
+        while self._running or agents.untold or agents.jobs.running:
+            await self._wait_quiet()
+            await agents.wait_quiet()
+            await agents.jobs.wait_quiet()
 
     def _leave(self) -> None:
         self._running -= 1
@@ -341,6 +332,21 @@ class Fabric:
         for source, problems in self.config.broken.items():
             if name.startswith(f"{source}__"):
                 raise SourceDown(source, "; ".join(map(str, problems)))
+
+    def _busiest(self, most: int) -> list[Agent]:
+        """So many agents, those that are not idle before the others."""
+        busy = [agent for agent in self.agents.values() if agent.turn.holders][:most]
+        idle = (agent for agent in self.agents.values() if not agent.turn.holders)
+        return busy + list(islice(idle, most - len(busy)))
+
+    def _source_node(self, link: Link) -> Node:
+        node, slots = link.node(), self.slots[link.name]
+        facts = {
+            "slots": f"{slots.taken}/{slots.size}",
+            "slots_waiting": slots.waiting or None,
+            "log_lines": link.log_lines,
+        }
+        return attrs.evolve(node, facts={**facts, **node.facts})
 
     def _stacked(self, link: Link, rng: Random) -> tuple[Handler, Handler]:
         """What takes calls of a source, and what takes answers to those that wait."""
@@ -374,6 +380,7 @@ class Fabric:
         if source.rate is not None:
             around.append(layers.rate(source.rate, source.burst, timer=timer, counters=counters, name=source.name))
         slots = layers.Slots(source.slots, timer=timer, counters=counters, name=source.name)
+        self.slots[link.name] = slots
         limited = layers.limit(slots, timer=timer, counters=counters, name=source.name)
         return stack(send, *around, limited), stack(self._parks.resume, around[0], limited)
 
@@ -384,18 +391,12 @@ def _roots(given: Sequence[str]) -> bytes:
     return jsonrpc.encode({"roots": [{"uri": uri} for uri in uris]})
 
 
-def _told_as(own: str, public: str, prefix: str, sink: Callable[[str], None]) -> Callable[[str], None]:
-    """Tells `sink` of changes in the words of whoever subscribed to `public`, which is the server's `own`."""
-
-    def told(uri: str) -> None:
-        sink(public if uri == own else export_uri(prefix, uri))
-
-    return told
-
-
 @asynccontextmanager
 async def open_fabric(
-    config: Config | Mapping[str, Source] | Sequence[Source] | None = None, *, rng: Random | None = None
+    config: Config | Mapping[str, Source] | Sequence[Source] | None = None,
+    *,
+    rng: Random | None = None,
+    journal: Journal | None = None,
 ) -> AsyncGenerator[Fabric, None]:
     """A fabric for as long as the block runs. Its sources connect in the background, each by itself.
 
@@ -405,6 +406,7 @@ async def open_fabric(
     Args:
         config: whole, or only the sources; None for no sources.
         rng: draws the pauses; seeded where a run is to repeat.
+        journal: keeps started conversations; None for memory.
 
     """
     if not isinstance(config, Config):
@@ -445,18 +447,18 @@ async def open_fabric(
         async with trio.open_nursery() as links:
             for link in fabric.links.values():
                 links.start_soon(link.keep, name=f"link {link.name}")
-            # Agents with tasks of their own live in the first, work that outlives its asker in the second.
-            async with trio.open_nursery() as agents, trio.open_nursery() as conversations:
-                try:
+            try:
+                # Agents with tasks of their own live in one nursery, work that outlives its asker in another.
+                async with open_agents(
+                    fabric.route, lambda: registry.snapshot, counters=counters, timer=timer, rng=around.rng,
+                    journal=journal, max_hops=config.bounds.hops,
+                ) as agents:  # fmt: skip
+                    fabric.agents = agents
                     yield fabric
                     await fabric.drain(config.gateway.grace)
-                # Cancelled must travel through the nurseries: it may be theirs.
-                except Exception as exc:
-                    block_error = exc
-                fabric.draining.set()
-                conversations.cancel_scope.cancel("the fabric's block has ended")
-                agents.cancel_scope.cancel("the fabric's block has ended")
-            fabric.agents.over = True
+            # Cancelled must travel through the nurseries: it may be theirs.
+            except Exception as exc:
+                block_error = exc
             links.cancel_scope.cancel("the fabric's block has ended")
         # Calls of tasks that are not the fabric's fail now, but may need the timer for it.
         with trio.move_on_after(LAST_CALLS):

@@ -9,10 +9,10 @@ from msgspec.structs import replace
 
 from cord_trio.errors import CallFailed, Malformed
 from cord_trio.protocol.jsonrpc import INVALID_PARAMS, encode, members, object_of, parse
-from cord_trio.protocol.uris import import_uri, may_expand_to
+from cord_trio.protocol.uris import export_uri, import_uri, may_expand_to
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from cord_trio.call import Call
     from cord_trio.snapshot import Snapshot
@@ -115,6 +115,15 @@ class Finder:
             for name, view in snapshot.sources.items()
             if name not in prefixed and view.greeting is not None and "resources" in view.greeting.capabilities
         )
+
+
+def told_as(own: str, public: str, prefix: str, sink: Callable[[str], None]) -> Callable[[str], None]:
+    """Tells `sink` of changes in the words of whoever subscribed to `public`, which is the server's `own`."""
+
+    def told(uri: str) -> None:
+        sink(public if uri == own else export_uri(prefix, uri))
+
+    return told
 
 
 def unknown(call: Call) -> CallFailed:

@@ -35,6 +35,7 @@ def run(program: Path, folder: Path) -> str:
         ("handoff", "the answer: 42"),
         ("deadlines", "blue was cancelled: 60 s is too late"),
         ("gateway", "answered 42"),
+        ("race", "but not with sales at [1.0] and seed "),
     ],
 )
 def test_each_example_runs(name: str, said: str, folder: Path) -> None:
@@ -42,7 +43,7 @@ def test_each_example_runs(name: str, said: str, folder: Path) -> None:
 
 
 def test_no_example_is_left_out() -> None:
-    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == {"handoff", "deadlines", "gateway"}
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == {"handoff", "deadlines", "gateway", "race"}
 
 
 def test_the_program_of_the_readme_runs_on_a_pasted_block(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import trio
+import trio.testing
 from hypothesis import find, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
@@ -100,3 +101,70 @@ def test_time_jumps_under_a_chosen_schedule(rng: random.Random) -> None:
 
     with scheduled(rng):
         assert trio.run(main, clock=MockClock(autojump_threshold=0)) == 5
+
+
+def test_the_eldest_task_is_cancelled_first() -> None:
+    cancelled: list[int] = []
+
+    async def child(number: int) -> None:
+        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+            cancelled.append(number)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        with trio.CancelScope():
+            await trio.lowlevel.wait_task_rescheduled(abort)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(child, number)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel("the end")
+
+    with scheduled(random.Random(3)):
+        trio.run(main)
+    assert cancelled == list(range(20))
+
+
+def test_of_scopes_with_one_deadline_the_first_to_be_entered_ends_first() -> None:
+    entered = 0.0
+    order: list[int] = []
+    ended: list[int] = []
+
+    async def child(number: int) -> None:
+        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+            ended.append(number)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        with trio.move_on_at(entered + 1):
+            order.append(number)
+            await trio.lowlevel.wait_task_rescheduled(abort)
+
+    async def main() -> None:
+        nonlocal entered
+        entered = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(child, number)
+
+    with scheduled(random.Random(3)):
+        trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert order != sorted(order)
+    assert ended == order
+
+
+def test_a_schedule_tells_whom_it_chose_and_draws_no_more_than_its_choices() -> None:
+    told: list[str] = []
+    draws = 0
+
+    class Counted(random.Random):
+        def randrange(self, *args: int) -> int:  # type: ignore[override]
+            nonlocal draws
+            draws += 1
+            return super().randrange(*args)
+
+    with scheduled(Counted(1), choices=3, chosen=told.append) as schedule:
+        trio.run(Racy().run)
+    assert draws == 3
+    assert told == schedule.trace
+    assert {"slow", "quick"} <= set(told)

@@ -1,36 +1,50 @@
-"""Agents as cells: a name, a function, a turn, and what it may use. An idle one has no task."""
+"""Agents as cells: a name, a function, a turn, and what it may use. An idle function has no task."""
 
 from __future__ import annotations
 
+import inspect
+import math
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-import attrs
+import msgspec
 
-from cord_trio.agents.turn import Branch, Turn
+from cord_trio.agents.turn import Turn
+from cord_trio.observe import Node
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractAsyncContextManager
 
-    from cord_trio.agents.conversation import Context
-    from cord_trio.call import Handler
-    from cord_trio.registry import Snapshot
+    from cord_trio.agents.budget import Budget
+    from cord_trio.agents.context import Context
+    from cord_trio.agents.resident import Resident
 
 MAX_HOPS: Final = 16
 """Handoffs in one chain of asks, unless told otherwise."""
 
+GRACE: Final = 5.0
+"""Seconds that a handler has to end: when its agent is stopped, and when whoever asked it has gone."""
+
+REMEMBERED: Final = 1024
+"""Names of which an agent remembers whether its grant covers them."""
+
 EVERYTHING: Final = ("*",)
-"""The grant of an agent that may call every tool."""
+"""The grant of an agent that may use every tool, or every agent."""
 
 AgentFunction: TypeAlias = "Callable[[Context, Any], Awaitable[object]]"
+
+AgentMade: TypeAlias = "AgentFunction | Callable[[], AgentFunction | AbstractAsyncContextManager[AgentFunction]]"
+"""A function, or a class (or `functools.partial` of one) whose instances are called like one."""
+
+Restart: TypeAlias = Literal["permanent", "transient", "temporary"]
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
-@attrs.frozen
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """One agent's part of a conversation, as those after it see it: who it was, and what it had been given."""
 
     agent: str
@@ -41,8 +55,7 @@ Keep: TypeAlias = Callable[[Sequence[Step]], Sequence[Step]]
 """Chooses what the taker sees of the transcript. Pure."""
 
 
-@attrs.frozen
-class Handoff:
+class Handoff(msgspec.Struct, frozen=True):
     """The wish that `target` goes on with `payload`. Does nothing until a handler returns it."""
 
     target: str
@@ -67,76 +80,123 @@ class Agent:
     Attributes:
         name: how others ask it.
         generation: counted up when it is made anew.
-        function: the handler; runs in the asker's task.
+        function: the handler, or what makes one.
         turn: who may run it.
         tools: globs over the exported names of the tools that it may call.
         every_tool: whether those are all.
+        agents: globs over the names of the agents that it may ask, tell and hand to.
+        every_agent: whether those are all.
+        raises: exceptions that are answers, not crashes.
+        repeatable: globs over tools that may be called again when a conversation is resumed.
+        topics: globs over the topics whose broadcasts it takes.
+        restart: when it is made anew.
+        grace: seconds that its handlers have to end.
+        deadline: seconds for each of its runs, infinite for none.
+        budget: of each of its runs; None for its asker's.
+        plain: it is a function in its asker's task without deadline or budget: nothing to do beside running it.
+        resident: its task, if it has one.
 
     """
 
-    __slots__ = ("every_tool", "function", "generation", "name", "tools", "turn")
+    __slots__ = (
+        *(
+            "_granted",
+            "agents",
+            "budget",
+            "deadline",
+            "every_agent",
+            "every_tool",
+            "function",
+            "generation",
+            "grace",
+            "name",
+        ),
+        *("plain", "raises", "repeatable", "resident", "restart", "tools", "topics", "turn"),
+    )
 
-    def __init__(self, name: str, function: AgentFunction, *, turn: int = 1, tools: Sequence[str] = EVERYTHING) -> None:
+    def __init__(
+        self, name: str, function: AgentMade, *, turn: int = 1,
+        tools: Sequence[str] = EVERYTHING, agents: Sequence[str] = EVERYTHING, reentrant: bool = False,
+        restart: Restart = "permanent", raises: tuple[type[Exception], ...] = (), repeatable: Sequence[str] = (),
+        topics: Sequence[str] = (), grace: float = GRACE, deadline: float = math.inf, budget: Budget | None = None,
+    ) -> None:  # fmt: skip
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no name for an agent: use 1 to 64 letters, digits, `_`, `-` and `.`")
+        if restart not in ("permanent", "transient", "temporary"):
+            raise ValueError(f"restart={restart!r}: use permanent, transient or temporary")
+        if not (grace >= 0 and deadline > 0):
+            raise ValueError("grace and deadline are seconds")
         self.name = name
         self.generation = 1
         self.function = function
-        self.turn = Turn(name, turn)
+        self.turn = Turn(name, turn, reentrant=reentrant)
         self.tools = tuple(tools)
         self.every_tool = "*" in self.tools
+        self.agents = tuple(agents)
+        self.every_agent = "*" in self.agents
+        self.raises = raises
+        self.repeatable = tuple(repeatable)
+        self.topics = tuple(topics)
+        self.restart = restart
+        self.grace = grace
+        self.deadline = deadline
+        self.budget = budget
+        self.plain = deadline == math.inf and budget is None
+        self.resident: Resident | None = None
+        self._granted: dict[str, bool] = {}
 
     def __repr__(self) -> str:
         return f"{self.name}#{self.generation}"
+
+    def node(self) -> Node:
+        """How it is, at this moment."""
+        turn, resident = self.turn, self.resident
+        facts: dict[str, object] = {"turn": f"{len(turn.holders)}/{turn.size}", "waiting": len(turn.waiting)}
+        state = "busy" if turn.holders else "idle"
+        if resident is not None:
+            if resident.box is not None:
+                box = resident.box
+                facts |= {"mailbox": f"{len(box)}/{box.size}", "peak": box.peak, "dropped": box.dropped}
+                facts["waiting"] = box.lengths()["waiting"]
+            facts["lives"] = resident.lives
+            if resident.down is not None:
+                state, facts["reason"] = "down", resident.down
+            elif resident.life is None:
+                state = "starting"
+        return Node("agent", repr(self), state, facts)
+
+    @property
+    def written(self) -> Callable[..., object]:
+        """`function` without what `functools.partial` passes to it."""
+        function: Callable[..., object] = self.function
+        while isinstance(function, partial):
+            function = function.func
+        return function
+
+    @property
+    def made(self) -> bool:
+        """Whether `function` makes the handler, and is not it."""
+        return inspect.isclass(self.written)
 
     def may_call(self, tool: str) -> bool:
         """Whether its grant covers the tool of this exported name."""
         return self.every_tool or any(fnmatchcase(tool, pattern) for pattern in self.tools)
 
+    def may_repeat(self, tool: str) -> bool:
+        """Whether the tool may be called again when a conversation is resumed."""
+        return any(fnmatchcase(tool, pattern) for pattern in self.repeatable)
 
-class Agents(Mapping[str, Agent]):
-    """All agents of one fabric by name, and what they act upon.
+    def takes(self, topic: str) -> bool:
+        """Whether it takes broadcasts of this topic."""
+        return any(fnmatchcase(topic, pattern) for pattern in self.topics)
 
-    Attributes:
-        handler: takes their calls.
-        snapshot: returns the registry's newest snapshot.
-        max_hops: handoffs that one ask may take.
-        over: whether nobody can be asked any more.
-        roots: the asks under way that no agent made.
-
-    """
-
-    def __init__(self, handler: Handler, snapshot: Callable[[], Snapshot], *, max_hops: int = MAX_HOPS) -> None:
-        self.handler = handler
-        self.snapshot = snapshot
-        self.max_hops = max_hops
-        self.over = False
-        self.roots: dict[Branch, None] = {}
-        self._agents: dict[str, Agent] = {}
-
-    def add(self, name: str, function: AgentFunction, *, turn: int = 1, tools: Sequence[str] = EVERYTHING) -> Agent:
-        """A new agent.
-
-        Args:
-            name: up to 64 letters, digits, `_`, `-` and `.`.
-            function: what it does, given a `Context` and the payload; what it returns is the answer.
-            turn: how many of its handlers run at once.
-            tools: globs over exported names: the tools that it may call.
-
-        Raises:
-            ValueError: the name is taken, or is none.
-
-        """
-        if name in self._agents:
-            raise ValueError(f"there is an agent named {name!r} already")
-        agent = self._agents[name] = Agent(name, function, turn=turn, tools=tools)
-        return agent
-
-    def __getitem__(self, name: str) -> Agent:
-        return self._agents[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._agents)
-
-    def __len__(self) -> int:
-        return len(self._agents)
+    def may_ask(self, agent: str) -> bool:
+        """Whether its grant covers the agent of this name."""
+        if self.every_agent:
+            return True
+        granted = self._granted.get(agent)
+        if granted is None:
+            if len(self._granted) >= REMEMBERED:
+                self._granted.clear()
+            granted = self._granted[agent] = any(fnmatchcase(agent, pattern) for pattern in self.agents)
+        return granted

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-import attrs
 import msgspec
 import trio
 from msgspec import Raw
@@ -28,8 +27,7 @@ ANY_QUESTION: Final = b'{"elicitation":{"form":{},"url":{}},"roots":{},"sampling
 """What is declared for a call whose agent answers: all that there is to ask."""
 
 
-@attrs.frozen
-class Question:
+class Question(msgspec.Struct, frozen=True):
     """What a server wants to know: a method, such as `elicitation/create`, and its parameters."""
 
     method: str

@@ -1,157 +1,68 @@
 """Asking an agent: the call is the task, and a handoff is a tail call.
 
-The handler runs in the asker's own task, under the agent's turn. So deadlines, cancellation and context
-variables reach it by the language alone, a crash arrives at the asker as itself, and there can be no
-orphan. A handler that returns a `Handoff` has finished: its turn is given back before the taker's is
-asked for, so nothing is held while waiting, and the taker runs in the same task.
+The handler of a function runs in the asker's own task, under the agent's turn. So deadlines, cancellation
+and context variables reach it by the language alone, a crash arrives at the asker as itself, and there can
+be no orphan. A handler that returns a `Handoff` has finished: its turn is given back before the taker's is
+asked for, so nothing is held while waiting, and the asker's task goes on with the taker. Agents with a task
+of their own are asked over their `Resident`, on the same terms.
 """
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
-from cord_trio.agents.agent import Handoff, Step
-from cord_trio.agents.exporting import emit
-from cord_trio.agents.tools import call_tool
-from cord_trio.agents.turn import Branch
+from cord_trio.agents.agent import Agent, Handoff, Step
+from cord_trio.agents.budget import Account
+from cord_trio.agents.context import Context
+from cord_trio.agents.monitor import Notice
+from cord_trio.agents.turn import Branch, note_way
 from cord_trio.call import LOCAL
-from cord_trio.errors import AgentNotFound, Draining, HandoffRefused, ToolNotGranted
+from cord_trio.errors import (
+    AgentError,
+    BudgetExceeded,
+    DeadlineExceeded,
+    Draining,
+    HandoffRefused,
+    NoMailbox,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from cord_trio.agents.agent import Agent, Agents, Keep
-    from cord_trio.agents.answering import Answer
-    from cord_trio.call import EventSink
-    from cord_trio.protocol.jsonrpc import Json
-    from cord_trio.protocol.mcp import ToolResult
-    from cord_trio.registry import Route, Snapshot
-
-
-class Context:
-    """What a handler is given for one run. It stays as it is, and is of use until the handler returns.
-
-    Another task may use it only in a nursery that the handler opened.
-
-    Attributes:
-        agent: whose handler this is.
-        principal: on whose behalf.
-        branch: the ask that this run belongs to, for whoever draws the tree.
-        chain: the names of the agents that led here, this one last.
-        hops: handoffs so far.
-        transcript: what the agents before this one left to see, the oldest first.
-        snapshot: the tools that existed when the handler started.
-
-    """
-
-    __slots__ = ("_agents", "agent", "branch", "chain", "hops", "principal", "snapshot", "transcript")
-
-    def __init__(
-        self, agents: Agents, branch: Branch, agent: Agent, principal: str, transcript: tuple[Step, ...]
-    ) -> None:
-        self._agents = agents
-        self.branch = branch
-        self.agent = agent
-        self.principal = principal
-        self.chain = branch.path
-        self.hops = branch.hops
-        self.transcript = transcript
-        self.snapshot: Snapshot = agents.snapshot()
-
-    @property
-    def deadline(self) -> float:
-        """Trio time at which this run is cancelled at the latest, as seen from here."""
-        return trio.current_effective_deadline()
-
-    @property
-    def tools(self) -> Mapping[str, Route]:
-        """The tools of `snapshot` that this agent may call, by exported name."""
-        agent = self.agent
-        if agent.every_tool:
-            return self.snapshot.tools
-        return {name: route for name, route in self.snapshot.tools.items() if agent.may_call(name)}
-
-    async def call(
-        self,
-        tool: str,
-        arguments: Mapping[str, Json] | None = None,
-        *,
-        events: EventSink | None = None,
-        answer: Answer | None = None,
-    ) -> ToolResult:
-        """What `tool` answered; `ToolResult.is_error` if it says that it failed.
-
-        Args:
-            tool: its exported name.
-            arguments: plain values.
-            events: takes its progress and log notifications.
-            answer: `async (questions by key) -> results by key`, for what the server asks in the middle of the
-                call; without it the server is told that nothing can be asked.
-
-        Raises:
-            CallError: it did not answer, or not with a result; `ToolNotGranted` if this agent may not call it.
-
-        """
-        agent = self.agent
-        if not agent.may_call(tool):
-            raise ToolNotGranted(agent.name, tool, agent.tools)
-        return await call_tool(
-            self._agents.handler, tool, arguments, principal=self.principal, events=events, answer=answer
-        )
-
-    def emit(self, progress: float, total: float | None = None, message: str | None = None) -> None:
-        """Tell whoever called this agent through the gateway how far it is; nobody else hears of it.
-
-        Args:
-            progress: rises from one to the next; what does not is dropped.
-            total: what it rises to, if that is known.
-            message: for a person.
-
-        """
-        emit(progress, total, message)
-
-    async def ask(self, agent: str, payload: object) -> object:
-        """What `agent` answers to `payload`, while this handler stays.
-
-        Raises:
-            AgentError: it could not be asked.
-            Exception: whatever its handler raised.
-
-        """
-        return await converse(self._agents, agent, payload, principal=self.principal, parent=self.branch)
-
-    def handoff(self, target: str, payload: object, keep: Keep | None = None) -> Handoff:
-        """A wish to be returned: that `target` goes on with `payload`, and its answer is the answer.
-
-        Args:
-            target: the taker's name.
-            payload: given to it as it is.
-            keep: chooses from the transcript, this agent's step included, what the taker sees; None for all.
-
-        """
-        return Handoff(target, payload, keep)
-
-    def can_handoff(self, target: str) -> bool:
-        """Whether a handoff to `target` would be taken, as things are now."""
-        return target in self._agents and self.hops < self._agents.max_hops
+    from cord_trio.agents.directory import Agents
+    from cord_trio.agents.job import Job
+    from cord_trio.agents.turn import Sink
 
 
 async def converse(
-    agents: Agents, name: str, payload: object, *, principal: str = LOCAL, parent: Branch | None = None
+    agents: Agents,
+    name: str,
+    payload: object,
+    *,
+    principal: str = LOCAL,
+    parent: Branch | None = None,
+    account: Account | None = None,
+    sink: Sink | None = None,
+    job: Job | None = None,
+    transcript: tuple[Step, ...] = (),
 ) -> object:
     """The answer of agent `name` to `payload`, or of whoever it was handed on to. Always a checkpoint.
 
     Cancelled while it waits for a turn, no handler starts. What a handler raises comes out as it is, with
-    a note of the agents that led there.
+    a note of the agents that led there; over a mailbox, as `AgentCrashed` from it.
 
     Args:
         agents: among whom.
-        name: who is asked.
+        name: who is asked; with `#generation` to ask only that one.
         payload: given to the handler as it is.
         principal: on whose behalf.
         parent: the branch of the asking handler, if it is one.
+        account: what it may use; None for what the asker may.
+        sink: takes what its handlers emit.
+        job: the started conversation that this is.
+        transcript: of a conversation that goes on.
 
     Raises:
         AgentNotFound: no agent has this name.
@@ -159,61 +70,193 @@ async def converse(
         HandoffRefused: a handler handed on to an agent that is missing, or once too often.
         CallCycle: waiting for a turn would be waiting for ourselves.
         Overloaded: too many wait for one agent.
+        AgentDown: the agent was stopped, or gave up.
+        BudgetExceeded: the seconds of a budget are used up, or its hops.
 
     """
     await trio.lowlevel.checkpoint()
     if agents.over:
         raise Draining
     agent = agents.get(name)
+    generation = 0
     if agent is None:
-        raise AgentNotFound(name)
+        agent, generation = agents.find(name)
     if parent is None:
-        branch, siblings = Branch(None, (name,), 0), agents.roots
+        branch = Branch(None, (agent.name,), 0, principal, account or agents.account)
+        siblings = agents.roots
     else:
-        branch, siblings = Branch(parent, (*parent.path, name), parent.hops), parent.children
-    transcript: tuple[Step, ...] = ()
+        branch = Branch(parent, (*parent.path, agent.name), parent.hops, principal, account or parent.account)
+        siblings = parent.children
+    if job is not None:
+        branch.job = job
+    branch.sink = sink
+    branch.deadline = trio.current_effective_deadline()
+    transfer = False
     siblings[branch] = None
     try:
         while True:
-            turn = agent.turn
-            if not turn.take(branch):
-                await turn.wait(branch)
-            try:
-                answer = await agent.function(Context(agents, branch, agent, principal, transcript), payload)
-            except Exception as exc:
-                _note(exc, branch, agent)
-                raise
-            finally:
-                turn.release(branch)
+            if agent.plain:
+                turn = agent.turn
+                if not turn.take(branch):
+                    await turn.wait(branch)
+                try:
+                    answer = await agent.function(Context(agents, branch, agent, transcript), payload)  # type: ignore[call-arg, misc]  # no class
+                except Exception as exc:
+                    _failed(agents, branch, agent, exc)
+                    raise
+                finally:
+                    turn.release(branch)
+            else:
+                answer = await _host(agents, branch, agent, payload, transcript, generation, transfer)
             if type(answer) is not Handoff:
                 return answer
-            taker = _taker(agents, branch, answer)
+            taker = _taker(agents, branch, agent, answer)
             transcript = (*transcript, Step(agent.name, payload))
             if answer.keep is not None:
                 transcript = tuple(answer.keep(transcript))
             branch.path = (*branch.path, taker.name)
             branch.hops += 1
             agent, payload = taker, answer.payload
+            generation, transfer = 0, True
+            if branch.job is not None and branch.parent is None:
+                await branch.job.handed(agent.name, payload, transcript)
             await trio.lowlevel.checkpoint_if_cancelled()
     finally:
         del siblings[branch]
 
 
-def _taker(agents: Agents, branch: Branch, handoff: Handoff) -> Agent:
+async def tell(
+    agents: Agents, name: str, payload: object, *, principal: str = LOCAL, parent: Branch | None = None,
+    account: Account | None = None,
+) -> bool:  # fmt: skip
+    """Put `payload` into the mailbox of agent `name`; returns whether it was taken. Always a checkpoint.
+
+    Raises:
+        AgentNotFound: no agent has this name.
+        NoMailbox: it has none.
+        Draining: the fabric has ended.
+        AgentDown: it was stopped, or gave up.
+        Overloaded: its mailbox is full, and refuses then.
+        CallCycle: waiting for room would be waiting for ourselves.
+
+    """
+    await trio.lowlevel.checkpoint()
+    if agents.over:
+        raise Draining
+    agent, generation = agents.find(name)
+    resident = agent.resident
+    if resident is None or resident.post is None:
+        raise NoMailbox(agent.name)
+    branch = Branch(parent, (agent.name,), 0, principal, account or agents.account)
+    branch.job = None
+    return await resident.post.tell(branch, partial(Context, agents, branch, agent, ()), payload, generation=generation)
+
+
+def broadcast(
+    agents: Agents, topic: str, payload: object, *, principal: str = LOCAL, account: Account | None = None
+) -> int:
+    """Put `payload` into the mailbox of every agent that takes `topic`; returns how many took it. Never waits."""
+    taken = 0
+    for agent in list(agents.values()):
+        if agent.resident is not None and agent.resident.post is not None and agent.takes(topic):
+            branch = Branch(None, (agent.name,), 0, principal, account or agents.account)
+            taken += agent.resident.post.notify(branch, partial(Context, agents, branch, agent, ()), payload)
+    return taken
+
+
+async def carry_on(agents: Agents, giver: Agent, context: Context, payload: object, handoff: Handoff) -> None:
+    """Go on with a handoff that answers a message which nobody waits for. Raises nothing: monitors are told."""
+    branch = context.branch
+    try:
+        taker = _taker(agents, branch, giver, handoff)
+        transcript = (*context.transcript, Step(giver.name, payload))
+        if handoff.keep is not None:
+            transcript = tuple(handoff.keep(transcript))
+        # The way and the hops go on; a new branch, since nothing waits for the old one.
+        onward = Branch(None, branch.path, branch.hops + 1, branch.principal, branch.account)
+        await converse(
+            agents, taker.name, handoff.payload, principal=branch.principal, parent=onward, transcript=transcript
+        )
+    except Exception as exc:
+        agents.counters.add("agents.told_failed")
+        note_way(exc, branch, giver.generation)
+
+
+def _failed(agents: Agents, branch: Branch, agent: Agent, exc: Exception) -> None:
+    """A handler in its asker's task raised."""
+    note_way(exc, branch, agent.generation)
+    if agents.monitors.looking and not isinstance(exc, agent.raises):
+        agents.monitors.tell(Notice(agent.name, agent.generation, "crashed", exc))
+
+
+async def _host(
+    agents: Agents, branch: Branch, agent: Agent, payload: object, transcript: tuple[Step, ...],
+    generation: int, transfer: bool,
+) -> object:  # fmt: skip
+    """What `agent` answers, which is more than a function: it has a task, a deadline or a budget."""
+    asker, before = branch.account, branch.deadline
+    budget = agent.budget
+    deadline = math.inf
+    if budget is not None:
+        branch.account = Account(budget, agent.name, asker)
+        if budget.seconds is not None:
+            deadline = branch.account.deadline
+    if agent.deadline != math.inf:
+        deadline = min(deadline, trio.current_time() + agent.deadline)
+    try:
+        if deadline == math.inf:
+            return await _run(agents, branch, agent, payload, transcript, generation, transfer)
+        branch.deadline = min(before, deadline)
+        with trio.CancelScope(deadline=deadline):
+            return await _run(agents, branch, agent, payload, transcript, generation, transfer)
+    finally:
+        branch.account = asker
+        branch.deadline = before
+    if budget is not None and budget.seconds is not None and trio.current_time() >= deadline:
+        raise BudgetExceeded("seconds", budget.seconds, agent.name)
+    raise DeadlineExceeded(f"agent {agent.name}")
+
+
+async def _run(
+    agents: Agents, branch: Branch, agent: Agent, payload: object, transcript: tuple[Step, ...],
+    generation: int, transfer: bool,
+) -> object:  # fmt: skip
+    begin = partial(Context, agents, branch, agent, transcript)
+    if agent.resident is not None:
+        return await agent.resident.answer(branch, begin, payload, generation=generation, transfer=transfer)
+    turn = agent.turn
+    if not turn.take(branch):
+        await turn.wait(branch)
+    try:
+        return await agent.function(begin(), payload)  # type: ignore[call-arg, misc]  # it is no class
+    except Exception as exc:
+        _failed(agents, branch, agent, exc)
+        raise
+    finally:
+        turn.release(branch)
+
+
+def _taker(agents: Agents, branch: Branch, giver: Agent, handoff: Handoff) -> Agent:
+    """Who goes on. A refusal is told to the giver's monitors, and raised to the asker."""
     target = handoff.target
     taker = agents.get(target)
+    error: AgentError
     if taker is None:
-        raise HandoffRefused(target, "no agent has this name")
-    if branch.hops >= agents.max_hops:
-        raise HandoffRefused(target, f"{agents.max_hops} handoffs are the most that one ask may take")
-    if branch.children:
-        raise HandoffRefused(target, f"{branch.path[-1]} is not finished: something that it asked still runs")
-    return taker
-
-
-def _note(exc: Exception, branch: Branch, agent: Agent) -> None:
-    """Add the way to the agent that failed, unless an agent below has added its own, longer one."""
-    way = " > ".join(branch.path)
-    notes: list[str] = getattr(exc, "__notes__", [])
-    if not any(note.startswith(f"{way} > ") for note in notes):
-        exc.add_note(f"{way}#{agent.generation}")
+        error = HandoffRefused(target, "no agent has this name")
+    elif not giver.every_agent and not giver.may_ask(target):
+        error = HandoffRefused(target, f"{giver.name} is granted {', '.join(giver.agents) or 'nobody'}")
+    elif branch.hops >= agents.max_hops:
+        error = HandoffRefused(target, f"{agents.max_hops} handoffs are the most that one ask may take")
+    elif branch.children:
+        error = HandoffRefused(target, f"{branch.path[-1]} is not finished: something that it asked still runs")
+    else:
+        try:
+            if branch.account is not None:
+                branch.account.hop(giver.name)
+            return taker
+        except BudgetExceeded as exc:
+            error = exc
+    note_way(error, branch, giver.generation)
+    if agents.monitors.looking:
+        agents.monitors.tell(Notice(giver.name, giver.generation, "handoff_refused", error))
+    raise error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from contextvars import ContextVar
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Raw
@@ -13,7 +13,7 @@ from cord_trio.protocol.mcp import Annotations, Tool, ToolResult
 
 if TYPE_CHECKING:
     from cord_trio.agents.agent import Agent
-    from cord_trio.call import Call, EventSink
+    from cord_trio.call import Call
 
 SCHEMA: Final = (
     b'{"type":"object","properties":{"payload":{"description":'
@@ -21,13 +21,13 @@ SCHEMA: Final = (
 )
 """The arguments of an agent."""
 
-EVENTS: ContextVar[EventSink | None] = ContextVar("cord_trio.events", default=None)
-"""Who hears of the progress of the agent that runs in this task. An agent runs in its asker's task."""
+GREATEST: Final = 2**53
+"""Of the numbers that progress is told in: what every reader of JSON knows exactly."""
 
 
 def as_tool(agent: Agent) -> Tool:
     """What is listed of `agent`."""
-    description = (inspect.getdoc(agent.function) or f"Asks the agent {agent.name}.").partition("\n\n")[0]
+    description = (inspect.getdoc(agent.written) or f"Asks the agent {agent.name}.").partition("\n\n")[0]
     members = {
         "name": Raw(encode(agent.name)),
         "description": Raw(encode(description)),
@@ -66,13 +66,16 @@ def failure_of(error: Exception) -> Raw:
     return _texts(encode(str(error) or type(error).__name__), isError=b"true")
 
 
-def emit(progress: float, total: float | None, message: str | None) -> None:
-    """Tell of progress to whoever listens to the agent in this task."""
-    sink = EVENTS.get()
-    if sink is None:
-        return
-    told = {"progressToken": 0, "progress": progress, "total": total, "message": message}
-    sink("notifications/progress", Raw(encode({name: each for name, each in told.items() if each is not None})))
+def progress_of(value: object) -> Raw | None:
+    """What an agent emitted as the parameters of a progress notification; None if it is no progress."""
+    given = value if isinstance(value, Mapping) else {"progress": value}
+    told = {name: given[name] for name in ("progress", "total", "message") if given.get(name) is not None}
+    for number in (told.get("progress"), told.get("total", 0)):
+        if not isinstance(number, (int, float)) or isinstance(number, bool) or not abs(number) <= GREATEST:
+            return None
+    if not isinstance(told.get("message", ""), str):
+        return None
+    return Raw(encode({"progressToken": 0, **told}))
 
 
 def _texts(text: bytes, **more: bytes) -> Raw:

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from cord_trio.agents.conversation import converse
-from cord_trio.agents.exporting import EVENTS, failure_of, payload_of, result_of
+from cord_trio.agents.exporting import failure_of, payload_of, progress_of, result_of
 from cord_trio.call import Complete
 from cord_trio.errors import CallError, DeadlineExceeded
 
 if TYPE_CHECKING:
-    from cord_trio.agents.agent import Agents
+    from cord_trio.agents.directory import Agents
     from cord_trio.call import Call
     from cord_trio.counters import Counters
 
@@ -21,16 +20,23 @@ log = logging.getLogger("cord_trio.agents")
 
 
 async def answer_call(agents: Agents, name: str, call: Call, counters: Counters) -> Complete:
-    """What agent `name` made of `call`. It runs in this task, so whoever leaves cancels it.
+    """What agent `name` made of `call`. Whoever leaves cancels it.
 
     Raises:
         CallError: a call of its own, its deadline, or a bound ended it.
 
     """
-    token = EVENTS.set(call.events)
+    events = call.events
+
+    async def emit(value: object) -> None:
+        progress = None if events is None else progress_of(value)
+        if events is not None and progress is not None:
+            events("notifications/progress", progress)
+        await trio.lowlevel.checkpoint()
+
     try:
         with trio.CancelScope(deadline=call.deadline):
-            answer = await converse(agents, name, payload_of(call), principal=call.principal)
+            answer = await agents.converse(name, payload_of(call), principal=call.principal, sink=emit)
             return Complete(result_of(answer))
     except CallError:
         raise
@@ -38,6 +44,4 @@ async def answer_call(agents: Agents, name: str, call: Call, counters: Counters)
         counters.add("fabric.agent_failed")
         log.warning("exported agent failed agent=%s", name, exc_info=exc)
         return Complete(failure_of(exc))
-    finally:
-        EVENTS.reset(token)
     raise DeadlineExceeded(f"agent {name}", "unknown")

@@ -7,17 +7,24 @@ waiting for a timeout would only make a hang slow.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
+from cord_trio.call import LOCAL
 from cord_trio.cell import Cell
 from cord_trio.errors import CallCycle, Overloaded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from cord_trio.agents.budget import Account
+    from cord_trio.agents.job import Job
+
+Sink: TypeAlias = "Callable[[object], Awaitable[None]]"
 
 WAITING: Final = 1024
 """Asks that may wait for one agent: as many as the whole fabric has in flight."""
@@ -33,18 +40,38 @@ class Branch:
         holds: the turn it runs under; None while it waits, and between two agents.
         waits: the turn it waits for.
         children: the asks of the running handler that are not over.
+        principal: on whose behalf.
+        account: what it may use; None in tests of turns alone.
+        deadline: Trio time by which it ends, as far as it is known; it may have narrowed its own since.
+        sink: takes what its handlers emit; None if nobody listens.
+        job: the started conversation that it is part of, if it is of one.
 
     """
 
-    __slots__ = ("children", "holds", "hops", "parent", "path", "waits")
+    __slots__ = (
+        *("account", "children", "deadline", "holds", "hops", "job"),
+        *("parent", "path", "principal", "sink", "waits"),
+    )
 
-    def __init__(self, parent: Branch | None, path: tuple[str, ...], hops: int) -> None:
+    def __init__(
+        self,
+        parent: Branch | None,
+        path: tuple[str, ...],
+        hops: int,
+        principal: str = LOCAL,
+        account: Account | None = None,
+    ) -> None:
         self.parent = parent
         self.path = path
         self.hops = hops
         self.holds: Turn | None = None
         self.waits: Turn | None = None
         self.children: dict[Branch, None] = {}
+        self.principal = principal
+        self.account = account
+        self.deadline = math.inf
+        self.sink: Sink | None = None
+        self.job: Job | None = None if parent is None else parent.job
 
     def waiting(self) -> Iterator[Branch]:
         """The branches below this one that wait for a turn."""
@@ -65,16 +92,18 @@ class Turn:
         name: of the agent.
         size: branches at once.
         holders: who runs.
+        reentrant: whether a branch may run under the permission that one above it holds.
 
     """
 
-    __slots__ = ("_queue", "holders", "name", "size")
+    __slots__ = ("_queue", "holders", "name", "reentrant", "size")
 
-    def __init__(self, name: str, size: int) -> None:
+    def __init__(self, name: str, size: int, *, reentrant: bool = False) -> None:
         if size < 1:
             raise ValueError("an agent needs at least one turn")
         self.name = name
         self.size = size
+        self.reentrant = reentrant
         self.holders: dict[Branch, None] = {}
         self._queue: OrderedDict[Branch, Cell[None]] = OrderedDict()
 
@@ -90,16 +119,48 @@ class Turn:
             CallCycle: the agent is further up in the same chain, and waits for this branch.
 
         """
-        above = branch.parent
-        while above is not None:
-            if above.holds is self:
-                raise CallCycle(branch.path[len(above.path) - 1 :])
-            above = above.parent
+        if branch.parent is not None and self.held_above(branch):
+            return True
         if len(self.holders) >= self.size:
             return False
         self.holders[branch] = None
         branch.holds = self
         return True
+
+    def held_above(self, branch: Branch) -> bool:
+        """Whether one that waits for `branch` holds the turn, so that `branch` may run under it.
+
+        Raises:
+            CallCycle: there is one, and the agent is not reentrant.
+
+        """
+        above = branch.parent
+        while above is not None:
+            if above.holds is self:
+                if self.reentrant:
+                    return True
+                raise CallCycle(branch.path[len(above.path) - 1 :])
+            above = above.parent
+        return False
+
+    def admit(self, branch: Branch) -> None:
+        """Let `branch` run, for whoever sees to the size, and hold the turn until `release`."""
+        assert len(self.holders) < self.size
+        branch.holds = self
+        self.holders[branch] = None
+
+    def park(self, branch: Branch) -> None:
+        """Note that `branch` waits for the turn.
+
+        Raises:
+            CallCycle: waiting here would be waiting for ourselves.
+
+        """
+        branch.waits = self
+        circle = _circle(branch)
+        if circle:
+            branch.waits = None
+            raise CallCycle(circle)
 
     async def wait(self, branch: Branch) -> None:
         """Return once `branch` holds the turn. If cancelled, it does not.
@@ -111,11 +172,7 @@ class Turn:
         """
         if len(self._queue) >= WAITING:
             raise Overloaded(f"agents.{self.name}.waiting", WAITING)
-        branch.waits = self
-        circle = _circle(branch)
-        if circle:
-            branch.waits = None
-            raise CallCycle(circle)
+        self.park(branch)
         cell = self._queue[branch] = Cell[None]()
         await cell.wait(partial(self._leave, branch))
         try:
@@ -127,9 +184,10 @@ class Turn:
 
     @trio.lowlevel.enable_ki_protection
     def release(self, branch: Branch) -> None:
-        """Give the turn back."""
+        """Give the turn back, unless it was only that of one above."""
+        if self.holders.pop(branch, self) is self:
+            return
         branch.holds = None
-        del self.holders[branch]
         if self._queue:
             waiter, cell = self._queue.popitem(last=False)
             waiter.waits = None
@@ -141,6 +199,14 @@ class Turn:
     def _leave(self, branch: Branch) -> None:
         branch.waits = None
         del self._queue[branch]
+
+
+def note_way(exc: Exception, branch: Branch, generation: int) -> None:
+    """Add the way to the agent that failed, unless an agent below has added its own, longer one."""
+    way = " > ".join(branch.path)
+    notes: list[str] = getattr(exc, "__notes__", [])
+    if not any(note.startswith((f"{way} > ", f"{way}#")) for note in notes):
+        exc.add_note(f"{way}#{generation}")
 
 
 def _circle(waiter: Branch) -> tuple[str, ...]:
@@ -158,6 +224,8 @@ def _circle(waiter: Branch) -> tuple[str, ...]:
         if branch in wants:
             continue
         turn = wants[branch] = _wanted(branch)
+        if branch is waiter and len(turn.holders) < turn.size:
+            return ()  # whoever lets messages in has not got to it
         for holder in turn.holders:
             if holder not in below:
                 below[holder] = list(holder.waiting())
@@ -168,7 +236,7 @@ def _circle(waiter: Branch) -> tuple[str, ...]:
     while struck:
         struck = False
         for branch, turn in list(wants.items()):
-            if any(wants.keys().isdisjoint(below[holder]) for holder in turn.holders):
+            if len(turn.holders) < turn.size or any(wants.keys().isdisjoint(below[holder]) for holder in turn.holders):
                 del wants[branch]
                 struck = True
     if waiter not in wants:

@@ -31,6 +31,10 @@ VERBS: Final = {
     "serve": "serve the configured sources to MCP clients as one endpoint",
     "tools": "list the tools of all configured sources",
     "call": "call one tool and print its result",
+    "run": "run an agent and print its answer",
+    "tree": "print the tree of a running fabric: what runs, who waits for whom, what is left",
+    "top": "watch a running fabric",
+    "simulate": "run a program of agents under one seed after the other, until one fails",
     "check": "check the configuration, connect to each source, and say what is wrong",
 }
 """Each verb is the module of its name, and what it does."""

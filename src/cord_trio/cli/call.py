@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING
 
 import attrs
 import msgspec
-import trio
 
 from cord_trio.cli import FAILED, tell
-from cord_trio.cli.common import add_config, clean, load, wrong_usage
+from cord_trio.cli.common import add_config, clean, given, load, wrong_usage
 from cord_trio.errors import ToolNotFound
 from cord_trio.protocol import jsonrpc
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
+
+    import trio
 
     from cord_trio.config import Config
     from cord_trio.protocol.mcp import Content, ToolResult
@@ -35,7 +35,7 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
     from cord_trio.fabric import open_fabric
 
     try:
-        arguments = _object(await _given(args.arguments))
+        arguments = _object(await given(args.arguments))
     except OSError as exc:
         return wrong_usage(f"{exc.filename}: {exc.strerror}")
     except ValueError as exc:
@@ -54,27 +54,6 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
         for line in _lines(result):
             print(clean(line), file=sys.stderr if result.is_error else sys.stdout)
     return FAILED if result.is_error else 0
-
-
-async def _given(text: str) -> str:
-    """The arguments as `text` gives them, or as they come from stdin."""
-    if text != "-":
-        return _read(text[1:]) if text.startswith("@") else text
-    # In a thread, since it may wait for a person; abandoned, since only she can end it.
-    return (await trio.to_thread.run_sync(_stdin, abandon_on_cancel=True)).decode()
-
-
-def _read(path: str) -> str:
-    with open(path, "rb") as file:
-        return file.read().decode()
-
-
-def _stdin() -> bytes:
-    """All of stdin, past Python's buffer, whose lock an abandoned thread would keep until the process ends."""
-    pieces = []
-    while piece := os.read(sys.stdin.fileno(), 1 << 16):
-        pieces.append(piece)
-    return b"".join(pieces)
 
 
 def _object(text: str) -> dict[str, object]:

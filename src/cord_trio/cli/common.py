@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import sys
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
 
+import trio
+
+from cord_trio.agents.handlers import find_handlers
 from cord_trio.cli import USAGE, tell
 from cord_trio.config import load_config
+from cord_trio.observe.control import open_control
 from cord_trio.protocol import jsonrpc
+from cord_trio.version import __version__
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable
+    from collections.abc import AsyncGenerator, Iterable
 
+    from cord_trio.agents.agent import AgentMade
     from cord_trio.config import Config
     from cord_trio.errors import Problem
     from cord_trio.fabric import Fabric
     from cord_trio.link import Link
+
+MOST_SHOWN: Final = 1000
+"""Agents, asks and conversations each that a look at a running fabric shows."""
 
 
 def add_config(parser: argparse.ArgumentParser, *, json: bool = True) -> None:
@@ -77,3 +90,57 @@ def tell_failures(fabric: Fabric) -> int:
 def one_line(text: str) -> str:
     """`text` in one line, and without control characters."""
     return clean(" ".join(text.split()))
+
+
+async def given(text: str) -> str:
+    """What `text` gives: itself, the file that it names with an `@`, or stdin for `-`."""
+    if text != "-":
+        return _read(text[1:]) if text.startswith("@") else text
+    # In a thread, since it may wait for a person; abandoned, since only she can end it.
+    return (await trio.to_thread.run_sync(_stdin, abandon_on_cancel=True)).decode()
+
+
+def _read(path: str) -> str:
+    with open(path, "rb") as file:
+        return file.read().decode()
+
+
+def _stdin() -> bytes:
+    """All of stdin, past Python's buffer, whose lock an abandoned thread would keep until the process ends."""
+    pieces = []
+    while piece := os.read(sys.stdin.fileno(), 1 << 16):
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def find_configured(config: Config, typed: str = "") -> dict[str, AgentMade]:
+    """The handlers of the configured agents, of which `typed` stands in no file. Raises `ConfigError`."""
+    folder = os.getcwd()
+    # The script is not started with it, `python -m` is; at the end it hides nothing.
+    if config.agents and folder not in sys.path and not sys.flags.safe_path:
+        sys.path.append(folder)
+    agents = dict(config.agents)
+    own = {typed: agents.pop(typed)} if typed else {}
+    return {**find_handlers(own), **find_handlers(agents, config.file)}
+
+
+@asynccontextmanager
+async def open_view(fabric: Fabric, verb: str) -> AsyncGenerator[None, None]:
+    """While the block runs, `tree` and `top` can look at this fabric."""
+    about = _about(fabric.config.file, verb)
+
+    def answer() -> dict[str, object]:
+        return {**about, "counters": fabric.counters.snapshot(), "tree": fabric.tree(most=MOST_SHOWN).data()}
+
+    async with open_control(answer, counters=fabric.counters):
+        yield
+
+
+def _about(file: str, verb: str) -> dict[str, object]:
+    return {
+        "pid": os.getpid(),
+        "verb": verb,
+        "config": os.path.abspath(file) if file else "",
+        "since": round(time.time(), 3),
+        "release": __version__,
+    }

@@ -17,7 +17,7 @@ import attrs
 import trio
 
 from cord_trio.cli import FAILED, INTERRUPTED, tell
-from cord_trio.cli.common import count, print_json, wrong_usage
+from cord_trio.cli.common import count, open_view, print_json, wrong_usage
 from cord_trio.cli.figures import RECENT, Figures, held, resident_mb
 from cord_trio.config import Stdio
 from cord_trio.errors import CordError
@@ -83,7 +83,7 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
     before = held()
     figures = Figures()
     began = time.perf_counter()
-    async with open_fabric(_servers(args)) as fabric:
+    async with open_fabric(_servers(args)) as fabric, open_view(fabric, "demo"):
         if not await _started(fabric, interrupted):
             return INTERRUPTED
         connected = time.perf_counter() - began

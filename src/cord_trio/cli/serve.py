@@ -10,7 +10,7 @@ import attrs
 import trio
 
 from cord_trio.cli import FAILED, tell
-from cord_trio.cli.common import add_config, count, load, one_line, wrong_usage
+from cord_trio.cli.common import add_config, count, find_configured, load, one_line, open_view, wrong_usage
 
 if TYPE_CHECKING:
     import argparse
@@ -49,6 +49,7 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
             return wrong_usage("--grace: give 0 or more seconds")
         gateway = attrs.evolve(gateway, grace=args.grace)
     config = attrs.evolve(config, gateway=gateway)
+    handlers = find_configured(config)
     async with AsyncExitStack() as stack:
         listeners: list[trio.SocketListener] = []
         if args.http is not None or not args.stdio:
@@ -64,7 +65,8 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
                 host, port = listener.socket.getsockname()[:2]
                 shown = f"[{host}]" if ":" in host else host
                 tell(f"serving {count(len(config.enabled), 'source')} at http://{shown}:{port}/mcp")
-        async with open_fabric(config) as fabric, trio.open_nursery() as nursery:
+        async with open_fabric(config) as fabric, open_view(fabric, "serve"), trio.open_nursery() as nursery:
+            fabric.add_configured(handlers)
 
             async def drain_when_interrupted() -> None:
                 await interrupted.wait()

@@ -36,6 +36,14 @@ class Node:
             plain["children"] = [child.data() for child in self.children]
         return plain
 
+    @classmethod
+    def of(cls, data: Mapping[str, object]) -> Node:
+        """The node whose `data` this is."""
+        facts = {name: value for name, value in data.items() if name not in ("kind", "name", "state", "children")}
+        below = data.get("children")
+        children = tuple(cls.of(one) for one in below if isinstance(one, dict)) if isinstance(below, list) else ()
+        return cls(str(data.get("kind")), str(data.get("name")), str(data.get("state", "")), facts, children)
+
     def lines(self, indent: str = "") -> Iterator[str]:
         """One line of text for each node, children indented."""
         facts = " ".join(f"{name}={value}" for name, value in self.facts.items() if value not in (None, ""))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from cord_trio.errors import CallError
+    from cord_trio.testing.wire import FaultyTransport
     from cord_trio.transports.memory import MemoryTransport
 
 Json: TypeAlias = Any
@@ -84,7 +85,7 @@ class ToolServer:
         self.functions = dict(functions or {})
         self.world = MemoryWorld(self.options, self.functions)
         self.lines: list[bytes] = []
-        self._open: set[MemoryTransport] = set()
+        self._open: set[MemoryTransport | FaultyTransport] = set()
 
     @property
     def received(self) -> Mapping[str, int]:
@@ -94,6 +95,10 @@ class ToolServer:
     def cancelled(self) -> int:
         """Requests that were withdrawn while they ran."""
         return self.world.cancelled
+
+    def anew(self) -> ToolServer:
+        """Another server with the same options and functions, to which nothing has happened yet."""
+        return ToolServer(self.functions, **vars(self.options))
 
     def command(self) -> tuple[str, ...]:
         """The command line that runs this server as a child; without `functions`, which no command line can hold."""
@@ -121,7 +126,10 @@ class ToolServer:
                 yield ours
 
     async def serve(
-        self, transport: MemoryTransport, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self,
+        transport: MemoryTransport | FaultyTransport,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Answer on `transport` until the client leaves, the script says exit, or this is cancelled."""
         carrier = _Carrier(self, transport)
@@ -146,7 +154,7 @@ class ToolServer:
 class _Carrier:
     """Carries a conversation over a transport; its Receiver."""
 
-    def __init__(self, server: ToolServer, transport: MemoryTransport) -> None:
+    def __init__(self, server: ToolServer, transport: MemoryTransport | FaultyTransport) -> None:
         self._server = server
         self._conversation = Conversation(server.world)
         self._transport = transport

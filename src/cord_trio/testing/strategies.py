@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hypothesis import strategies as st
 
+from cord_trio.testing.faults import Fault, Kind
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from random import Random
 
 Json: TypeAlias = Any
@@ -92,6 +95,14 @@ def tools() -> st.SearchStrategy[Json]:
     return st.fixed_dictionaries(
         {"name": plain_names | texts().filter(bool), "inputSchema": schemas}, optional=optional
     )
+
+
+def plans(
+    kinds: Sequence[Kind], *, max_size: int = 20, longest: float = 5.0
+) -> st.SearchStrategy[list[Fault[Kind] | None]]:
+    """Plans for `faulty` and `FaultyTransport`, of `faults.CALL_FAULTS` or `WIRE_FAULTS`; they shrink to no faults."""
+    fault = st.builds(Fault[Kind], st.sampled_from(kinds), st.floats(0, longest), st.integers(1, 20))
+    return st.lists(st.none() | fault, max_size=max_size)
 
 
 @st.composite

@@ -1,0 +1,238 @@
+# ruff: noqa: E501, T201  # the code is quoted as it stands; a program prints
+"""Seeded faults: `python -m properties.mutants [FILE-PART ...]` breaks the code in one place at a time.
+
+For each fault the tests that should see it are run on a copy; a fault that they do not see is printed as SURVIVED,
+and is a test that is missing, or a line that nothing needs. Exit 1 if there is one. Takes minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from properties.mutants_below import BELOW, TESTS
+
+ROOT: Final = Path(__file__).parents[1]
+COPIED: Final = ("src", "tests", "properties", "conftest.py", "pyproject.toml")
+
+UNSHRUNK: Final = """
+from hypothesis import Phase
+settings.register_profile("unshrunk", max_examples=50, deadline=None, phases=[Phase.explicit, Phase.generate])
+settings.load_profile("unshrunk")
+"""
+"""Added to the copy's conftest.py: that a test fails is enough, nobody reads the example."""
+
+LIMIT: Final = 120.0
+"""Seconds for one run of tests, after which the fault counts as seen: it made something hang."""
+
+AGENTS: Final = (
+    ("tests/agents",),
+    (
+        *("properties/test_agents.py", "properties/test_agent_programs.py", "properties/test_budgets.py"),
+        *("properties/test_resuming.py", "properties/test_supervision.py"),
+    ),
+)
+"""What to run for faults in agents; the quick ones first. For the others see `mutants_below`."""
+
+
+@attrs.frozen
+class Fault:
+    """`old`, which is there once, becomes `new`."""
+
+    file: str
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.old.strip().splitlines()[0]} -> {(self.new.strip() or 'nothing').splitlines()[0]}"
+
+
+FAULTS: Final = [
+    Fault(f"agents/{file}.py", old, new)
+    for file, old, new in [
+        ("post", '            envelope.scope.cancel("whoever asked has gone")', "            pass"),
+        ("post", "            envelope.ended = trio.Event()\n", "            pass\n"),
+        ("post", "        envelope.abandoned = True\n", "        pass\n"),
+        ("post", "        scope.deadline = deadline\n", "        pass\n"),
+        ("post", "                        self.box.put_back(envelope)\n", "                        pass\n"),
+        (
+            "post",
+            "            if not settled:  # cancelled\n                envelope.fail(self._interrupted(life, deadline))\n",
+            "",
+        ),
+        ("post", "if envelope.generation not in (0, life.generation):", "if False:"),
+        ("resident", "if generation not in (0, life.generation):", "if False:"),
+        ("resident", "            agent.generation += 1\n", "            pass\n"),
+        (
+            "post",
+            "        self._resident.crashed(life, exc)\n\n    def _interrupted",
+            "        pass\n\n    def _interrupted",
+        ),
+        ("post", "            turn.release(branch)\n            life.leave(branch)", "            life.leave(branch)"),
+        ("mailbox", "            self._turn.park(envelope.branch)\n        if old", "            pass\n        if old"),
+        (
+            "mailbox",
+            "        self._turn.park(envelope.branch)\n        envelope.room",
+            "        pass\n        envelope.room",
+        ),
+        (
+            "mailbox",
+            "                self._refill()\n                return envelope",
+            "                return envelope",
+        ),
+        ("mailbox", "        envelope.place = None\n        self._refill()\n", "        envelope.place = None\n"),
+        ("mailbox", "len(queue) >= self.size", "len(queue) > self.size"),
+        ("mailbox", "            task.context = envelope.context\n            cell", "            cell"),
+        ("mailbox", "            task.context = envelope.context  # in", "            pass  # in"),
+        (
+            "mailbox",
+            "        await trio.lowlevel.checkpoint_if_cancelled()\n        envelope = self._pop()",
+            "        envelope = self._pop()\n        await trio.lowlevel.checkpoint()",
+        ),
+        (
+            "mailbox",
+            "queue.popitem(last=False)\n                envelope.place",
+            "queue.popitem(last=True)\n                envelope.place",
+        ),
+        ("mailbox", "self._overflow.popitem(last=False)", "self._overflow.popitem(last=True)"),
+        ("mailbox", "envelope.branch.waits = envelope.branch.parent = None", "pass"),
+        ("supervisor", "reversed(affected):\n            await", "affected:\n            await"),
+        ("supervisor", ">= self.supervisor.max_restarts", "> self.supervisor.max_restarts"),
+        ("supervisor", "<= now - self.supervisor.within", "<= now"),
+        ("supervisor", "or end.incarnation != member.incarnation", "or False"),
+        (
+            "supervisor",
+            "            if self._agents.draining.is_set():\n                other",
+            "            if False:\n                other",
+        ),
+        (
+            "supervisor",
+            "        if self._agents.draining.is_set():\n            member.go",
+            "        if False:\n            member.go",
+        ),
+        (
+            "supervisor",
+            "self.members[self.members.index(member) :]",
+            "self.members[self.members.index(member) + 1 :]",
+        ),
+        ("supervisor", "            agents.fail(failure)", "            pass"),
+        ("supervisor", "        failure.__cause__ = end.cause\n", "        pass\n"),
+        ("supervisor", "        self._scope.cancel(reason)\n", ""),
+        ("supervisor", "        self._restarts.clear()\n", ""),
+        ("supervisor", "            self.parent.ended(End(self, self.incarnation, True, str(failure), failure))\n", ""),
+        ("resident", "            while life is None or life.over", "            if life is None or life.over"),
+        ("turn", "if self.reentrant:\n                    return True", "if True:\n                    return True"),
+        ("turn", "len(turn.holders) < turn.size or any(", "any("),
+        (
+            "turn",
+            "        if self.holders.pop(branch, self) is self:\n            return\n",
+            "        self.holders.pop(branch, self)\n",
+        ),
+        ("conversation", "        branch.account = asker\n", "        pass\n"),
+        ("conversation", "elif not giver.every_agent and not giver.may_ask(target):", "elif False:"),
+        ("conversation", "elif branch.children:", "elif False:"),
+        ("conversation", "generation, transfer = 0, True", "generation, transfer = generation, True"),
+        ("conversation", "                branch.account.hop(giver.name)", "                pass"),
+        (
+            "budget",
+            "account.spent[counter] + account.reserved[counter] + amount > limit",
+            "account.spent[counter] + amount > limit",
+        ),
+        ("budget", "        self.refund()\n        account._spend", "        account._spend"),
+        (
+            "budget",
+            "                account.spent[counter] += amount\n                account = account.parent",
+            "                account.spent[counter] += amount\n                account = None",
+        ),
+        ("budget", '                    if exc.executed != "no":\n', '                    if exc.executed == "yes":\n'),
+        ("budget", "reserved.settle(calls=1, bytes=size)  # cancelled: it may have run", "pass"),
+        ("job", "if saved.calls and not force:", "if False:"),
+        (
+            "job",
+            "            await self._keep(replace(self._saved, calls=self._saved.calls | {tool}))",
+            "            self._saved = replace(self._saved, calls=self._saved.calls | {tool})",
+        ),
+        ("job", "        if not self._calls[tool] and", "        if"),
+        ("stream", '        nursery.cancel_scope.cancel("the block of the stream was left")', "        pass"),
+        (
+            "crew",
+            '            self._nursery.cancel_scope.cancel(f"another that was spawned failed: {exc!r}")',
+            "            pass",
+        ),
+        ("directory", "                await agents.stop()", "                pass"),
+        ("directory", "        agents.end()", "        pass"),
+        (
+            "directory",
+            "for agent in reversed(list(self._agents.values())):",
+            "for agent in list(self._agents.values()):",
+        ),
+        ("job", "calls=self._still_flying()))", "calls=frozenset()))"),
+        ("job", " or self._written < self._asked", ""),
+        ("job", "            ended.add(job.id)\n", "            pass\n"),
+        ("job", "                await self.forget(id)  # it may have been written\n", "                pass\n"),
+        ("context", '            if exc.executed != "no":\n                raise\n', "            pass\n"),
+        ("resident", "        self._scope.deadline = math.inf\n", "        pass\n"),
+        (
+            "resident",
+            "        self._scope.deadline = trio.current_time() + self.agent.grace  # for leaving the state\n",
+            "        pass\n",
+        ),
+    ]
+] + [Fault(file, old, new) for file, old, new in BELOW]
+
+
+def seen(copy: Path, fault: Fault) -> str:
+    """The test that sees the fault in `copy`; empty if none does."""
+    environment = {**os.environ, "PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    for tests in next((tests for start, tests in TESTS.items() if fault.file.startswith(start)), AGENTS):
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+        try:
+            done = subprocess.run(
+                command, cwd=copy, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return "something hangs"
+        if done.returncode:
+            failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+            return failed[0].split(" - ")[0].rpartition("::")[2] if failed else "the tests cannot run"
+    return ""
+
+
+def main(parts: list[str]) -> int:
+    survived = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in COPIED:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, copy / name)
+        with (copy / "conftest.py").open("a", encoding="utf-8") as conftest:
+            conftest.write(UNSHRUNK)
+        for fault in FAULTS:
+            if parts and not any(part in fault.file for part in parts):
+                continue
+            path = copy / "src" / "cord_trio" / fault.file
+            whole = path.read_text("utf-8")
+            if whole.count(fault.old) != 1:
+                print(f"NOT THERE ONCE  {fault}")
+                survived += 1
+                continue
+            path.write_text(whole.replace(fault.old, fault.new), "utf-8")
+            test = seen(copy, fault)
+            path.write_text(whole, "utf-8")
+            survived += not test
+            print(f"{'seen' if test else 'SURVIVED'}  {fault}  by {test or 'nobody'}", flush=True)
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,81 @@
+"""The asks under way as nodes of the live tree: who waits for whom, and with how much left."""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from cord_trio.agents.budget import COUNTERS
+from cord_trio.observe import Node
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cord_trio.agents.turn import Branch
+
+DEEPEST: Final = 64
+"""Asks within asks that are shown."""
+
+NAMED: Final = 4
+"""Holders of one turn that are named."""
+
+
+def ask_nodes(branches: Iterable[Branch], most: float = math.inf) -> tuple[list[Node], int]:
+    """A node for each of `branches`, what it asked below it, and how many were left out for want of room.
+
+    Args:
+        branches: the asks.
+        most: nodes to make, those below included.
+
+    """
+    writer = _Writer(most)
+    return writer.nodes(branches, 0), writer.left_out
+
+
+class _Writer:
+    """Makes nodes until there are enough."""
+
+    def __init__(self, most: float) -> None:
+        self.left_out = 0
+        self._room = most
+        self._now = trio.current_time()
+
+    def nodes(self, branches: Iterable[Branch], depth: int) -> list[Node]:
+        made = []
+        for branch in branches:
+            if self._room < 1 or depth >= DEEPEST:
+                self.left_out += 1
+            else:
+                self._room -= 1
+                made.append(self._node(branch, depth))
+        return made
+
+    def _node(self, branch: Branch, depth: int) -> Node:
+        facts: dict[str, object] = {}
+        if branch.waits is not None:
+            state = "waiting"
+            facts["waits_for"] = branch.waits.name
+            holders = list(branch.waits.holders)
+            more = [f"{len(holders) - NAMED} more"] if len(holders) > NAMED else []
+            facts["held_by"] = ", ".join([*(_way(holder) for holder in holders[:NAMED]), *more])
+        else:
+            state = "passing" if branch.holds is None else "running"
+        if branch.deadline != math.inf:
+            facts["deadline_in"] = round(branch.deadline - self._now, 3)
+        facts["hops"] = branch.hops or None
+        if branch.job is not None and branch.parent is None:
+            facts["conversation"] = branch.job.id
+        if branch.account is not None:
+            for counter in (*COUNTERS, "seconds"):
+                left = branch.account.left(counter)
+                if left != math.inf:
+                    exact = isinstance(left, int) or (isinstance(left, Decimal) and left == int(left))
+                    facts[f"{counter}_left"] = int(left) if exact else round(float(left), 3)
+        return Node("ask", _way(branch), state, facts, tuple(self.nodes(list(branch.children), depth + 1)))
+
+
+def _way(branch: Branch) -> str:
+    return " > ".join(branch.path)

@@ -1,0 +1,287 @@
+"""Agents with a task of their own: one that keeps their state, and those that handle their mailbox.
+
+One incarnation is a `Life`: the state is made, used, and left by one task, which alone enters and leaves it.
+A crash ends the life, not the mailbox; the group decides about another.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from cord_trio.agents.life import Life
+from cord_trio.agents.monitor import Notice
+from cord_trio.agents.post import Post
+from cord_trio.agents.supervisor import End
+from cord_trio.agents.turn import note_way
+from cord_trio.cell import Cell
+from cord_trio.errors import AgentDown, AgentGone, DeadlineExceeded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cord_trio.agents.agent import Agent, AgentFunction
+    from cord_trio.agents.context import Context
+    from cord_trio.agents.directory import Agents
+    from cord_trio.agents.mailbox import Mailbox
+    from cord_trio.agents.monitor import What
+    from cord_trio.agents.supervisor import Group
+    from cord_trio.agents.turn import Branch
+
+MAKING: Final = 60.0
+"""Seconds for an agent's state to be made and entered."""
+
+
+class Resident:
+    """The task of one agent, from one life to the next.
+
+    Attributes:
+        agent: whose it is.
+        group: who restarts it.
+        post: what it does with its mailbox; None if it has state only.
+        box: its messages; None likewise.
+        life: the present one, for who asks now; None while there is none.
+        lives: how many there were.
+        down: why there will be none again; None as long as there may be.
+
+    """
+
+    def __init__(self, agents: Agents, agent: Agent, mailbox: Mailbox | None, group: Group) -> None:
+        self.agent = agent
+        self.group = group
+        self.post = None if mailbox is None else Post(agents, self, mailbox)
+        self.box = None if self.post is None else self.post.box
+        self.life: Life | None = None
+        self.lives = 0
+        self.down: str | None = None
+        self._down_cause: Exception | None = None
+        self._agents = agents
+        self._current: Life | None = None
+        self._scope = trio.CancelScope()
+        self._gone = trio.Event()
+        self._waiting: dict[Cell[Life], None] = {}
+
+    # Asking
+
+    async def answer(
+        self, branch: Branch, begin: Callable[[], Context], payload: object, *, generation: int, transfer: bool
+    ) -> object:
+        """What the handler answers, which may be a `Handoff`.
+
+        Args:
+            branch: of the ask.
+            begin: makes the handler's context when it starts.
+            payload: given as it is.
+            generation: the one that alone may answer; 0 for any.
+            transfer: it was handed on by another agent, so it is accepted already.
+
+        Raises:
+            AgentDown: there is no life, and will be none.
+            AgentCrashed: the handler in the agent's own task raised.
+            Exception: the handler in this task raised.
+
+        """
+        if self.down is not None:
+            raise self.is_down()
+        turn = self.agent.turn
+        if self.post is not None and not turn.held_above(branch):
+            return await self.post.ask(branch, begin, payload, generation=generation, transfer=transfer)
+        if not turn.take(branch):
+            await turn.wait(branch)
+        try:
+            life = self.life
+            while life is None or life.over.is_set():  # also one that ended before this task got to it
+                life = await self._wait_for_life()
+            if generation not in (0, life.generation):
+                raise AgentGone(f"{self.agent.name}#{generation}", life.generation)
+            return await self._run(life, branch, begin, payload)
+        finally:
+            turn.release(branch)
+
+    # Living
+
+    async def live(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """One life, from making the state to leaving it. Raises nothing: the group is told how it ended."""
+        agent = self.agent
+        if self.down is not None:  # retired before it began
+            task_status.started()
+            return
+        if self.lives:
+            agent.generation += 1
+        self.lives += 1
+        life = self._current = Life(agent.generation)
+        self._gone = trio.Event()
+        self._scope = trio.CancelScope(deadline=trio.current_time() + MAKING)
+        try:
+            with self._scope:
+                try:
+                    await self._make(life, task_status.started)
+                except Exception as exc:
+                    self.crashed(life, exc)
+            if self._scope.cancelled_caught:
+                if life.handler is None:  # unless it was stopped, which ended it
+                    self.crashed(life, DeadlineExceeded(f"making agent {agent.name}"))
+                else:
+                    self._agents.counters.add("agents.exit_expired")
+        finally:
+            life.end("the fabric ends", stopped=True)
+            life.cancel()
+            self.life = self._current = None
+            if self.post is not None:
+                self.post.forget_alarms()
+            self._gone.set()
+        if not life.handler:
+            task_status.started()  # it never came up, as the group learns now
+        if not life.stopped:
+            again = agent.restart == "permanent" or (agent.restart == "transient" and life.cause is not None)
+            self.group.ended(End(self, life.generation, again, life.reason, life.cause))
+
+    @property
+    def name(self) -> str:
+        """Name and generation."""
+        return repr(self.agent)
+
+    @property
+    def temporary(self) -> bool:
+        """Whether it is never made anew."""
+        return self.agent.restart == "temporary"
+
+    @property
+    def incarnation(self) -> int:
+        """The agent's generation."""
+        return self.agent.generation
+
+    async def start(self) -> None:
+        """Begin a life, and return when its state is made, or could not be."""
+        assert self._agents.nursery is not None
+        if self.down is None:
+            await self._agents.nursery.start(self.live)
+
+    async def stop(self, reason: str) -> None:
+        """End the present life, within the agent's grace, and return when it has ended. Messages stay."""
+        life = self._current
+        if life is not None:
+            life.end(reason, stopped=True)
+            if life.handler is None:
+                self._scope.cancel(reason)
+            await self._gone.wait()
+
+    async def retire(self, reason: str, cause: Exception | None = None) -> None:
+        """End for good. What waits fails with `AgentDown`."""
+        known = self.down is not None
+        if not known:
+            self.down, self._down_cause = reason, cause
+        await self.stop(reason)
+        self.fail_waiting()
+        if not known:
+            self._tell("stopped", cause)
+
+    def go_down(self, reason: str, cause: Exception | None = None) -> None:
+        """As `retire`, where no life is."""
+        if self.down is None:
+            self.down, self._down_cause = reason, cause
+            self.fail_waiting()
+            self._tell("stopped", cause)
+
+    def fail_waiting(self) -> None:
+        """Tell all who wait that it is down."""
+        if self.box is not None:
+            lost = sum(self.box.lengths().values())
+            if lost:
+                self._agents.counters.add("agents.undelivered", lost)
+            self.box.clear(self.is_down)
+        waiting, self._waiting = self._waiting, {}
+        for cell in waiting:
+            cell.fail(self.is_down())
+
+    def finish(self) -> None:
+        """End this life as the handler wishes."""
+        if self._current is not None:
+            self._current.end("it ended itself")
+
+    # Inside
+
+    def is_down(self) -> AgentDown:
+        """The error for who asks it now."""
+        error = AgentDown(self.agent.name, self.down or "the fabric ends")
+        error.__cause__ = self._down_cause
+        return error
+
+    def _tell(self, what: What, cause: Exception | None = None) -> None:
+        if self._agents.monitors.looking:
+            self._agents.monitors.tell(Notice(self.agent.name, self.agent.generation, what, cause))
+
+    def crashed(self, life: Life, exc: Exception) -> None:
+        """A handler of `life` raised, or its state could not be made: it is over."""
+        if life.end(f"it crashed: {exc!r}", cause=exc):
+            self._agents.counters.add("agents.crashes")
+            self._tell("crashed", exc)
+
+    async def _make(self, life: Life, ready: Callable[[], None]) -> None:
+        function: Any = self.agent.function  # a handler, or what makes one
+        if not self.agent.made:
+            await self._serve(life, function, ready)
+            return
+        made = function()
+        if not hasattr(made, "__aenter__"):
+            await self._serve(life, made, ready)
+            return
+        async with made as entered:
+            await self._serve(life, entered if callable(entered) else made, ready)
+
+    async def _serve(self, life: Life, handler: AgentFunction, ready: Callable[[], None]) -> None:
+        if life.over.is_set():
+            return  # stopped while it was made
+        life.handler = handler
+        self._scope.deadline = math.inf
+        self.life = life
+        if self.lives > 1:
+            self._agents.counters.add("agents.restarts")
+            self._tell("restarted")
+        waiting, self._waiting = self._waiting, {}
+        for cell in waiting:
+            cell.settle(life)
+        ready()
+        async with trio.open_nursery() as workers:
+            if self.post is not None:
+                for _ in range(self.agent.turn.size):
+                    workers.start_soon(self.post.work, life)
+            await life.over.wait()
+            if self.box is not None:
+                self.box.wake()
+            with trio.move_on_after(self.agent.grace):
+                await life.wait_idle()
+            if life.users:
+                self._agents.counters.add("agents.grace_expired")
+                life.cancel()
+            await life.wait_idle()
+        self._scope.deadline = trio.current_time() + self.agent.grace  # for leaving the state
+
+    async def _wait_for_life(self) -> Life:
+        if self.down is not None:
+            raise self.is_down()
+        cell = Cell[Life]()
+        self._waiting[cell] = None
+        return await cell.wait(partial(self._waiting_pop, cell))
+
+    def _waiting_pop(self, cell: Cell[Life]) -> None:
+        self._waiting.pop(cell, None)
+
+    async def _run(self, life: Life, branch: Branch, begin: Callable[[], Context], payload: object) -> object:
+        """Run in the asker's task."""
+        assert life.handler is not None
+        with trio.CancelScope() as scope:
+            life.users[branch] = scope
+            try:
+                return await life.handler(begin(), payload)
+            except Exception as exc:
+                note_way(exc, branch, life.generation)
+                if not isinstance(exc, self.agent.raises):
+                    self.crashed(life, exc)
+                raise
+            finally:
+                life.leave(branch)
+        raise AgentDown(self.agent.name, life.reason)

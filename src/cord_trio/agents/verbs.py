@@ -1,0 +1,184 @@
+"""What a fabric can do with its agents."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from cord_trio.agents.agent import GRACE
+from cord_trio.agents.monitor import Monitor
+from cord_trio.agents.stream import open_stream
+from cord_trio.errors import Draining
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    import trio
+
+    from cord_trio.agents.agent import Agent, AgentMade, Restart
+    from cord_trio.agents.budget import Budget
+    from cord_trio.agents.directory import Agents
+    from cord_trio.agents.job import Job, Owner
+    from cord_trio.agents.mailbox import Mailbox
+    from cord_trio.agents.stream import Events
+    from cord_trio.agents.supervisor import Supervisor
+    from cord_trio.agents.turn import Sink
+
+
+class Verbs:
+    """The verbs of `Fabric` that are about agents.
+
+    Attributes:
+        agents: by name, see `agent`.
+
+    """
+
+    agents: Agents
+
+    def _enter(self) -> None:
+        """Accept one more piece of work, or raise why not."""
+        raise NotImplementedError
+
+    def _leave(self) -> None:
+        """It has ended."""
+        raise NotImplementedError
+
+    def _export(self, agent: Agent) -> None:
+        """List it as a tool."""
+        raise NotImplementedError
+
+    def agent(
+        self, name: str, function: AgentMade, *, turn: int = 1, mailbox: Mailbox | None = None,
+        tools: Sequence[str] = ("*",), agents: Sequence[str] = ("*",), topics: Sequence[str] = (),
+        reentrant: bool = False, supervisor: Supervisor | None = None, restart: Restart = "permanent",
+        raises: tuple[type[Exception], ...] = (), repeatable: Sequence[str] = (), grace: float = GRACE,
+        deadline: float = math.inf, budget: Budget | None = None, export: bool = False,
+    ) -> Agent:  # fmt: skip
+        """Make an agent that can be asked under `name`.
+
+        Args:
+            name: up to 64 letters, digits, `_`, `-` and `.`.
+            function: `async (context, payload) -> answer`; the answer may be a `context.handoff(...)`. A class
+                whose instances are such functions makes an agent with state, made anew after a crash.
+            turn: how many of its handlers run at once; the others wait in order.
+            mailbox: a queue and a task of its own.
+            tools: globs over exported names: the tools it may call.
+            agents: globs over names: the agents it may ask, tell and hand to.
+            topics: globs over the topics whose broadcasts its mailbox takes.
+            reentrant: a chain of asks that it is part of may ask it again.
+            supervisor: who makes it anew, and what else with it.
+            restart: when it is made anew: always, after a crash ("transient"), or never ("temporary").
+            raises: exceptions that are answers, and no crash.
+            repeatable: globs over the tools that may be called again when a conversation is resumed.
+            grace: seconds for a handler to end when its agent is stopped, or its asker has gone.
+            deadline: seconds for each run.
+            budget: of each run, and everything below it.
+            export: whether it is listed as a tool too, `agent__NAME`, for all who can call tools.
+
+        Raises:
+            ValueError: the name is taken, or is none.
+
+        """
+        agent = self.agents.add(
+            name, function, turn=turn, mailbox=mailbox, tools=tools, agents=agents, topics=topics,
+            reentrant=reentrant, supervisor=supervisor, restart=restart, raises=raises, repeatable=repeatable,
+            grace=grace, deadline=deadline, budget=budget,
+        )  # fmt: skip
+        if export:
+            self._export(agent)
+        return agent
+
+    async def ask(self, name: str, payload: object = None, *, budget: Budget | None = None) -> object:
+        """What agent `name` answers to `payload`, or whoever it hands the work to.
+
+        The handler runs in this task: the deadline and the cancellation of the caller reach it natively,
+        and what it raises comes out as it is. An agent with a mailbox is asked on the same terms, and its
+        crash comes out as `AgentCrashed`.
+
+        Raises:
+            AgentError: it could not be asked.
+            Draining: the fabric takes no new work.
+            Overloaded: too much is running.
+
+        """
+        return await self._ask(name, payload, budget)
+
+    async def _ask(self, name: str, payload: object, budget: Budget | None = None, sink: Sink | None = None) -> object:
+        self._enter()
+        try:
+            if budget is None:
+                return await self.agents.converse(name, payload, sink=sink)
+            return await self.agents.ask_within(budget, name, payload, sink=sink)
+        finally:
+            self._leave()
+
+    async def tell(self, name: str, payload: object = None) -> bool:
+        """Put `payload` into the mailbox of agent `name`; returns whether it was taken.
+
+        Raises:
+            AgentError: it has none, or could not be told.
+            Overloaded: it is full, and refuses then.
+            Draining: the fabric takes no new work.
+
+        """
+        if self.draining.is_set():
+            raise Draining
+        return await self.agents.tell(name, payload)
+
+    def broadcast(self, topic: str, payload: object = None) -> int:
+        """Put `payload` into the mailbox of every agent that takes `topic`; returns how many took it."""
+        if self.draining.is_set():
+            raise Draining
+        return self.agents.broadcast(topic, payload)
+
+    def stream(
+        self, name: str, payload: object = None, *, budget: Budget | None = None
+    ) -> AbstractAsyncContextManager[Events]:
+        """As `ask`, for who wants to see what the agent emits.
+
+        `async with fabric.stream(…) as events: async for value in events: …`, then `await events.result()`.
+        Leaving the block early cancels the ask.
+        """
+        return open_stream(lambda sink: self._ask(name, payload, budget, sink))
+
+    async def start(
+        self, name: str, payload: object = None, *, owner: Owner = "fabric", deadline: float | None = None,
+        budget: Budget | None = None,
+    ) -> Job:  # fmt: skip
+        """A conversation that outlives this scope, on purpose; `attach` finds it by its id.
+
+        Args:
+            name: the agent.
+            payload: JSON, if the journal is a file.
+            owner: "fabric": it lives until it is done, or the fabric's block ends; or a nursery.
+            deadline: seconds until it is cancelled.
+            budget: what it may use.
+
+        Raises:
+            AgentNotFound: there is no such agent.
+            Draining: the fabric takes no new work.
+            Overloaded: too many run.
+
+        """
+        return await self.agents.jobs.start(name, payload, owner=owner, deadline=deadline, budget=budget)
+
+    def attach(self, id: str) -> Job:
+        """The started conversation with this id. Raises `JobNotFound`."""
+        return self.agents.jobs.attach(id)
+
+    async def resume(self, id: str | None = None, *, force: bool = False) -> list[Job]:
+        """Go on with the conversations that the journal has and that do not run; see `Jobs.resume`.
+
+        Those that may have called a tool since their last checkpoint are `in_doubt` instead, unless `force`.
+        """
+        return await self.agents.jobs.resume(id, force=force)
+
+    def monitor(self, name: str) -> Monitor:
+        """What becomes of an agent: `with fabric.monitor(name) as notices`."""
+        return Monitor(name, self.agents.monitors)
+
+    @property
+    def draining(self) -> trio.Event:
+        """Set once no new work is taken."""
+        return self.agents.draining

@@ -1,0 +1,102 @@
+"""Run an agent and print its answer."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import attrs
+import msgspec
+
+from cord_trio.cli.common import add_config, clean, find_configured, given, load, open_view, print_json, wrong_usage
+from cord_trio.config import AgentConfig, Config
+from cord_trio.errors import ConfigError, Problem
+from cord_trio.protocol import jsonrpc
+from cord_trio.protocol.mcp import ToolResult
+
+if TYPE_CHECKING:
+    import argparse
+
+    import trio
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument("agent", metavar="MODULE:AGENT", help="where its function or class is; or a configured name")
+    parser.add_argument(
+        "payload", metavar="PAYLOAD", nargs="?", default="null",
+        help="JSON, else a text; @FILE reads it from a file, - from stdin; default null",
+    )  # fmt: skip
+
+
+async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
+    from cord_trio.fabric import open_fabric
+
+    try:
+        payload = _payload(await given(args.payload))
+    except OSError as exc:
+        return wrong_usage(f"{exc.filename}: {exc.strerror}")
+    except UnicodeDecodeError:
+        return wrong_usage("payload: it is not UTF-8")
+    loaded = _loaded(args)
+    config, name = _with(loaded, args.agent)
+    handlers = find_configured(config, "" if name in loaded.agents else name)
+    async with open_fabric(config) as fabric, open_view(fabric, "run"):
+        fabric.add_configured(handlers)
+        answer = await fabric.ask(name, payload)
+    if isinstance(answer, ToolResult):
+        answer = jsonrpc.parse(answer.raw) if args.json else answer.text
+    if args.json:
+        print_json(answer)
+    elif answer is not None:
+        print(clean(answer if isinstance(answer, str) else _shown(answer)))
+    return 0
+
+
+def _loaded(args: argparse.Namespace) -> Config:
+    """The configuration; an empty one where there is none, since an agent may do without tools."""
+    if args.config is None and not os.path.lexists("cord.toml") and not os.path.lexists(".mcp.json"):
+        return Config()
+    return load(args)
+
+
+def _payload(text: str) -> object:
+    """What `text` is as JSON, else itself."""
+    try:
+        return jsonrpc.parse(text.encode("utf-8", "surrogateescape"))
+    except msgspec.DecodeError:
+        return text
+
+
+def _shown(answer: object) -> str:
+    try:
+        return jsonrpc.encode(answer).decode()
+    except (TypeError, ValueError):
+        return repr(answer)
+
+
+def _with(config: Config, wanted: str) -> tuple[Config, str]:
+    """`config` with the agent that is wanted, and its name there.
+
+    Raises:
+        ConfigError: there is none.
+
+    """
+    if ":" not in wanted:
+        if wanted in config.agents:
+            return config, wanted
+        known = ", ".join(config.agents)
+        remedy = f"there are: {known}" if known else "write MODULE:AGENT"
+        raise ConfigError([Problem(config.file, "", f"no agent named {wanted!r} is configured", remedy)])
+    for name, agent in config.agents.items():
+        if agent.handler == wanted:
+            return config, name
+    name = wanted.rpartition(":")[2].rpartition(".")[2]
+    if name in config.agents:
+        what = f"is {config.agents[name].handler}, not {wanted}"
+        raise ConfigError([Problem(config.file, f"agents.{name}", what, "rename one of them")])
+    try:
+        agent = AgentConfig(name=name, handler=wanted)
+    except ConfigError as exc:
+        raise ConfigError([Problem("", wanted, problem.what, problem.remedy) for problem in exc.problems]) from exc
+    return attrs.evolve(config, agents={**config.agents, name: agent}), name

@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+from cord_trio.observe import Node
+
+TREE = Node("fabric", "it", "running", {"tools": 2}, (Node("ask", "a > b", "", {"hops": None, "left": 0}),))
+
+
+def test_a_node_comes_back_from_its_data() -> None:
+    assert Node.of(TREE.data()) == TREE
+
+
+def test_data_that_is_no_node_makes_one_nevertheless() -> None:
+    assert Node.of({"children": [3, {"kind": "x"}]}) == Node("None", "None", children=(Node("x", "None"),))
+
+
+def test_a_line_says_what_is_known() -> None:
+    assert list(TREE.lines()) == ["fabric it running tools=2", "  ask a > b  left=0"]

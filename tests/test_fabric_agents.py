@@ -1,0 +1,121 @@
+"""The fabric's verbs on agents. What they mean is tested with the agents; here, that they reach them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+import cord_trio as cord
+from cord_trio.config.settings import GatewayConfig
+
+if TYPE_CHECKING:
+    from cord_trio.observe import Node
+
+
+class Ledger:
+    """Sums up what it is told."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    async def __call__(self, ctx: cord.Context, amount: Any) -> int:  # noqa: ANN401  # numbers, or what breaks it
+        await trio.lowlevel.checkpoint()
+        self.total += amount
+        return self.total
+
+
+async def counts(ctx: cord.Context, upto: int) -> str:
+    for number in range(upto):
+        await ctx.emit(number)
+    return "counted"
+
+
+async def test_the_fabric_has_every_verb_and_shows_its_agents() -> None:
+    async with cord.open_fabric() as fabric:
+        fabric.agent("ledger", Ledger, mailbox=cord.Mailbox(8), topics=("orders",))
+        fabric.agent("counts", counts, budget=cord.Budget(tokens=5))
+        assert await fabric.ask("ledger", 1) == 1
+        assert await fabric.tell("ledger", 2)
+        assert fabric.broadcast("orders", 4) == 1
+        assert await fabric.ask("ledger", 0, budget=cord.Budget(calls=1)) == 7
+        async with fabric.stream("counts", 3) as events:
+            assert [value async for value in events] == [0, 1, 2]
+        job = await fabric.start("counts", 2, deadline=60)
+        assert await fabric.attach(job.id).result() == "counted"
+        assert await fabric.resume() == []
+        with fabric.monitor("ledger") as notices:
+            with pytest.raises(cord.AgentCrashed):
+                await fabric.ask("ledger", "much")
+            assert (await anext(notices)).what == "crashed"
+        nodes: dict[str, Node] = {node.kind: node for node in fabric.tree().children}
+        assert nodes["conversation"].state == "done"
+        facts = next(node.facts for node in fabric.tree().children if node.name.startswith("ledger"))
+        assert (facts["mailbox"], facts["dropped"]) == ("0/8", 0)
+
+
+async def test_draining_waits_for_messages_and_conversations() -> None:
+    done: list[str] = []
+
+    async def slow(ctx: cord.Context, payload: str) -> None:
+        await trio.sleep(0.05)
+        done.append(payload)
+
+    async with cord.open_fabric() as fabric:
+        fabric.agent("slow", slow, mailbox=cord.Mailbox())
+        fabric.agent("plain", slow)
+        await fabric.start("plain", "conversation")
+        await fabric.tell("slow", "message")
+        assert await fabric.drain(5)
+        for verb in (fabric.tell, fabric.start, fabric.ask):
+            with pytest.raises(cord.Draining):
+                await verb("slow", None)
+        with pytest.raises(cord.Draining):
+            fabric.broadcast("any")
+    assert sorted(done) == ["conversation", "message"]
+
+
+async def test_what_does_not_end_is_cut_off_when_the_grace_is_over() -> None:
+    async def hangs(ctx: cord.Context, payload: object) -> None:
+        await trio.sleep_forever()
+
+    async with cord.open_fabric(cord.Config(gateway=GatewayConfig(grace=0.01))) as fabric:
+        fabric.agent("hangs", hangs, mailbox=cord.Mailbox(), grace=0)
+        await fabric.tell("hangs", 1)
+        job = await fabric.start("hangs", 2)
+        assert not await fabric.drain(0.01)
+        assert fabric.counters["fabric.drain_unfinished"] == 2
+    assert job.state == "cancelled"
+
+
+async def test_agents_that_crash_too_often_end_the_block_with_a_bare_error() -> None:
+    with pytest.raises(cord.RestartIntensity) as caught:
+        async with cord.open_fabric() as fabric:
+            desk = cord.Supervisor("one_for_all", max_restarts=0)
+            fabric.agent("ledger", Ledger, mailbox=cord.Mailbox(), supervisor=desk)
+            with pytest.raises(cord.AgentCrashed):
+                await fabric.ask("ledger", "much")
+            await trio.sleep_forever()
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
+async def test_a_conversation_goes_on_in_the_next_fabric(tmp_path: Any) -> None:  # noqa: ANN401  # a path
+    async def works(ctx: cord.Context, payload: str) -> object:
+        if ctx.restored is None:
+            await ctx.checkpoint("half")
+            kept.set()
+            await trio.sleep_forever()
+        return payload, ctx.restored
+
+    kept = trio.Event()
+    with pytest.raises(KeyError, match="crash"):
+        async with cord.open_fabric(journal=cord.SqliteJournal(tmp_path / "journal")) as fabric:
+            fabric.agent("works", works)
+            id = (await fabric.start("works", "job")).id
+            await kept.wait()
+            raise KeyError("crash")
+    async with cord.open_fabric(journal=cord.SqliteJournal(tmp_path / "journal")) as fabric:
+        fabric.agent("works", works)
+        (job,) = await fabric.resume()
+        assert (job.id, await job.result()) == (id, ("job", "half"))

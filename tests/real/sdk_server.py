@@ -125,7 +125,7 @@ async def visit(context: Context) -> str | InputRequiredResult:
     return InputRequiredResult(input_requests={"page": ElicitRequest(params=params)})
 
 
-async def subscribed(_context: object, params: SubscribeRequestParams) -> EmptyResult:  # noqa: ASYNC124  # async by contract
+async def subscribed(_context: object, params: SubscribeRequestParams) -> EmptyResult:  # noqa: ASYNC124  # async by contract  # noqa: ASYNC124  # async by contract
     record(f"subscribed-{params.uri}")
     return EmptyResult()
 

@@ -127,7 +127,7 @@ async def test_rows_1_2_5_7_14_15_18_23_24_what_every_client_does(client: str, s
             assert (await session.complete(prompt, {"name": "arg1", "value": "t"})).completion.values == []
             progress: list[float] = []
 
-            async def told(done: float, total: float | None, message: str | None) -> None:  # noqa: ASYNC124  # async by contract
+            async def told(done: float, total: float | None, message: str | None) -> None:  # noqa: ASYNC124  # async by contract  # noqa: ASYNC124  # async by contract
                 progress.append(done)
 
             await said(session, "test_tool_with_progress", progress_callback=told)

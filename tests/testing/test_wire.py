@@ -187,7 +187,7 @@ async def test_the_inner_transport_reaches_the_receiver(autojump_clock: MockCloc
     assert ours.over == ["done"]
 
 
-async def test_what_comes_beside_and_cannot_be_sent_ends_the_connection(autojump_clock: MockClock) -> None:
+async def test_what_comes_beside_and_cannot_be_sent_ends_the_connection(autojump_clock: MockClock) -> None:  # noqa: ASYNC124  # async by contract
     faulty = FaultyTransport(Quiet(), [Fault("garbage")])
     with pytest.raises(Overloaded):
         faulty.send(b"1")

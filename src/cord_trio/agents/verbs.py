@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from cord_trio.agents.agent import GRACE
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from cord_trio.agents.turn import Sink
 
 
-class Verbs:
+class Verbs(ABC):
     """The verbs of `Fabric` that are about agents.
 
     Attributes:
@@ -36,17 +37,17 @@ class Verbs:
 
     agents: Agents
 
+    @abstractmethod
     def _enter(self) -> None:
         """Accept one more piece of work, or raise why not."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _leave(self) -> None:
         """It has ended."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _export(self, agent: Agent) -> None:
         """List it as a tool."""
-        raise NotImplementedError
 
     def agent(
         self, name: str, function: AgentMade, *, turn: int = 1, mailbox: Mailbox | None = None,

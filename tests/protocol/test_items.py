@@ -41,3 +41,9 @@ def test_one_that_cannot_be_used_hurts_no_other() -> None:
 def test_a_result_without_a_list_is_told(result: Json) -> None:
     with pytest.raises(Malformed, match="without prompts"):
         decode_prompts(raw(result))
+
+
+def test_a_cursor_that_is_no_string_ends_the_list_with_a_note() -> None:
+    page = decode_prompts(raw({"prompts": [], "nextCursor": 7}))
+    assert page.next_cursor is None
+    assert page.notes == ("nextCursor is not a string: taken as the end of the list",)

@@ -114,3 +114,7 @@ def test_what_makes_sense_as_an_answer(method: str, answer: Json, right: bool) -
 def test_the_token_of_who_wants_to_hear_of_progress(params: Json, token: Json) -> None:
     assert progress_token(raw(params)) == token
     assert progress_token(Raw(b"")) is None
+
+
+def test_a_question_that_is_no_json_wants_to_hear_nothing() -> None:
+    assert progress_token(Raw(b"{")) is None

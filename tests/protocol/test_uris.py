@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 from msgspec import Raw
 
-from cord_trio.protocol.uris import export_template, export_uri, import_uri, may_expand_to, relink
+from cord_trio.protocol.uris import export_template, export_uri, import_uri, may_expand_to, relink, relink_meta
 
 PREFIXES = {"docs", "Web", "", "x"}
 
@@ -113,3 +113,40 @@ def test_what_is_no_result_stays_as_it_is(result: object) -> None:
     assert relinked("tools/call", result) == result
     raw = Raw(b'{"content": [ ]}')
     assert relink("tools/call", raw, EXPORT) is raw
+
+
+def test_messages_with_several_blocks_are_exported_too() -> None:
+    link = {"type": "resource_link", "uri": "u:a", "name": "a"}
+    other = {"type": "odd", "uri": "u:b"}
+    assert relinked("prompts/get", {"messages": [{"role": "user", "content": [link, other]}]}) == {
+        "messages": [{"role": "user", "content": [link | {"uri": "cord://p/u:a"}, other]}]
+    }
+
+
+def test_a_finished_task_has_its_result_exported() -> None:
+    link = {"type": "resource_link", "uri": "u:a", "name": "a"}
+    done = {"status": "completed", "result": {"content": [link]}}
+    assert relinked("tasks/get", done) == {**done, "result": {"content": [link | {"uri": "cord://p/u:a"}]}}
+    assert relinked("tasks/get", {"status": "working", "x": {"uri": "u:a"}}) == {
+        "status": "working",
+        "x": {"uri": "u:a"},
+    }
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [{"ui": 1, "resourceUri": "u:a"}, {"ui": {"resourceUri": 1}}, {"ui": {"x": "resourceUri"}}, {"ui/resourceUri": 1}],
+)
+def test_meta_without_a_page_stays_as_it_is(meta: object) -> None:
+    assert relinked("tools/call", {"content": [], "_meta": meta}) == {"content": [], "_meta": meta}
+    raw = Raw(json.dumps(meta).encode())
+    assert relink_meta(raw, EXPORT) is raw
+
+
+def test_bytes_that_are_no_text_are_nobodys_escape() -> None:
+    assert import_uri(PREFIXES, "cord://docs/~/%FF") == ("docs", "%FF")
+
+
+def test_a_block_whose_uri_is_none_stays_as_it_is() -> None:
+    blocks = [{"type": "resource_link", "uri": 7}, {"type": "resource", "resource": {"text": "t", "x": {"uri": "u:a"}}}]
+    assert relinked("tools/call", {"content": blocks}) == {"content": blocks}

@@ -18,12 +18,13 @@ import attrs
 import trio
 
 from cord_trio import layers
-from cord_trio.agents import call_tool, open_agents
+from cord_trio.agents import open_agents
 from cord_trio.agents.asks import ask_nodes
 from cord_trio.agents.exporting import as_tool
 from cord_trio.agents.serving import answer_call
+from cord_trio.agents.tools import finish, tool_call
 from cord_trio.agents.verbs import Verbs
-from cord_trio.call import LOCAL, Error, stack
+from cord_trio.call import LOCAL, Complete, Error, stack
 from cord_trio.cell import Timer
 from cord_trio.config import Config
 from cord_trio.counters import Counters
@@ -31,6 +32,7 @@ from cord_trio.errors import Draining, Overloaded, SourceDown, ToolNotFound
 from cord_trio.link import Link, Surroundings
 from cord_trio.observe import Node
 from cord_trio.protocol import jsonrpc
+from cord_trio.protocol.mcp import ToolResult
 from cord_trio.registry import AGENTS, Registry
 from cord_trio.routing import ROUTED, Finder, told_as, unknown
 from cord_trio.transports.guardian import open_guardian
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from cord_trio.call import Call, EventSink, Handler, Outcome
     from cord_trio.config import Source
     from cord_trio.protocol.jsonrpc import Json
-    from cord_trio.protocol.mcp import Tool, ToolResult
+    from cord_trio.protocol.mcp import Tool
     from cord_trio.protocol.tools import Annotations
 
 LAST_CALLS: Final = 3.0
@@ -133,7 +135,12 @@ class Fabric(Verbs):
         """
         self._enter()
         try:
-            return await call_tool(self.route, tool, arguments, principal=LOCAL, events=events, answer=answer)
+            # `call_tool`, without its frame.
+            call = tool_call(tool, arguments, LOCAL, math.inf, events, answer)
+            outcome = await self.route(call)
+            if type(outcome) is Complete:
+                return ToolResult(outcome.result)
+            return await finish(self.route, call, outcome, answer)
         finally:
             self._leave()
 

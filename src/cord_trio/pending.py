@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Protocol
 
+import outcome
+import trio
 from msgspec import Raw
 
 from cord_trio.cell import Cell
@@ -11,6 +14,7 @@ from cord_trio.errors import DeadlineExceeded
 
 if TYPE_CHECKING:
     from cord_trio.call import EventSink
+    from cord_trio.cell import Timer
     from cord_trio.errors import Executed
     from cord_trio.protocol.jsonrpc import Id
 
@@ -56,6 +60,38 @@ class Pending(Cell[Raw]):
         self.cancellable = cancellable
         self.patience = patience
         self.latest = latest
+
+    @trio.lowlevel.enable_ki_protection
+    def settle(self, value: Raw) -> bool:
+        # What Cell.settle does, without its calls.
+        if self.settled:
+            return False
+        self.settled = True
+        task = self._task
+        if task is None:
+            self._outcome = outcome.Value(value)
+        else:
+            self._task = None
+            trio.lowlevel.reschedule(task, outcome.Value(value))
+        return True
+
+    async def reply(self, timer: Timer) -> Raw:
+        """What the peer answered; like `wait`, in one piece with the deadline's."""
+        if self.settled or self.deadline == math.inf:
+            return await self.wait(self.abandoned)
+        timer.add(self, self.deadline, self.expired)
+        try:
+            self._task = trio.lowlevel.current_task()
+            return await trio.lowlevel.wait_task_rescheduled(self._abort)  # type: ignore[no-any-return]  # Trio says Any
+        finally:
+            timer.discard(self)
+
+    @trio.lowlevel.enable_ki_protection
+    def _abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        self.settled = True
+        self._task = None
+        self.abandoned()
+        return trio.lowlevel.Abort.SUCCEEDED
 
     def abandoned(self) -> None:
         """The waiting task was cancelled."""

@@ -25,7 +25,7 @@ from cord_trio.protocol.mcp import LEVELS
 from cord_trio.protocol.peer import Peer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from cord_trio.answering import Answer
     from cord_trio.call import EventSink
@@ -142,7 +142,7 @@ class Session:
             id, message, method=method, deadline=deadline, events=events, cancellable=cancellable
         )
 
-    async def exchange(
+    def exchange(
         self,
         id: int,
         message: bytes,
@@ -155,7 +155,7 @@ class Session:
         cancellable: bool = True,
         patience: float = 0.0,
         latest: float = math.inf,
-    ) -> Raw:
+    ) -> Awaitable[Raw]:
         """Send request `id`, minted by `peer.mint`, and return the peer's result, unparsed.
 
         Cancelling it withdraws the request: unsent, it is never sent; sent, the peer is told exactly once,
@@ -169,29 +169,11 @@ class Session:
             CallError: what else the transport knows, such as a refusal by HTTP status.
 
         """
-        if self._loss is not None:
-            raise ConnectionLost(self._loss, "no")
-        transport = self.transport
-        if transport.congested:
-            with trio.move_on_at(deadline) as waiting:
-                await transport.wait_uncongested()
-            if waiting.cancelled_caught:
-                raise DeadlineExceeded(f"{self.name}: {method}: its connection takes no more bytes", "no")
         pending = Pending(self, id, method, deadline, events, cancellable, patience, latest)
-        self.peer.open[id] = pending
-        try:
-            transport.send(message, id=id, method=method, name=name, headers=headers)
-        except BaseException as exc:
-            self.peer.abandon(id)
-            self.ending = self.ending or isinstance(exc, ConnectionLost)
-            raise
-        if deadline == math.inf:
-            return await pending.wait(pending.abandoned)
-        self._timer.add(pending, deadline, pending.expired)
-        try:
-            return await pending.wait(pending.abandoned)
-        finally:
-            self._timer.discard(pending)
+        if self.transport.congested:
+            return self._exchange_later(pending, message, name, headers)
+        self._send(pending, message, name, headers)
+        return pending.reply(self._timer)
 
     async def begin(self, pending: Pending, message: bytes, *, name: str | None = None) -> None:
         """Send a request whose entry needs no task that waits for it, and whose deadline is another's to keep.
@@ -200,19 +182,35 @@ class Session:
             ConnectionLost, DeadlineExceeded, Overloaded: it was not sent.
 
         """
-        transport = self.transport
-        if transport.congested and self._loss is None:
-            with trio.move_on_at(pending.deadline) as waiting:
-                await transport.wait_uncongested()
-            if waiting.cancelled_caught:
-                raise DeadlineExceeded(f"{self.name}: {pending.method}: its connection takes no more bytes", "no")
+        if self.transport.congested:
+            await self._wait_uncongested(pending)
+        self._send(pending, message, name)
+
+    async def _exchange_later(
+        self, pending: Pending, message: bytes, name: str | None, headers: Sequence[tuple[str, str]]
+    ) -> Raw:
+        """The same over a connection that takes no more bytes now."""
+        await self._wait_uncongested(pending)
+        self._send(pending, message, name, headers)
+        return await pending.reply(self._timer)
+
+    async def _wait_uncongested(self, pending: Pending) -> None:
+        with trio.move_on_at(pending.deadline) as waiting:
+            await self.transport.wait_uncongested()
+        if waiting.cancelled_caught:
+            raise DeadlineExceeded(f"{self.name}: {pending.method}: its connection takes no more bytes", "no")
+
+    def _send(
+        self, pending: Pending, message: bytes, name: str | None, headers: Sequence[tuple[str, str]] = ()
+    ) -> None:
         if self._loss is not None:
             raise ConnectionLost(self._loss, "no")
-        self.peer.open[pending.id] = pending
+        id = pending.id
+        self.peer.open[id] = pending
         try:
-            transport.send(message, id=pending.id, method=pending.method, name=name)
+            self.transport.send(message, id=id, method=pending.method, name=name, headers=headers)
         except BaseException as exc:
-            self.peer.abandon(pending.id)
+            self.peer.abandon(id)
             self.ending = self.ending or isinstance(exc, ConnectionLost)
             raise
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cord_trio.agents.answering import Answer
-    from cord_trio.call import EventSink, Handler
+    from cord_trio.call import EventSink, Handler, Outcome
     from cord_trio.protocol.jsonrpc import Json
 
 BRACE: Final = ord("{")
@@ -50,16 +50,34 @@ async def call_tool(
         TypeError: the arguments are no JSON object.
 
     """
-    given = jsonrpc.encode({} if arguments is None else arguments)
-    if given[0] != BRACE and not given.lstrip().startswith(b"{"):
-        raise TypeError(f"the arguments of {tool} are no object")
-    call = Call(
-        "tools/call", tool, {"arguments": Raw(given)}, principal=principal, deadline=deadline, events=events,
-        capabilities=NOBODY if answer is None else ANY_QUESTION,
-    )  # fmt: skip
+    call = tool_call(tool, arguments, principal, deadline, events, answer)
     outcome = await handler(call)
     if type(outcome) is Complete:  # nearly always
         return ToolResult(outcome.result)
+    return await finish(handler, call, outcome, answer)
+
+
+def tool_call(
+    tool: str,
+    arguments: Mapping[str, Json] | None,
+    principal: str,
+    deadline: float,
+    events: EventSink | None,
+    answer: Answer | None,
+) -> Call:
+    """The call that `call_tool` makes."""
+    given = jsonrpc.encode({} if arguments is None else arguments)
+    if given[0] != BRACE and not given.lstrip().startswith(b"{"):
+        raise TypeError(f"the arguments of {tool} are no object")
+    return Call(
+        "tools/call", tool, {"arguments": Raw(given)}, principal=principal, deadline=deadline, events=events,
+        capabilities=NOBODY if answer is None else ANY_QUESTION,
+    )  # fmt: skip
+
+
+async def finish(handler: Handler, call: Call, outcome: Outcome, answer: Answer | None) -> ToolResult:
+    """What `call_tool` returns, or raises, once its call had `outcome`."""
+    tool = call.name or ""
     if answer is not None:
         outcome = await go_on(handler, call, outcome, answer)
     match outcome:

@@ -202,6 +202,8 @@ class ToolResult:
             except msgspec.DecodeError:
                 pass  # looked at in full below, which says what is wrong
             else:
+                if len(blocks) == 1 and blocks[0].type == "text" and blocks[0].text is not UNSET:
+                    return blocks[0].text
                 if all(block.type != "text" or block.text is not UNSET for block in blocks):
                     return "\n".join([block.text for block in blocks if block.type == "text"])  # type: ignore[misc]  # just checked
         return "\n".join([block.text for block in self.content if block.type == "text"])

@@ -85,7 +85,7 @@ class ServerStdio(LineTransport):
 
     async def _wait_readable(self, fd: int) -> None:
         try:
-            await super()._wait_readable(fd)
+            await trio.lowlevel.wait_readable(fd)
         except PermissionError:
             # A plain file or /dev/null: always ready, and nothing that epoll knows.
             await trio.lowlevel.checkpoint()

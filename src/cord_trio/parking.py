@@ -89,6 +89,9 @@ class Held(Pending):
 
     ended: Callable[[outcome.Outcome[Raw]], None]
 
+    def settle(self, value: Raw) -> bool:
+        return self._end(outcome.Value(value))
+
     def _end(self, result: outcome.Outcome[Any]) -> bool:
         if self.settled:
             return False

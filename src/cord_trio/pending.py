@@ -63,7 +63,7 @@ class Pending(Cell[Raw]):
 
     @trio.lowlevel.enable_ki_protection
     def settle(self, value: Raw) -> bool:
-        # What Cell.settle does, without its calls.
+        # What Cell.settle does, without its calls: whoever overrides `_end` overrides this too.
         if self.settled:
             return False
         self.settled = True

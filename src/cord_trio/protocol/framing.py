@@ -26,6 +26,7 @@ MAX_RETRY_DIGITS: Final = 10
 """Digits of the longest `retry` field that is believed: some 115 days in milliseconds."""
 
 _BOM: Final = b"\xef\xbb\xbf"
+_LF: Final = 10
 _CR: Final = 13
 
 
@@ -135,7 +136,7 @@ class LineSplitter:
 
 def encode_line(message: bytes) -> bytes:
     """`message` as one line. Line breaks between its tokens (a relayed payload may be indented) become spaces."""
-    if b"\n" in message or b"\r" in message:
+    if _LF in message or _CR in message:  # as numbers: see `jsonrpc.decode`
         # In JSON they can only be whitespace: inside a string they would be escaped.
         message = message.replace(b"\r", b" ").replace(b"\n", b" ")
     return message + b"\n"
@@ -192,7 +193,7 @@ class SseSplitter:
         if self._after_cr:
             self._after_cr = False
             data = data.removeprefix(b"\n")
-        if b"\r" in data:
+        if _CR in data:
             self._after_cr = data[-1] == _CR
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         tail = self._tail
@@ -260,9 +261,9 @@ class SseSplitter:
 
 def encode_sse(data: bytes, *, event: str = "message", id: str | None = None) -> bytes:
     """One server-sent event. Line breaks in `data` of any kind arrive as LF, harmless between JSON tokens."""
-    if b"\r" in data:
+    if _CR in data:
         data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    if b"\n" in data:
+    if _LF in data:
         data = data.replace(b"\n", b"\ndata: ")
     identity = b"" if id is None else b"id: %b\n" % id.encode()
     return b"event: %b\n%bdata: %b\n\n" % (event.encode(), identity, data)

@@ -66,6 +66,8 @@ _encode = msgspec.json.Encoder().encode
 encode: Final = _encode
 """JSON text of plain values, structs and `Raw`; never NaN (`null` instead), never a raw newline."""
 _OPEN: Final = ord("[")
+_LF: Final = 10
+_CR: Final = 13
 _SQUARE: Final = bytes.maketrans(b"{}", b"[]")
 _NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}"'))
 _ID: Final = rb'"id"\s*:\s*(-?\d{1,18}|"[^"\\]{0,100}")(?:\.0+)?\s*'
@@ -97,7 +99,7 @@ def decode(line: bytes) -> Envelope:
         raise Malformed(
             PARSE_ERROR, f"JSON is nested deeper than {MAX_DEPTH} levels", id if isinstance(id, int | str) else None
         )
-    if b"\n" in line or b"\r" in line:
+    if _LF in line or _CR in line:  # as numbers: bytes in bytes costs an exception that CPython raises and drops
         # Between tokens, as was just checked. Payloads are relayed as they are, also to peers that end a message there.
         return _decode_envelope(line.replace(b"\r", b" ").replace(b"\n", b" "))
     return envelope

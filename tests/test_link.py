@@ -20,6 +20,7 @@ from cord_trio.errors import CallError, ConnectionLost, DeadlineExceeded, Source
 from cord_trio.following import DEBOUNCE, LISTEN_PATIENCE, STEADY, Following
 from cord_trio.link import Link, Surroundings
 from cord_trio.registry import Registry
+from cord_trio.sources import node_of
 from cord_trio.surroundings import START_HOLD
 from cord_trio.testing import ToolServer
 from cord_trio.transports.guardian import open_guardian
@@ -120,7 +121,7 @@ async def test_a_source_is_connected_listed_and_called(era: str, autojump_clock:
         assert isinstance(outcome, Complete)
         assert b'"hi"' in bytes(outcome.result)
         assert server.received["tools/list"] == 1
-        node = here.link.node()
+        node = node_of(here.link)
         assert (node.kind, node.name, node.state) == ("source", "x", "ready")
         assert [child.name for child in node.children] == ["shared"]
 
@@ -369,7 +370,7 @@ async def test_the_end_of_the_registry_ends_the_link(autojump_clock: MockClock) 
 async def test_a_call_waits_for_the_start(autojump_clock: MockClock) -> None:
     server = ToolServer(slow=2.0)
     async with bench(server.in_process(name="x", era="modern")) as here:
-        assert here.link.node().facts["waiting"] is None
+        assert node_of(here.link).facts["waiting"] is None
         assert isinstance(await here.link.call(echo(), "echo"), Complete)
 
 
@@ -637,7 +638,7 @@ async def test_a_list_keeps_to_the_bounds(bounds: Bounds, autojump_clock: MockCl
         await here.link.wait_tried()
         assert len(here.registry.snapshot.tools) == 3
         assert here.link.notes
-        assert here.link.node().facts["notes"] == 1
+        assert node_of(here.link).facts["notes"] == 1
 
 
 # Turns to start

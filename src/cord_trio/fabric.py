@@ -9,46 +9,43 @@ from __future__ import annotations
 import math
 import os
 import random
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import attrs
 import trio
 
-from cord_trio import layers
 from cord_trio.agents import open_agents
 from cord_trio.agents.asks import ask_nodes
 from cord_trio.agents.exporting import as_tool
 from cord_trio.agents.serving import answer_call
 from cord_trio.agents.tools import finish, tool_call
 from cord_trio.agents.verbs import Verbs
-from cord_trio.call import LOCAL, Complete, Error, stack
+from cord_trio.call import LOCAL, Complete
 from cord_trio.cell import Timer
 from cord_trio.config import Config
 from cord_trio.counters import Counters
-from cord_trio.errors import Draining, Overloaded, SourceDown, ToolNotFound
-from cord_trio.link import Link, Surroundings
+from cord_trio.errors import Draining, Overloaded
+from cord_trio.link import Surroundings
 from cord_trio.observe import Node
 from cord_trio.protocol import jsonrpc
 from cord_trio.protocol.mcp import ToolResult
 from cord_trio.registry import AGENTS, Registry
-from cord_trio.routing import ROUTED, Finder, told_as, unknown
+from cord_trio.sources import Changes, Sources
 from cord_trio.transports.guardian import open_guardian
 from cord_trio.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
     from random import Random
 
     from cord_trio.agents import Agent, Answer, Journal
     from cord_trio.agents.agent import AgentMade
-    from cord_trio.call import Call, EventSink, Handler, Outcome
+    from cord_trio.call import Call, EventSink, Outcome
     from cord_trio.config import Source
     from cord_trio.protocol.jsonrpc import Json
     from cord_trio.protocol.mcp import Tool
-    from cord_trio.protocol.tools import Annotations
 
 LAST_CALLS: Final = 3.0
 """Seconds for calls made from outside the fabric's block to end, once its links have."""
@@ -57,37 +54,20 @@ STARTS_PER_CORE: Final = 2
 """Interpreters that start at once, for each processor."""
 
 
-class Fabric(Verbs):
-    """A running fabric. Get one from `open_fabric`.
-
-    Attributes:
-        config: what it was made from.
-        registry: what tools exist.
-        links: the sources, by name.
-        slots: for calls of each source, by its name.
-        counters: what happened so far.
-        timer: expires the deadlines.
-
-    """
+class Fabric(Verbs, Sources):
+    """A running fabric. Get one from `open_fabric`."""
 
     def __init__(self, config: Config, around: Surroundings) -> None:
-        self.config = config
-        self.registry = around.registry
-        self.timer = around.timer
-        self.counters = around.counters
-        self.links = {name: Link(source, around) for name, source in config.enabled.items()}
-        self.slots: dict[str, layers.Slots] = {}
-        self._parks = around.parks
-        self._pages = around.pages
+        super().__init__(config, around)
         self._exported: dict[str, Tool] = {}
-        self._handlers: dict[str, Handler] = {}
-        self._resumed: dict[str, Handler] = {}
-        for name, link in self.links.items():
-            self._handlers[name], self._resumed[name] = self._stacked(link, around.rng)
         self._handlers[AGENTS] = self._ask_exported
-        self._finder = Finder({source.export_prefix: name for name, source in config.enabled.items()})
         self._running = 0
         self._quiet = trio.Event()
+
+    def reconfigure(self, config: Config) -> Changes:  # see Sources
+        if self.draining.is_set():
+            raise Draining
+        return super().reconfigure(config)
 
     # Agents
 
@@ -152,101 +132,7 @@ class Fabric(Verbs):
         finally:
             self._leave()
 
-    def route(self, call: Call) -> Awaitable[Outcome]:
-        """How `call` ended, as part of work that was accepted already. Raises as `call` does."""
-        if call.park:
-            return self._resume(call)
-        if call.method == "tools/call" and call.name is not None:
-            found = self.registry.snapshot.tools.get(call.name)
-            if found is not None:
-                return self._handlers[found.source](call)
-        return self._route_unlisted(call)
-
-    def abandon(self, park: str, reason: str) -> None:
-        """Let go of the call that waits under the token `park`: its caller will not answer."""
-        self._parks.abandon(park, reason)
-
-    async def wait_pages(self, ids: Iterable[str], patience: float) -> bool:
-        """Return once servers told that the pages `ids` are done with, or after `patience` seconds; whether they did.
-
-        A server that wants pages opened before it runs a call (error -32042) may be called again then.
-        """
-        return await self._pages.wait(ids, patience)
-
-    def _resume(self, call: Call) -> Awaitable[Outcome]:
-        """Go on with the call that waits for `call`. It is never made anew, so nothing is retried."""
-        return self._resumed[self._parks.find(call).source](call)
-
-    async def _route_unlisted(self, call: Call) -> Outcome:
-        """Route what is not listed (yet)."""
-        name = call.name
-        if call.method in ROUTED and name is not None:
-            return await self._route_routed(call, name)
-        if call.method != "tools/call" or name is None:
-            return Error(jsonrpc.METHOD_NOT_FOUND, f"method not found: {call.method}")
-        await self._wait_for_owners(name, call.deadline)
-        snapshot = self.registry.snapshot
-        found = snapshot.tools.get(name)
-        if found is None:
-            self._raise_down(name)
-            self.counters.add("fabric.tool_not_found")
-            raise ToolNotFound(name, snapshot.near(name))
-        return await self._handlers[found.source](call)
-
-    async def _route_routed(self, call: Call, name: str) -> Outcome:
-        """Route what is about a prompt or a resource."""
-        found = self._finder.way(self.registry.snapshot, call)
-        if found is None:
-            await self._wait_for_owners(name, call.deadline)
-            found = self._finder.way(self.registry.snapshot, call)
-        if found is None:
-            self._raise_down(name)
-            self.counters.add("fabric.not_found")
-            raise unknown(call)
-        return await self._handlers[found[0]](call)
-
-    @contextmanager
-    def subscribe(
-        self, principal: str, uris: Iterable[str], sink: Callable[[str], None]
-    ) -> Generator[None, None, None]:
-        """While entered, `sink` is called with each of `uris`, or a part of it, that is updated.
-
-        What no source has is not told of. The server behind is asked once for all who want the same.
-
-        Args:
-            principal: who wants to know.
-            uris: as they are exported.
-            sink: must not block.
-
-        """
-        del principal  # resources that differ by person come with credentials of theirs
-        key = object()
-        wanted: list[tuple[Link, str]] = []
-        try:
-            for public in dict.fromkeys(uris):
-                found = self._finder.resource(self.registry.snapshot, public)
-                link = None if found is None else self.links.get(found[0])
-                if found is not None and link is not None:
-                    told = told_as(found[1], public, link.source.export_prefix, sink)
-                    if (link, found[1]) not in wanted:
-                        link.subscriptions.add(found[1], key, told)
-                        wanted.append((link, found[1]))
-            yield
-        finally:
-            for link, uri in wanted:
-                link.subscriptions.remove(uri, key)
-
     # Life
-
-    @property
-    def ready(self) -> bool:
-        """Whether every source has been tried once."""
-        return all(link.tried for link in self.links.values())
-
-    async def wait_started(self) -> None:
-        """Return once every source has been tried once; those that failed say why in `links`."""
-        for link in self.links.values():
-            await link.wait_tried()
 
     async def drain(self, grace: float) -> bool:
         """Take no new work, and wait up to `grace` seconds for what runs; returns whether it ended by itself."""
@@ -269,11 +155,7 @@ class Fabric(Verbs):
         shown = list(agents.values()) if len(agents) <= most else self._busiest(int(most))
         asks, asks_left_out = ask_nodes(list(self.agents.roots), most)
         jobs = list(self.agents.jobs.all())
-        children = [self._source_node(link) for link in self.links.values()]
-        children += [
-            Node("source", name, "broken", {"reason": "; ".join(map(str, problems))})
-            for name, problems in self.config.broken.items()
-        ]
+        children = self.source_nodes()
         children += [agent.node() for agent in shown]
         children += asks
         children += [
@@ -320,76 +202,11 @@ class Fabric(Verbs):
         if not self._running:
             self._quiet.set()
 
-    async def _wait_for_owners(self, name: str, deadline: float) -> None:
-        """Wait for the first attempt of those sources that may own a tool of this name."""
-        for link in self.links.values():
-            prefix = link.source.export_prefix
-            if not link.tried and (
-                not prefix or name.startswith(f"{prefix}__") or self._finder.source(name) == link.name
-            ):
-                with trio.move_on_at(deadline):
-                    await link.wait_tried()
-
-    def _raise_down(self, name: str) -> None:
-        """Raise `SourceDown` if the source whose prefix `name` has is down: its tools may never have been seen."""
-        for link in self.links.values():
-            prefix = link.source.export_prefix
-            if prefix and link.state != "ready" and name.startswith(f"{prefix}__"):
-                raise SourceDown(link.name, link.reason or f"it is still {link.state}", link.next_try)
-        for source, problems in self.config.broken.items():
-            if name.startswith(f"{source}__"):
-                raise SourceDown(source, "; ".join(map(str, problems)))
-
     def _busiest(self, most: int) -> list[Agent]:
         """So many agents, those that are not idle before the others."""
         busy = [agent for agent in self.agents.values() if agent.turn.holders][:most]
         idle = (agent for agent in self.agents.values() if not agent.turn.holders)
         return busy + list(islice(idle, most - len(busy)))
-
-    def _source_node(self, link: Link) -> Node:
-        node, slots = link.node(), self.slots[link.name]
-        facts = {
-            "slots": f"{slots.taken}/{slots.size}",
-            "slots_waiting": slots.waiting or None,
-            "log_lines": link.log_lines,
-        }
-        return attrs.evolve(node, facts={**facts, **node.facts})
-
-    def _stacked(self, link: Link, rng: Random) -> tuple[Handler, Handler]:
-        """What takes calls of a source, and what takes answers to those that wait."""
-        source, timer, counters = link.source, self.timer, self.counters
-
-        def send(call: Call) -> Awaitable[Outcome]:
-            if call.method != "tools/call":
-                way = self._finder.way(self.registry.snapshot, call)
-                if way is None or way[0] != source.name:
-                    raise unknown(call)
-                return link.call(way[2], way[1])
-            name = call.name or ""
-            route = self.registry.snapshot.tools.get(name)
-            if route is None or route.source != source.name:  # it went while the call waited
-                raise ToolNotFound(name)
-            return link.call(call, route.tool.name)
-
-        def annotations(public: str) -> Annotations | None:
-            route = self.registry.snapshot.tools.get(public)
-            return None if route is None else route.tool.annotations
-
-        # The run's own clock, without the calls that lead to it from `trio.current_time`.
-        clock = trio.lowlevel.current_clock().current_time
-        around = [
-            layers.deadline(source.deadline, longest=self.config.bounds.call_longest, clock=clock),
-            layers.retry(
-                source.retries + 1, budget=layers.RetryBudget(clock=clock), rng=rng, timer=timer, counters=counters,
-                trusted=source.trust, annotations=annotations, clock=clock,
-            ),
-        ]  # fmt: skip
-        if source.rate is not None:
-            around.append(layers.rate(source.rate, source.burst, timer=timer, counters=counters, name=source.name))
-        slots = layers.Slots(source.slots, timer=timer, counters=counters, name=source.name)
-        self.slots[link.name] = slots
-        limited = layers.limit(slots, timer=timer, counters=counters, name=source.name)
-        return stack(send, *around, limited), stack(self._parks.resume, around[0], limited)
 
 
 def _roots(given: Sequence[str]) -> bytes:
@@ -452,8 +269,7 @@ async def open_fabric(
         await core.start(service, timer.run)
         fabric = Fabric(config, around)
         async with trio.open_nursery() as links:
-            for link in fabric.links.values():
-                links.start_soon(link.keep, name=f"link {link.name}")
+            fabric.keep(links)
             try:
                 # Agents with tasks of their own live in one nursery, work that outlives its asker in another.
                 async with open_agents(

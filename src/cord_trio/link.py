@@ -20,7 +20,6 @@ from cord_trio.config import Http
 from cord_trio.errors import CallError, ConnectFailed, ConnectionLost, DeadlineExceeded, SourceDown
 from cord_trio.following import STEADY, Following, Subscriptions
 from cord_trio.handshake import FreshNeeded, negotiate, unreached
-from cord_trio.observe import Node
 from cord_trio.pages import COMPLETED
 from cord_trio.pool import Pool, refuse
 from cord_trio.protocol.eras import LEGACY
@@ -28,7 +27,7 @@ from cord_trio.protocol.questions import NOBODY, ROOTS, askable
 from cord_trio.registry import NO_LISTS, Update
 from cord_trio.session import open_session
 from cord_trio.surroundings import Surroundings
-from cord_trio.transports.opening import is_interpreter, older_way, open_source
+from cord_trio.transports.opening import alone, is_interpreter, older_way, open_source
 from cord_trio.transports.process import Graces
 
 if TYPE_CHECKING:
@@ -75,21 +74,25 @@ class Link:
         pid: of its process, if it is a child of ours and running.
         subscriptions: who wants to hear of which of its resources.
         pool: the sessions of single principals beside the shared one.
+        retired: whether another link, or none, keeps the source from here on: it takes no new calls, tells the
+            registry nothing, and does not come back.
 
     """
 
-    def __init__(self, source: Source, around: Surroundings) -> None:
+    def __init__(self, source: Source, around: Surroundings, *, epoch: int = 0, before: Link | None = None) -> None:
+        """Make a link; `epoch` is that of the registry's view, and `before` the link whose place it takes."""
         self.source = source
+        self.retired = False
         self.state: State = "configured"
         self.reason = ""
         self.failure: ConnectFailed | None = None
         self.next_try: float | None = None
-        self.epoch = 0
+        self.epoch = epoch
         self.sessions: dict[str, Client] = {}
         self.notes: tuple[str, ...] = ()
         self.starts = 0
         self.pid: int | None = None
-        self.subscriptions = Subscriptions()
+        self.subscriptions: Subscriptions = Subscriptions() if before is None else before.subscriptions
         self.pool = Pool(
             source.name, self._converse_alone, parks=around.parks, timer=around.timer, counters=around.counters,
             size=around.bounds.interactive, idle=around.bounds.interactive_idle, roots=around.roots,
@@ -100,6 +103,8 @@ class Link:
         self._tried = trio.Event()
         self._ready_at: float | None = None
         self._over = False
+        self._scope = trio.CancelScope()
+        self._ended = trio.Event()
         self._past_log_lines = 0
         self._legacy_until = -math.inf
         self._modern_alone = False
@@ -117,9 +122,19 @@ class Link:
     @property
     def in_flight(self) -> int:
         """Requests that await the source's reply."""
-        return sum(len(client.session.peer.open) for _, client in self._open())
+        return sum(len(client.session.peer.open) for _, client in self.open())
 
-    def _open(self) -> list[tuple[str, Client]]:
+    @property
+    def asks(self) -> bool:
+        """Whether a call has a session of its caller's own, be it that it waits for an answer."""
+        return any(each.users for each in self.pool.sessions)
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for it to be connected."""
+        return len(self._waiting)
+
+    def open(self) -> list[tuple[str, Client]]:
         """All sessions that are open, each with its name."""
         own = [(f"of {each.key[0]}", each.client) for each in self.pool.sessions]
         return [*self.sessions.items(), *((name, client) for name, client in own if client is not None)]
@@ -132,28 +147,6 @@ class Link:
     async def wait_tried(self) -> None:
         """Return once the first attempt to connect has ended, in whichever way."""
         await self._tried.wait()
-
-    def node(self) -> Node:
-        """The source as it is now, for the live tree."""
-        now = trio.current_time()
-        facts: dict[str, object] = {
-            "pid": self.pid,
-            "reason": self.reason,
-            "next_try_in": None if self.next_try is None else round(max(0.0, self.next_try - now), 1),
-            "waiting": len(self._waiting) or None,
-            "notes": len(self.notes) or None,
-        }
-        sessions = []
-        for key, client in self._open():
-            pending = client.session.peer.open.values()
-            nearest = min((call.deadline for call in pending), default=math.inf)
-            about = {
-                "in_flight": len(pending),
-                "deadline_in": None if nearest == math.inf else round(nearest - now, 3),
-                "log_lines": client.session.log_lines,
-            }
-            sessions.append(Node("session", key, client.greeting.revision, about))
-        return Node("source", self.name, self.state, facts, tuple(sessions))
 
     def call(self, call: Call, name: str | None) -> Awaitable[Outcome]:
         """How the source ended `call`, which it knows as `name`. Waits for one attempt to connect if it must.
@@ -201,12 +194,29 @@ class Link:
         return await session.call(call, name)
 
     async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the source connected until cancelled or the registry ends. Never raises for what the source did."""
-        async with trio.open_nursery() as interactive:
-            self.pool.open(interactive)
-            task_status.started()
-            await self._keep()
-            interactive.cancel_scope.cancel("the link has ended")
+        """Keep the source connected until cancelled, ended or the registry ends. Never raises for what it did."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as interactive:
+                    self.pool.open(interactive)
+                    task_status.started()
+                    await self._keep()
+                    interactive.cancel_scope.cancel("the link has ended")
+        finally:
+            self._ended.set()
+
+    async def wait_ended(self) -> None:
+        """Return once `keep` has ended."""
+        await self._ended.wait()
+
+    def retire(self) -> None:
+        """Take no new calls from here on; those that run go on until `end`."""
+        self.retired = True
+        self.state = "draining"
+
+    def end(self, reason: str) -> None:
+        """End it, with all that it still runs."""
+        self._scope.cancel(reason)
 
     async def _keep(self) -> None:
         failures = 0
@@ -227,6 +237,8 @@ class Link:
                 if ready_at is None:
                     self._refuse()  # calls wait for one attempt; after a loss none has been made yet
                 self._tried.set()
+                if self.retired:
+                    return
                 await trio.sleep_until(self.next_try)
                 self.next_try = None
         except trio.BrokenResourceError:
@@ -248,8 +260,8 @@ class Link:
             return str(exc)
         except Exception as exc:
             log.exception("link failed source=%s", self.name)
-            self.failure = ConnectFailed(self.name, "internal", repr(_only(exc)))
-            return f"internal error: {_only(exc)!r}"
+            self.failure = ConnectFailed(self.name, "internal", repr(alone(exc)))
+            return f"internal error: {alone(exc)!r}"
         finally:
             self._dismiss()
 
@@ -263,7 +275,8 @@ class Link:
         """Nobody keeps the source any more; whoever waits for it is told."""
         self._over = True
         self._dismiss()
-        self.state, self.reason, self.next_try = "down", "the fabric has ended", None
+        why = "its configuration has changed" if self.retired else "the fabric has ended"
+        self.state, self.reason, self.next_try = "down", why, None
         self._refuse()
         self._tried.set()
 
@@ -371,7 +384,7 @@ class Link:
 
     def _admit(self, client: Client) -> None:
         """From here on calls go to `client`."""
-        self.state, self.reason, self.failure = "ready", "", None
+        self.state, self.reason, self.failure = "draining" if self.retired else "ready", "", None
         self.sessions[SHARED] = client
         self._modern_alone = False
         self.starts += 1
@@ -449,19 +462,19 @@ class Link:
     async def _publish(
         self, state: State, lists: Mapping[Kind, Listed] = NO_LISTS, greeting: Greeting | None = None
     ) -> None:
+        if self.retired:
+            await trio.lowlevel.checkpoint()
+            return
         self.state = state
         self.epoch += 1
         down = state == "down"
-        await self._around.registry.update(
-            Update(
-                self.name, self.epoch, state, reason=self.reason if down else "",
-                next_try=self.next_try if down else None, greeting=greeting, lists=lists,
-            )
-        )  # fmt: skip
-
-
-def _only(exc: BaseException) -> BaseException:
-    """What is in a group that holds one thing."""
-    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
-        exc = exc.exceptions[0]
-    return exc
+        try:
+            await self._around.registry.update(
+                Update(
+                    self.name, self.epoch, state, reason=self.reason if down else "",
+                    next_try=self.next_try if down else None, greeting=greeting, lists=lists,
+                )
+            )  # fmt: skip
+        except ValueError:
+            if not self.retired:  # else it was retired while the update waited
+                raise

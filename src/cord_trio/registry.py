@@ -204,6 +204,29 @@ class Registry:
         self._agents = agents
         self._show(snapshot)
 
+    @trio.lowlevel.enable_ki_protection
+    def configure(self, sources: Mapping[str, Source], epochs: Mapping[str, int]) -> None:
+        """Have these sources from here on, in this order.
+
+        Args:
+            sources: by name.
+            epochs: of those that are new or have other settings: from which on their updates count. One that was
+                there before keeps its lists, as its settings now export them, until it brings its own.
+
+        """
+        old = self.snapshot
+        self._sources = dict(sources)
+        views = {}
+        for name, source in sources.items():
+            view = old.sources.get(name)
+            if view is None:
+                view = SourceView(name, epochs.get(name, 0))
+            elif name in epochs:
+                parts = {kind: self._exports(source, kind, listed)[1] for kind, listed in view.lists.items()}
+                view = attrs.evolve(view, epoch=epochs[name], state="configured", reason="", next_try=None, parts=parts)
+            views[name] = view
+        self._show(self._next(old, views, self._agents))
+
     def _updated(self, view: SourceView, update: Update) -> SourceView:
         brought = dict(update.lists)
         if update.tools is not None:
@@ -255,11 +278,10 @@ class Registry:
             if kind == "tools":
                 parts.append(agents)
                 before.append(self._agents)
-            remade = [(part, was) for part, was in zip(parts, before, strict=True) if part is not was]
-            if remade:
+            if len(parts) != len(before) or any(part is not was for part, was in zip(parts, before, strict=True)):
                 routes, merged[kind] = _merged(kind, parts)
                 lists[kind] = MappingProxyType(routes)
-                if any(part.routes != was.routes for part, was in remade):
+                if [part.routes for part in parts if part.routes] != [was.routes for was in before if was.routes]:
                     changed.add(kind)
         if not lists:
             # Only states changed: the lists, and what was made of them, stay.

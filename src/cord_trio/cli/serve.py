@@ -11,11 +11,14 @@ import trio
 
 from cord_trio.cli import FAILED, tell
 from cord_trio.cli.common import add_config, count, find_configured, load, one_line, open_view, wrong_usage
+from cord_trio.cli.reloading import keep_reloading
 
 if TYPE_CHECKING:
     import argparse
 
+    from cord_trio.config import Config
     from cord_trio.fabric import Fabric
+    from cord_trio.protocol.jsonrpc import Json
 
 DRAINS = True
 """The first signal drains, the second cancels."""
@@ -36,19 +39,23 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
     from cord_trio.fabric import open_fabric
     from cord_trio.gateway import serve_gateway
 
-    config = load(args)
-    gateway = config.gateway
+    given: dict[str, Json] = {}
     if args.http is not None:
         try:
-            host, port = parse_address(args.http)
+            given["host"], given["port"] = parse_address(args.http)
         except ValueError as exc:
             return wrong_usage(f"--http: {exc}")
-        gateway = attrs.evolve(gateway, host=host, port=port)
     if args.grace is not None:
         if not 0 <= args.grace < math.inf:
             return wrong_usage("--grace: give 0 or more seconds")
-        gateway = attrs.evolve(gateway, grace=args.grace)
-    config = attrs.evolve(config, gateway=gateway)
+        given["grace"] = args.grace
+
+    def as_told(config: Config) -> Config:
+        """What is configured, with what the command line says instead."""
+        return attrs.evolve(config, gateway=attrs.evolve(config.gateway, **given))
+
+    config = as_told(load(args))
+    gateway = config.gateway
     handlers = find_configured(config)
     async with AsyncExitStack() as stack:
         listeners: list[trio.SocketListener] = []
@@ -76,6 +83,7 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
 
             nursery.start_soon(drain_when_interrupted)
             nursery.start_soon(_tell_changes, fabric)
+            nursery.start_soon(keep_reloading, fabric, as_told, interrupted)
             await serve_gateway(fabric, http=listeners or None, stdio=args.stdio)
             nursery.cancel_scope.cancel("all that was asked is answered")
     return 0
@@ -83,14 +91,14 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
 
 async def _tell_changes(fabric: Fabric) -> None:
     """Say which sources go down, and why, and which of them come back."""
-    version, told = 0, dict.fromkeys(fabric.links, "")
+    version = 0
+    told: dict[str, str] = {}
     while True:
         snapshot = await fabric.registry.changed(version)
         version = snapshot.version
         for name, view in snapshot.sources.items():
-            if view.state == "down" and view.reason != told[name]:
+            if view.state == "down" and view.reason != told.get(name):
                 told[name] = view.reason
                 tell(f"source {name} is down: {one_line(view.reason)}")
-            elif view.state == "ready" and told[name]:
-                told[name] = ""
+            elif view.state == "ready" and told.pop(name, ""):
                 tell(f"source {name} is ready again")

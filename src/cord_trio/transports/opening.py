@@ -113,10 +113,14 @@ async def _open_function(source: InProcess) -> AsyncGenerator[Transport, None]:
 
 
 def _failed(fault: Exception) -> str:
-    cause: BaseException = fault
-    while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
-        cause = cause.exceptions[0]
-    return f"the function that serves it failed: {cause!r}"
+    return f"the function that serves it failed: {alone(fault)!r}"
+
+
+def alone(exc: BaseException) -> BaseException:
+    """What is in a group that holds one thing; any other error as it is."""
+    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+        exc = exc.exceptions[0]
+    return exc
 
 
 def older_way(source: Source, failure: ConnectFailed) -> Source | None:

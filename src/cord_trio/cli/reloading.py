@@ -1,0 +1,108 @@
+"""Taking over a changed configuration while serving: the file is watched, and SIGHUP says to look at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from cord_trio.cli import tell
+from cord_trio.cli.common import clean, tell_problems
+from cord_trio.config import load_config
+from cord_trio.errors import ConfigError, Draining
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeAlias
+
+    from cord_trio.config import Config
+    from cord_trio.fabric import Fabric
+    from cord_trio.sources import Changes
+
+    Stamp: TypeAlias = tuple[int, int, int] | None
+
+LOOK: Final = 1.0
+"""Seconds between looks at the file. It is taken over once two of them find it the same."""
+
+
+async def keep_reloading(fabric: Fabric, as_told: Callable[[Config], Config], interrupted: trio.Event) -> None:
+    """Follow the file that the fabric was configured from, until cancelled.
+
+    A file that cannot be used changes nothing, and is reported once.
+
+    Args:
+        fabric: to be reconfigured.
+        as_told: puts in what the command line says instead of the file.
+        interrupted: set if the signal means that our terminal is gone, which ends us like any other program.
+
+    """
+    file = fabric.config.file
+    used = seen = _stamp(file)
+    on_terminal = _has_terminal()
+    with trio.open_signal_receiver(signal.SIGHUP) as hangups:
+        while True:
+            told = False
+            with trio.move_on_after(LOOK):
+                await anext(hangups)
+                told = True
+            if told and on_terminal and not _has_terminal():
+                interrupted.set()
+                continue
+            stamp = _stamp(file)
+            rests, seen = stamp == seen, stamp
+            # Halfway through an editor's write it is neither the old one nor the new.
+            if told or (rests and stamp != used):
+                used = stamp
+                _reload(fabric, file, as_told)
+
+
+def _reload(fabric: Fabric, file: str, as_told: Callable[[Config], Config]) -> None:
+    try:
+        config = as_told(load_config(file))
+        changes = fabric.reconfigure(config)
+    except ConfigError as exc:
+        for problem in exc.problems:
+            tell(f"error: {clean(str(problem))}")
+        tell(f"{file} was not taken over: everything goes on as it was")
+        return
+    except Draining:
+        return
+    tell_problems(config.problems)
+    tell(f"{file} was taken over: {_shown(changes)}")
+    if changes.restart:
+        tell(f"warning: {file}: what is new in {', '.join(changes.restart)} takes a restart")
+
+
+def _shown(changes: Changes) -> str:
+    parts = [
+        f"{what} {', '.join(names)}"
+        for what, names in (
+            ("added", changes.added),
+            ("removed", changes.removed),
+            ("replaced", changes.replaced),
+            ("as before, since it cannot be used any more:", changes.kept),
+        )
+        if names
+    ]
+    return "; ".join(parts) or "no source has changed"
+
+
+def _stamp(file: str) -> Stamp:
+    """What tells one content of the file from another; None if there is no file."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _has_terminal() -> bool:
+    """Whether we have a terminal that is still there."""
+    try:
+        os.tcgetpgrp(sys.__stderr__.fileno() if sys.__stderr__ is not None else 2)
+    except OSError:
+        return False
+    return True

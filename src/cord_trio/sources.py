@@ -1,0 +1,404 @@
+"""The sources of a fabric: where its calls go, and how the set of them changes while it runs."""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import trio
+
+from cord_trio import layers
+from cord_trio.call import Error, stack
+from cord_trio.errors import SourceDown, ToolNotFound
+from cord_trio.link import Link, Surroundings
+from cord_trio.observe import Node
+from cord_trio.protocol import jsonrpc
+from cord_trio.routing import ROUTED, Finder, told_as, unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator, Iterable
+    from random import Random
+
+    from cord_trio.call import Call, Handler, Outcome
+    from cord_trio.config import Config, Source
+    from cord_trio.protocol.tools import Annotations
+
+RETIRED_LOOK: Final = 0.05
+"""Seconds between looks at whether a source that is gone still runs calls."""
+
+RESTART: Final = ("gateway", "bounds", "profiles", "agents")
+"""Parts of a configuration that are read once, at the start."""
+
+
+@attrs.frozen
+class Changes:
+    """What another configuration has changed in a running fabric.
+
+    Attributes:
+        added: sources that are new.
+        removed: sources that are gone.
+        replaced: sources with other settings.
+        kept: sources that go on as they were, since the new configuration cannot be used for them.
+        restart: parts that are different too, and are taken over by a restart alone.
+
+    """
+
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    restart: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.replaced)
+
+
+class Sources:
+    """The sources of one fabric.
+
+    Attributes:
+        config: what it was made from.
+        registry: what tools exist.
+        links: the sources, by name, in configured order.
+        retiring: the sources that are gone, or were replaced, and still run calls; with their slots.
+        slots: for calls of each source, by its name.
+        counters: what happened so far.
+        timer: expires the deadlines.
+
+    """
+
+    def __init__(self, config: Config, around: Surroundings) -> None:
+        self.config = config
+        self.registry = around.registry
+        self.timer = around.timer
+        self.counters = around.counters
+        self.links: dict[str, Link] = {}
+        self.retiring: dict[Link, layers.Slots] = {}
+        self.slots: dict[str, layers.Slots] = {}
+        self._around = around
+        self._parks = around.parks
+        self._pages = around.pages
+        self._handlers: dict[str, Handler] = {}
+        self._resumed: dict[str, Handler] = {}
+        self._nursery: trio.Nursery | None = None
+        self._generation = 0
+        self._was_ready = False
+        for source in config.enabled.values():
+            self._add(Link(source, around))
+        self._find_by(config)
+
+    def keep(self, nursery: trio.Nursery) -> None:
+        """From here on the links live in `nursery`, those of sources that are added later too."""
+        self._nursery = nursery
+        for link in self.links.values():
+            self._keep(link)
+
+    def reconfigure(self, config: Config) -> Changes:
+        """Take over the sources of another configuration. Calls of sources that stay as they are notice nothing.
+
+        A source that is gone, or has other settings, takes no new calls; those that it runs have the grace to
+        finish. One with other settings is replaced at once, and keeps its lists until it has listed anew. One that
+        cannot be used any more goes on as it was. What is configured beside the sources takes a restart.
+
+        Returns:
+            what was changed.
+
+        Raises:
+            ConfigError: with a source that goes on as it was, two would export under one prefix.
+
+        """
+        old = self.config
+        kept = {name: old.sources[name] for name in config.broken if name in old.enabled}
+        sources = {**config.sources, **kept}
+        # The order decides who keeps a name that two would export.
+        ordered = {name: sources[name] for name in [*config.sources, *kept]}
+        whole = attrs.evolve(
+            config, sources=ordered, broken={name: why for name, why in config.broken.items() if name not in kept},
+            gateway=old.gateway, bounds=old.bounds, agents=old.agents, profiles=old.profiles,
+        )  # fmt: skip
+        before, after = old.enabled, whole.enabled
+        changes = Changes(
+            added=tuple(name for name in after if name not in before),
+            removed=tuple(name for name in before if name not in after),
+            replaced=tuple(name for name in after if name in before and after[name] != before[name]),
+            kept=tuple(kept),
+            restart=tuple(part for part in RESTART if getattr(config, part) != getattr(old, part)),
+        )
+        self._was_ready = self.ready
+        self.config = whole
+        self._generation += 1
+        epochs = dict.fromkeys((*changes.added, *changes.replaced), self._generation << 32)
+        self.registry.configure(after, epochs)
+        for name in (*changes.removed, *changes.replaced):
+            self._retire(name)
+        for name, epoch in epochs.items():
+            link = Link(after[name], self._around, epoch=epoch, before=self.links.get(name))
+            self._add(link)
+            self._keep(link)
+        for name in changes.removed:
+            del self.links[name], self.slots[name], self._handlers[name], self._resumed[name]
+        self.links = {name: self.links[name] for name in after}
+        self._find_by(whole)
+        if changes:
+            self.counters.add("fabric.reconfigured")
+        return changes
+
+    async def connect(self, source: Source) -> None:
+        """Have one more source, or another in the place of the one of its name, and return once it is ready.
+
+        Raises:
+            ConfigError: another source exports under its prefix.
+            SourceDown: the first attempt failed. It is there all the same, and goes on trying.
+
+        """
+        self.reconfigure(attrs.evolve(self.config, sources={**self.config.sources, source.name: source}))
+        link = self.links[source.name]
+        await link.wait_tried()
+        if link.state != "ready":
+            raise SourceDown(link.name, link.reason, link.next_try)
+
+    async def disconnect(self, name: str) -> None:
+        """Have one source less, and return once what it ran has ended, or the grace has passed.
+
+        Raises:
+            KeyError: there is none of this name.
+
+        """
+        link = self.links[name]
+        self.reconfigure(
+            attrs.evolve(
+                self.config, sources={each: source for each, source in self.config.sources.items() if each != name}
+            )
+        )
+        await link.wait_ended()
+
+    @property
+    def ready(self) -> bool:
+        """Whether every source has been tried once."""
+        if not self._was_ready:  # a source that is added later must not turn clients away from the others
+            self._was_ready = all(link.tried for link in self.links.values())
+        return self._was_ready
+
+    async def wait_started(self) -> None:
+        """Return once every source has been tried once; those that failed say why in `links`."""
+        for link in tuple(self.links.values()):
+            await link.wait_tried()
+
+    # Calls
+
+    def route(self, call: Call) -> Awaitable[Outcome]:
+        """How `call` ended, as part of work that was accepted already. Raises as `call` does."""
+        if call.park:
+            return self._resume(call)
+        if call.method == "tools/call" and call.name is not None:
+            found = self.registry.snapshot.tools.get(call.name)
+            if found is not None:
+                return self._handlers[found.source](call)
+        return self._route_unlisted(call)
+
+    def abandon(self, park: str, reason: str) -> None:
+        """Let go of the call that waits under the token `park`: its caller will not answer."""
+        self._parks.abandon(park, reason)
+
+    async def wait_pages(self, ids: Iterable[str], patience: float) -> bool:
+        """Return once servers told that the pages `ids` are done with, or after `patience` seconds; whether they did.
+
+        A server that wants pages opened before it runs a call (error -32042) may be called again then.
+        """
+        return await self._pages.wait(ids, patience)
+
+    @contextmanager
+    def subscribe(
+        self, principal: str, uris: Iterable[str], sink: Callable[[str], None]
+    ) -> Generator[None, None, None]:
+        """While entered, `sink` is called with each of `uris`, or a part of it, that is updated.
+
+        What no source has is not told of. The server behind is asked once for all who want the same.
+
+        Args:
+            principal: who wants to know.
+            uris: as they are exported.
+            sink: must not block.
+
+        """
+        del principal  # resources that differ by person come with credentials of theirs
+        key = object()
+        wanted: list[tuple[Link, str]] = []
+        try:
+            for public in dict.fromkeys(uris):
+                found = self._finder.resource(self.registry.snapshot, public)
+                link = None if found is None else self.links.get(found[0])
+                if found is not None and link is not None:
+                    told = told_as(found[1], public, link.source.export_prefix, sink)
+                    if (link, found[1]) not in wanted:
+                        link.subscriptions.add(found[1], key, told)
+                        wanted.append((link, found[1]))
+            yield
+        finally:
+            for link, uri in wanted:
+                link.subscriptions.remove(uri, key)
+
+    # Inside
+
+    def source_nodes(self) -> list[Node]:
+        """All of them as they are now, for the live tree."""
+        nodes = [self._source_node(link) for link in self.links.values()]
+        nodes += [
+            attrs.evolve(node_of(link), facts={"slots": f"{slots.taken}/{slots.size}"})
+            for link, slots in self.retiring.items()
+        ]
+        for name, problems in self.config.broken.items():
+            nodes.append(Node("source", name, "broken", {"reason": "; ".join(map(str, problems))}))
+        return nodes
+
+    def _add(self, link: Link) -> None:
+        """Send the calls of its source to `link` from here on."""
+        name = link.name
+        self.links[name] = link
+        self._handlers[name], self._resumed[name] = self._stacked(link, self._around.rng)
+
+    def _keep(self, link: Link) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(link.keep, name=f"link {link.name}")
+
+    def _find_by(self, config: Config) -> None:
+        self._finder = Finder({source.export_prefix: name for name, source in config.enabled.items()})
+
+    def _retire(self, name: str) -> None:
+        link, slots = self.links[name], self.slots[name]
+        link.retire()
+        self.retiring[link] = slots
+        if self._nursery is not None:
+            self._nursery.start_soon(self._end_retired, link, slots, name=f"retire {name}")
+
+    async def _end_retired(self, link: Link, slots: layers.Slots) -> None:
+        """Let a link finish what it runs, and end it."""
+        with trio.move_on_after(self.config.gateway.grace):
+            while slots.taken or slots.waiting or link.asks:  # noqa: ASYNC110  # an event would cost each call
+                await trio.sleep(RETIRED_LOOK)
+        link.end("its source was removed or has other settings")
+        await link.wait_ended()
+        del self.retiring[link]
+
+    def _resume(self, call: Call) -> Awaitable[Outcome]:
+        """Go on with the call that waits for `call`. It is never made anew, so nothing is retried."""
+        source = self._parks.find(call).source
+        return self._resumed.get(source, self._parks.resume)(call)  # its source may be gone from the configuration
+
+    async def _route_unlisted(self, call: Call) -> Outcome:
+        """Route what is not listed (yet)."""
+        name = call.name
+        if call.method in ROUTED and name is not None:
+            return await self._route_routed(call, name)
+        if call.method != "tools/call" or name is None:
+            return Error(jsonrpc.METHOD_NOT_FOUND, f"method not found: {call.method}")
+        await self._wait_for_owners(name, call.deadline)
+        snapshot = self.registry.snapshot
+        found = snapshot.tools.get(name)
+        if found is None:
+            self._raise_down(name)
+            self.counters.add("fabric.tool_not_found")
+            raise ToolNotFound(name, snapshot.near(name))
+        return await self._handlers[found.source](call)
+
+    async def _route_routed(self, call: Call, name: str) -> Outcome:
+        """Route what is about a prompt or a resource."""
+        found = self._finder.way(self.registry.snapshot, call)
+        if found is None:
+            await self._wait_for_owners(name, call.deadline)
+            found = self._finder.way(self.registry.snapshot, call)
+        if found is None:
+            self._raise_down(name)
+            self.counters.add("fabric.not_found")
+            raise unknown(call)
+        return await self._handlers[found[0]](call)
+
+    async def _wait_for_owners(self, name: str, deadline: float) -> None:
+        """Wait for the first attempt of those sources that may own a tool of this name."""
+        for link in tuple(self.links.values()):
+            prefix = link.source.export_prefix
+            if not link.tried and (
+                not prefix or name.startswith(f"{prefix}__") or self._finder.source(name) == link.name
+            ):
+                with trio.move_on_at(deadline):
+                    await link.wait_tried()
+
+    def _raise_down(self, name: str) -> None:
+        """Raise `SourceDown` if the source whose prefix `name` has is down: its tools may never have been seen."""
+        for link in self.links.values():
+            prefix = link.source.export_prefix
+            if prefix and link.state != "ready" and name.startswith(f"{prefix}__"):
+                raise SourceDown(link.name, link.reason or f"it is still {link.state}", link.next_try)
+        for source, problems in self.config.broken.items():
+            if name.startswith(f"{source}__"):
+                raise SourceDown(source, "; ".join(map(str, problems)))
+
+    def _source_node(self, link: Link) -> Node:
+        node, slots = node_of(link), self.slots[link.name]
+        facts = {
+            "slots": f"{slots.taken}/{slots.size}",
+            "slots_waiting": slots.waiting or None,
+            "log_lines": link.log_lines,
+        }
+        return attrs.evolve(node, facts={**facts, **node.facts})
+
+    def _stacked(self, link: Link, rng: Random) -> tuple[Handler, Handler]:
+        """What takes calls of a source, and what takes answers to those that wait."""
+        source, timer, counters = link.source, self.timer, self.counters
+
+        def send(call: Call) -> Awaitable[Outcome]:
+            if call.method != "tools/call":
+                way = self._finder.way(self.registry.snapshot, call)
+                if way is None or way[0] != source.name:
+                    raise unknown(call)
+                return link.call(way[2], way[1])
+            name = call.name or ""
+            route = self.registry.snapshot.tools.get(name)
+            if route is None or route.source != source.name:  # it went while the call waited
+                raise ToolNotFound(name)
+            return link.call(call, route.tool.name)
+
+        def annotations(public: str) -> Annotations | None:
+            route = self.registry.snapshot.tools.get(public)
+            return None if route is None else route.tool.annotations
+
+        # The run's own clock, without the calls that lead to it from `trio.current_time`.
+        clock = trio.lowlevel.current_clock().current_time
+        around = [
+            layers.deadline(source.deadline, longest=self.config.bounds.call_longest, clock=clock),
+            layers.retry(
+                source.retries + 1, budget=layers.RetryBudget(clock=clock), rng=rng, timer=timer, counters=counters,
+                trusted=source.trust, annotations=annotations, clock=clock,
+            ),
+        ]  # fmt: skip
+        if source.rate is not None:
+            around.append(layers.rate(source.rate, source.burst, timer=timer, counters=counters, name=source.name))
+        slots = layers.Slots(source.slots, timer=timer, counters=counters, name=source.name)
+        self.slots[link.name] = slots
+        limited = layers.limit(slots, timer=timer, counters=counters, name=source.name)
+        return stack(send, *around, limited), stack(self._parks.resume, around[0], limited)
+
+
+def node_of(link: Link) -> Node:
+    """The source as it is now, for the live tree."""
+    now = trio.current_time()
+    facts: dict[str, object] = {
+        "pid": link.pid,
+        "reason": link.reason,
+        "next_try_in": None if link.next_try is None else round(max(0.0, link.next_try - now), 1),
+        "waiting": link.waiting or None,
+        "notes": len(link.notes) or None,
+    }
+    sessions = []
+    for key, client in link.open():
+        pending = client.session.peer.open.values()
+        nearest = min((call.deadline for call in pending), default=math.inf)
+        about = {
+            "in_flight": len(pending),
+            "deadline_in": None if nearest == math.inf else round(nearest - now, 3),
+            "log_lines": client.session.log_lines,
+        }
+        sessions.append(Node("session", key, client.greeting.revision, about))
+    return Node("source", link.name, link.state, facts, tuple(sessions))

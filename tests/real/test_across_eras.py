@@ -58,7 +58,7 @@ async def gateway_before(version: str, era: str) -> AsyncGenerator[str]:
             yield f"http://127.0.0.1:{listener.socket.getsockname()[1]}/mcp"
             nursery.cancel_scope.cancel("the test is over")
         await trio.sleep(0.1)
-        sessions = [client.session for _, client in fabric.links["far"]._open()]
+        sessions = [client.session for _, client in fabric.links["far"].open()]
         asked = [pending.method for session in sessions for pending in session.peer.open.values()]
         assert set(asked) <= {"subscriptions/listen"}
         assert len(fabric._parks) == 0

@@ -19,6 +19,7 @@ from cord_trio.registry import Route, Snapshot
 from cord_trio.testing.schedule import scheduled
 from cord_trio.testing.strategies import schedules
 from properties.agent_programs import PROGRAMS, Broken, Program, World, no_tools
+from properties.invariants import proves
 
 if TYPE_CHECKING:
     from random import Random
@@ -31,6 +32,7 @@ def played(program: Program, rng: Random) -> World:
     return world
 
 
+@proves(1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
 @given(PROGRAMS, schedules())
 def test_invariant_1_to_10_every_ask_ends_once_in_time_and_leaves_nothing(program: Program, rng: Random) -> None:
     world = played(program, rng)
@@ -43,6 +45,7 @@ def test_invariant_1_to_10_every_ask_ends_once_in_time_and_leaves_nothing(progra
     assert "agents.join_expired" not in record.counts  # 7
 
 
+@proves(13, 14, 15, 16, 17)
 @given(PROGRAMS, schedules())
 def test_invariant_13_to_17_a_handoff_is_whole_or_refused_once(program: Program, rng: Random) -> None:
     world = played(program, rng)
@@ -53,6 +56,7 @@ def test_invariant_13_to_17_a_handoff_is_whole_or_refused_once(program: Program,
     world.check_rest()
 
 
+@proves(47)
 @given(PROGRAMS, st.integers(0, 60), schedules())
 def test_invariant_47_cancelled_at_any_tick_everything_is_at_rest(program: Program, tick: int, rng: Random) -> None:
     world = World(program)
@@ -69,6 +73,7 @@ def test_invariant_47_cancelled_at_any_tick_everything_is_at_rest(program: Progr
     world.check_rest()  # 8
 
 
+@proves(12)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=4))
 def test_invariant_12_a_chain_without_contention_costs_one_tick_an_ask(chain: list[int]) -> None:
     """`chain` says how many handoffs there are at each depth of asks."""
@@ -104,6 +109,7 @@ TOOLS = ("web__get", "web__put", "docs__get", "notes__add")
 GRANTS = st.lists(st.sampled_from(["web__*", "*__get", "notes__add", "nothing", "*"]), max_size=2)
 
 
+@proves(18)
 @given(st.lists(GRANTS, min_size=1, max_size=5), st.sampled_from([None, Mailbox()]))
 def test_invariant_18_a_taker_has_its_own_grants_and_none_of_its_givers(
     grants: list[list[str]], mailbox: Mailbox | None

@@ -23,6 +23,7 @@ from cord_trio.errors import CallCycle, HandoffRefused
 from cord_trio.registry import Snapshot
 from cord_trio.testing.schedule import scheduled
 from cord_trio.testing.strategies import schedules
+from properties.invariants import proves
 
 if TYPE_CHECKING:
     from cord_trio.call import Call, Outcome
@@ -215,6 +216,7 @@ async def _no_tools(call: Call) -> Outcome:  # noqa: ASYNC124  # async by contra
     raise AssertionError(call)
 
 
+@proves(1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
 @given(ROOTS, TURNS, schedules())
 def test_invariant_1_to_10_every_ask_ends_once_in_time_and_leaves_nothing(
     roots: list[Root], turns: tuple[int, ...], rng: Random
@@ -227,6 +229,7 @@ def test_invariant_1_to_10_every_ask_ends_once_in_time_and_leaves_nothing(
     assert all(len(ending) <= 1 for ending in world.endings)  # 1
 
 
+@proves(11)
 @given(SCRIPTS, st.sampled_from(NAMES), TURNS)
 def test_invariant_11_a_lone_chain_is_refused_only_where_it_would_meet_itself(
     script: Script, target: str, turns: tuple[int, ...]
@@ -262,6 +265,7 @@ def test_invariant_11_a_lone_chain_is_refused_only_where_it_would_meet_itself(
     world.check_rest()
 
 
+@proves(9)
 @given(st.integers(1, 8), schedules())
 def test_invariant_9_turns_are_given_in_the_order_they_were_asked_for(count: int, rng: Random) -> None:
     asked: list[int] = []
@@ -288,6 +292,7 @@ def test_invariant_9_turns_are_given_in_the_order_they_were_asked_for(count: int
     assert given_ == asked
 
 
+@proves(10)
 @given(
     st.dictionaries(st.sampled_from(NAMES), st.lists(st.sampled_from(NAMES), min_size=1, max_size=3), min_size=2),
     TURNS,
@@ -358,6 +363,7 @@ def would_hang(agents: Agents, waiter: Branch) -> bool:
             others.discard(branch)
 
 
+@proves(47)
 @given(ROOTS, TURNS, st.integers(0, 40), schedules())
 def test_invariant_47_cancelled_at_any_tick_everything_is_at_rest(
     roots: list[Root], turns: tuple[int, ...], tick: int, rng: Random

@@ -16,6 +16,7 @@ from cord_trio.agents.budget import COUNTERS
 from cord_trio.errors import BudgetExceeded
 from cord_trio.testing.schedule import scheduled
 from cord_trio.testing.strategies import schedules
+from properties.invariants import proves
 
 if TYPE_CHECKING:
     from random import Random
@@ -58,6 +59,7 @@ def check(accounts: list[Account]) -> None:
             assert account.left(counter) >= 0
 
 
+@proves(43)
 @given(st.lists(st.tuples(st.integers(0, 5), LIMITS), max_size=5), st.lists(ACTIONS, max_size=8), schedules())
 def test_invariant_43_children_use_of_their_parents_and_nothing_stays_reserved(
     tree: list[tuple[int, Budget]], actions: list[tuple[int, str, dict[str, Any], dict[str, Any], int]], rng: Random
@@ -115,6 +117,7 @@ def test_invariant_43_children_use_of_their_parents_and_nothing_stays_reserved(
     assert all(not account.reserved[counter] for account in accounts for counter in COUNTERS)
 
 
+@proves(6)
 @given(st.lists(st.sampled_from([1.0, 3.0, math.inf]), min_size=1, max_size=4), st.lists(st.sampled_from([0.5, 2.0])))
 def test_invariant_6_seconds_only_narrow(seconds: list[float], pauses: list[float]) -> None:
     async def main() -> None:

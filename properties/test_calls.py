@@ -22,6 +22,7 @@ from cord_trio.session import Session, open_session
 from cord_trio.testing.schedule import scheduled
 from cord_trio.testing.strategies import schedules
 from cord_trio.transports.memory import MemoryTransport, memory_transport_pair
+from properties.invariants import proves
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -245,6 +246,7 @@ def check(
         assert set(heard[number]) <= {number}
 
 
+@proves(1, 2, 26, 27, 29, 30)
 @given(PROGRAMS, schedules())
 def test_every_call_ends_once_for_its_asker_alone_and_leaves_nothing(program: Program, rng: Random) -> None:
     until = Until(rng)

@@ -28,6 +28,7 @@ from cord_trio.session import Session
 from cord_trio.testing import ToolServer
 from cord_trio.testing.machine import TrioMachine
 from cord_trio.testing.schedule import scheduled
+from properties.invariants import proves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -80,6 +81,7 @@ async def do(fabric: Fabric, work: Work) -> object:
     return (await fabric.call("b__sleep", {"seconds": work.runs})).text
 
 
+@proves(40)
 @given(st.lists(WORK, max_size=6), st.sampled_from([0.0, 0.5, 1.0, 1.5, 2.0]), SEEDS)
 def test_a_drain_drops_nothing_that_was_accepted(works: list[Work], ends: float, seed: int) -> None:
     endings: list[object] = []
@@ -204,6 +206,7 @@ def run_cancelled(seed: int, at: int | None, schedule: int) -> int:
     return ticks.count
 
 
+@proves(39, 47)
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_fabric_cancelled_after_any_tick_leaves_nothing(seed: int) -> None:
     ticks = run_cancelled(seed, None, seed)
@@ -212,6 +215,7 @@ def test_a_fabric_cancelled_after_any_tick_leaves_nothing(seed: int) -> None:
         run_cancelled(seed, at, seed)
 
 
+@proves(39, 47)
 @settings(max_examples=settings().max_examples // 2)
 @given(st.integers(3, 1000), st.integers(1, 800), SEEDS)
 def test_a_fabric_cancelled_after_any_tick_of_any_schedule_leaves_nothing(seed: int, at: int, schedule: int) -> None:

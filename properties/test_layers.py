@@ -21,6 +21,7 @@ from cord_trio.layers import RetryBudget, Slots, deadline, limit, rate, retry
 from cord_trio.protocol.mcp import Annotations
 from cord_trio.testing.schedule import scheduled
 from cord_trio.testing.strategies import schedules
+from properties.invariants import proves
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -98,6 +99,7 @@ def play(
     return endings
 
 
+@proves(8, 28, "layers.rest")
 @given(ASKS, st.integers(1, 3), st.integers(0, 4), schedules())
 def test_slots_are_never_exceeded_and_never_lost(asks: list[Ask], size: int, waiting: int, rng: Random) -> None:
     inside: set[str | None] = set()
@@ -222,6 +224,7 @@ METHODS = st.sampled_from(["tools/call", "tools/list", "resources/read", "loggin
 HINTS = st.builds(Annotations, read_only_hint=st.booleans(), idempotent_hint=st.booleans()) | st.none()
 
 
+@proves("layers.attempts", "layers.once")
 @given(
     st.lists(st.sampled_from(sorted(FAILURES)), max_size=6),
     METHODS,
@@ -287,6 +290,7 @@ def test_a_call_that_may_have_run_is_repeated_only_where_that_is_safe(
         assert raised[0].executed != "no"
 
 
+@proves(45)
 @given(
     st.lists(st.tuples(st.sampled_from([0.0, 0.3, 2.0, 11.0]), st.booleans()), max_size=60), st.sampled_from([0.1, 0.5])
 )
@@ -309,6 +313,7 @@ def test_retries_stay_within_the_budget_in_every_window(steps: list[tuple[float,
         assert retried <= 3 + ratio * called + 1e-9
 
 
+@proves(1, "layers.rest")
 @given(ASKS, schedules())
 def test_all_layers_together_end_every_call_once_and_leave_nothing(asks: list[Ask], rng: Random) -> None:
     gates: list[Slots] = []
@@ -344,6 +349,7 @@ def test_all_layers_together_end_every_call_once_and_leave_nothing(asks: list[As
     play(asks, rng, build, handler, at_rest)
 
 
+@proves("layers.pass")
 @given(ASKS, schedules())
 def test_a_layer_that_passes_on_changes_no_outcome(asks: list[Ask], rng: Random) -> None:
     async def handler(call: Call) -> Outcome:
@@ -368,6 +374,7 @@ def test_a_layer_that_passes_on_changes_no_outcome(asks: list[Ask], rng: Random)
 SECONDS = st.sampled_from([0.0, 1.0, 5.0, 60.0, math.inf])
 
 
+@proves(6)
 @given(st.floats(0, 100), SECONDS, SECONDS, SECONDS)
 def test_6_a_deadline_is_never_later_than_it_was_nor_is_the_latest_that_progress_may_move_it_to(
     now: float, inherited: float, seconds: float, longest: float

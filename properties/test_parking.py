@@ -22,6 +22,7 @@ from cord_trio.config import Bounds, Config
 from cord_trio.errors import CallError, CallFailed
 from cord_trio.fabric import Fabric, open_fabric
 from cord_trio.testing.schedule import scheduled
+from properties.invariants import proves
 from tests.full_server import FullServer, Request, text
 
 if TYPE_CHECKING:
@@ -79,10 +80,16 @@ class World:
         self.server.tools["ask"] = self.ask
         self.started: dict[int, int] = {}
         self.wrong: list[str] = []
+        self.whose: dict[object, str] = {}
+        """Whose calls a connection carries, beside the first one, on which nobody can be asked."""
         self.nursery: trio.Nursery | None = None
 
     def ask(self, request: Request) -> Json:
         number = request.arguments["number"]
+        if request.connection is not self.server.connections[0]:
+            principal = self.callers[number].principal
+            if self.whose.setdefault(request.connection, principal) != principal:  # 32
+                self.wrong.append(f"{number} came on a connection of another principal")
         self.started[number] = self.started.get(number, 0) + 1
         assert self.nursery is not None
         self.nursery.start_soon(self.run, request, number)
@@ -194,6 +201,7 @@ async def play(fabric: Fabric, world: World, number: int, endings: dict[int, str
         endings[number] = type(exc).__name__
 
 
+@proves(1, 32)
 @settings(max_examples=60)
 @given(
     st.lists(CALLERS, min_size=1, max_size=5),

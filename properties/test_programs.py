@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cord_trio.testing import ToolServer, simulate
 from cord_trio.testing.programs import Played, Program, programs
+from properties.invariants import proves
 
 if TYPE_CHECKING:
     from cord_trio.fabric import Fabric
@@ -27,6 +28,7 @@ SOURCES = {"new": ToolServer(), "old": ToolServer(era="legacy"), "gone": ToolSer
 SLOTS = 2
 
 
+@proves(1, 8, 9)
 @given(programs(tools=TOOLS), st.integers(0, 2**32), st.sampled_from([0.0, 0.02, 0.2]))
 def test_whatever_the_wire_does_every_ask_and_call_ends_once_and_nothing_is_left(
     program: Program, seed: int, chance: float

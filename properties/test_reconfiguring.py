@@ -15,6 +15,7 @@ from cord_trio.errors import CallError, ConnectionLost, SourceDown, ToolNotFound
 from cord_trio.fabric import open_fabric
 from cord_trio.testing import ToolServer
 from cord_trio.testing.schedule import scheduled
+from properties.invariants import proves
 
 if TYPE_CHECKING:
     from cord_trio.config import Source
@@ -34,6 +35,7 @@ CALLS = st.lists(
 GRACE = 2.0
 
 
+@proves(1, 40)
 @given(st.lists(CHOICES, min_size=1, max_size=4), CALLS, st.integers(0, 2**16))
 def test_untouched_sources_lose_no_call_and_others_have_the_grace(
     choices: list[dict[str, int]], calls: list[tuple[str, float, float]], seed: int

@@ -20,6 +20,7 @@ from cord_trio.protocol.mcp import Tool, decode_tools_page
 from cord_trio.registry import Registry, Snapshot, Update
 from cord_trio.testing.schedule import scheduled
 from cord_trio.testing.strategies import schedules
+from properties.invariants import proves
 
 if TYPE_CHECKING:
     from random import Random
@@ -58,6 +59,7 @@ PROGRAMS = st.lists(
 )
 
 
+@proves(19, 20, 21, 22, 23)
 @given(PROGRAMS, st.integers(1, 4), schedules())
 def test_19_to_23_versions_have_no_gap_epochs_rise_and_readers_see_what_was_acknowledged(
     programs: list[list[Step]], bound: int, rng: Random

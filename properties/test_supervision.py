@@ -18,6 +18,7 @@ from cord_trio.registry import Snapshot
 from cord_trio.testing.schedule import scheduled
 from cord_trio.testing.strategies import schedules
 from properties.agent_programs import no_tools
+from properties.invariants import proves
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -83,6 +84,7 @@ async def crash(agents: Agents, name: str) -> bool:
     raise AssertionError
 
 
+@proves(34)
 @given(
     st.integers(0, 3),
     st.sampled_from([1.0, 3.0]),
@@ -138,6 +140,7 @@ def test_invariant_34_restarts_are_bounded_and_then_there_is_one_escalation(
         assert sum(what == "restarted" for what in whats) == whats.count("crashed")
 
 
+@proves(35)
 @given(STRATEGIES, st.lists(st.sampled_from(NAMES), min_size=1, max_size=4), MAILBOXES, schedules())
 def test_invariant_35_a_strategy_restarts_exactly_its_set_in_order(
     strategy: Any,  # noqa: ANN401  # a literal
@@ -171,6 +174,7 @@ def test_invariant_35_a_strategy_restarts_exactly_its_set_in_order(
         assert seen == [*stopped, *(f"+{other}" for other in affected)]
 
 
+@proves(36)
 @given(
     STRATEGIES,
     st.lists(
@@ -230,6 +234,7 @@ class Addressed:
     how: str
 
 
+@proves(37)
 @given(
     st.lists(
         st.builds(
@@ -289,6 +294,7 @@ def test_invariant_37_a_reference_by_generation_reaches_no_other(
     run(main, rng)
 
 
+@proves(38)
 @given(
     STRATEGIES,
     st.sampled_from([0.0, 0.3, 2.0]),
@@ -332,6 +338,7 @@ def test_invariant_38_nothing_is_made_anew_while_it_drains(
     assert sum(line.startswith("made") for line in log[log.index("drains") :]) <= 1
 
 
+@proves(34, 35)
 @given(
     st.tuples(STRATEGIES, STRATEGIES),
     st.tuples(st.integers(0, 2), st.integers(0, 2)),

@@ -12,7 +12,13 @@ BUILD = HERE / "build"
 PROGRAMS = HERE / "programs"
 C_PROGRAMS = ("cmcp", "load")
 
-PEERS = {"mcp": ("mcp", "trio"), "fastmcp": ("fastmcp",)}
+PEERS = {
+    "mcp": ("mcp", "trio"),
+    "fastmcp": ("fastmcp",),
+    "autogen-core": ("autogen-core",),
+    "langgraph": ("langgraph",),
+    "openai-agents": ("openai-agents",),
+}
 """What pip installs into each peer's environment."""
 
 INSTALL = 600

@@ -262,6 +262,19 @@ def imports():
     )
 
 
+# ---- agents
+
+
+def agents(name, program, peer=None):
+    """A contestant whose program prints its figures by itself."""
+
+    def run(plan):
+        path = str(build.PROGRAMS / program)
+        return processes.run_json([build.python_of(peer), path, str(plan.seconds)], timeout=plan.timeout)
+
+    return Contestant(name, run, peer)
+
+
 CALL_COLUMNS = (
     Column("one_cpu_us", "1: CPU µs", ratio=True),
     Column("one_p50_us", "1: p50 µs"),
@@ -331,5 +344,46 @@ TABLES = (
         (Column("import_ms", "CPU ms", ratio=True),),
         imports(),
         (Goal("import_ms", "mcp", 3),),
+    ),
+    Table(
+        "agents",
+        "Agents in one process: a handoff from one to the next, and an ask there and back",
+        (
+            Column("handoff_p50_us", "handoff p50 µs", ratio=True),
+            Column("handoff_p99_us", "handoff p99 µs"),
+            Column("ask_p50_us", "ask p50 µs", ratio=True),
+            Column("ask_p99_us", "ask p99 µs"),
+        ),
+        (
+            agents(US, "agents_cord.py"),
+            agents("autogen-core", "agents_autogen.py", "autogen-core"),
+            agents("langgraph", "agents_langgraph.py", "langgraph"),
+            agents("openai-agents", "agents_openai.py", "openai-agents"),
+        ),
+        (
+            Goal("handoff_p50_us", most=5),
+            Goal("handoff_p50_us", "autogen-core", 50),
+            Goal("handoff_p50_us", "langgraph", 50),
+            Goal("handoff_p50_us", "openai-agents", 50),
+            Goal("ask_p50_us", most=20),
+        ),
+    ),
+    Table(
+        "idle",
+        "100,000 idle agents: their memory, and what they add to the longest pause; and a mailbox, a message at a time",
+        (
+            Column("idle_mb", "memory MB"),
+            Column("gc_pause_ms", "full GC ms"),
+            Column("look_pause_ms", "tree ms"),
+            Column("tell_us", "tell µs"),
+            Column("one_way_us", "one way p50 µs"),
+        ),
+        (agents(US, "agents_idle.py"),),
+        (
+            Goal("idle_mb", most=100),
+            Goal("gc_pause_ms", most=10),
+            Goal("look_pause_ms", most=10),
+            Goal("tell_us", most=15),
+        ),
     ),
 )

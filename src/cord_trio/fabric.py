@@ -10,14 +10,13 @@ import math
 import os
 import random
 from contextlib import asynccontextmanager
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from cord_trio.agents import open_agents
-from cord_trio.agents.asks import ask_nodes
+from cord_trio.agents.asks import ask_nodes, busiest
 from cord_trio.agents.exporting import as_tool
 from cord_trio.agents.serving import answer_call
 from cord_trio.agents.tools import finish, tool_call
@@ -152,7 +151,7 @@ class Fabric(Verbs, Sources):
 
         """
         agents = self.agents
-        shown = list(agents.values()) if len(agents) <= most else self._busiest(int(most))
+        shown = list(agents.values()) if len(agents) <= most else busiest(agents, int(most))
         asks, asks_left_out = ask_nodes(list(self.agents.roots), most)
         jobs = list(self.agents.jobs.all())
         children = self.source_nodes()
@@ -201,12 +200,6 @@ class Fabric(Verbs, Sources):
         self._running -= 1
         if not self._running:
             self._quiet.set()
-
-    def _busiest(self, most: int) -> list[Agent]:
-        """So many agents, those that are not idle before the others."""
-        busy = [agent for agent in self.agents.values() if agent.turn.holders][:most]
-        idle = (agent for agent in self.agents.values() if not agent.turn.holders)
-        return busy + list(islice(idle, most - len(busy)))
 
 
 def _roots(given: Sequence[str]) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from decimal import Decimal
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -14,10 +15,15 @@ from cord_trio.observe import Node
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from cord_trio.agents.agent import Agent
+    from cord_trio.agents.directory import Agents
     from cord_trio.agents.turn import Branch
 
 DEEPEST: Final = 64
 """Asks within asks that are shown."""
+
+LOOKED_AT: Final = 10_000
+"""Agents with a task of their own that are looked at to see whether they run: the rest is shown as it comes."""
 
 NAMED: Final = 4
 """Holders of one turn that are named."""
@@ -33,6 +39,29 @@ def ask_nodes(branches: Iterable[Branch], most: float = math.inf) -> tuple[list[
     """
     writer = _Writer(most)
     return writer.nodes(branches, 0), writer.left_out
+
+
+def busiest(agents: Agents, most: int) -> list[Agent]:
+    """So many agents, those that are not idle before the others. Costs what it shows, and what runs."""
+    found: dict[str, Agent] = {}
+    todo = list(agents.roots)
+    for branch in todo:
+        if branch.holds is not None:
+            _add(found, agents.get(branch.holds.name))
+        todo += branch.children
+    for agent in islice(agents.residents(), LOOKED_AT):
+        if agent.turn.holders:
+            _add(found, agent)
+    for agent in agents.values():
+        if len(found) >= most:
+            break
+        _add(found, agent)
+    return list(islice(found.values(), most))
+
+
+def _add(found: dict[str, Agent], agent: Agent | None) -> None:
+    if agent is not None:  # else it was removed meanwhile, and its run goes on
+        found.setdefault(agent.name, agent)
 
 
 class _Writer:

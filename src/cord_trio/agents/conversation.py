@@ -149,7 +149,11 @@ async def tell(
         raise NoMailbox(agent.name)
     branch = Branch(parent, (agent.name,), 0, principal, account or agents.account)
     branch.job = None
-    return await resident.post.tell(branch, partial(Context, agents, branch, agent, ()), payload, generation=generation)
+    post = resident.post
+    envelope = post.tell(branch, partial(Context, agents, branch, agent, ()), payload, generation=generation)
+    if envelope is not None and envelope.room is not None:
+        await post.wait_room(envelope)
+    return envelope is not None
 
 
 def broadcast(

@@ -228,10 +228,8 @@ class Agents(Mapping[str, Agent]):
             raise AgentError("there is no fabric to own a conversation")
         return self._jobs
 
-    def forward(self, giver: Agent, context: Context, payload: object, answer: object) -> None:
-        """Go on with what a message that nobody waits for was answered, if that is a handoff."""
-        if type(answer) is not Handoff:
-            return
+    def forward(self, giver: Agent, context: Context, payload: object, answer: Handoff) -> None:
+        """Go on with the handoff that answered a message which nobody waits for."""
         if self._forwarded >= MAX_FORWARDED:
             self.counters.add("agents.told_failed")
             refused = Overloaded("agents.forwarded", MAX_FORWARDED)
@@ -284,6 +282,13 @@ class Agents(Mapping[str, Agent]):
         while self.untold:
             await self.quiet.wait()
         await trio.lowlevel.checkpoint()
+
+    def residents(self) -> Iterator[Agent]:
+        """The agents that have a task, group by group."""
+        for group in self._groups.values():
+            for member in group.members:
+                if isinstance(member, Resident):
+                    yield member.agent
 
     def _group(self, supervisor: Supervisor | None) -> Group:
         if supervisor is None:

@@ -19,7 +19,7 @@ from cord_trio.cell import Cell
 from cord_trio.errors import Overloaded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator
+    from collections.abc import Callable, Hashable, Iterator, Mapping
 
     from cord_trio.agents.context import Context
     from cord_trio.agents.turn import Branch, Turn
@@ -147,7 +147,7 @@ class Box:
     """
 
     __slots__ = (
-        *("_counters", "_full", "_lanes", "_overflow", "_takers", "_turn"),
+        *("_control", "_counters", "_full", "_lanes", "_normal", "_overflow", "_takers", "_transfer", "_turn"),
         *("dropped", "name", "peak", "size"),
     )
 
@@ -159,8 +159,11 @@ class Box:
         self._full = mailbox.full
         self._turn = turn
         self._counters = counters
-        self._lanes: dict[Lane, OrderedDict[Hashable, Envelope]] = {
-            "control": OrderedDict(), "transfer": OrderedDict(), "normal": OrderedDict(),
+        self._control: OrderedDict[Hashable, Envelope] = OrderedDict()
+        self._transfer: OrderedDict[Hashable, Envelope] = OrderedDict()
+        self._normal: OrderedDict[Hashable, Envelope] = OrderedDict()
+        self._lanes: Mapping[Lane, OrderedDict[Hashable, Envelope]] = {
+            "control": self._control, "transfer": self._transfer, "normal": self._normal,
         }  # fmt: skip
         self._overflow: OrderedDict[Envelope, None] = OrderedDict()
         self._takers: deque[tuple[Cell[Envelope | None], trio.lowlevel.Task]] = deque()
@@ -233,9 +236,10 @@ class Box:
     async def take(self) -> Envelope | None:
         """The next message, in whose context the task goes on; None to stop. Cancelled, it takes none."""
         task = trio.lowlevel.current_task()
-        await trio.lowlevel.checkpoint_if_cancelled()
-        envelope = self._pop()
-        if envelope is not None:
+        if self._control or self._transfer or self._normal or self._overflow:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            envelope = self._pop()
+            assert envelope is not None  # nobody ran meanwhile
             task.context = envelope.context  # in force after the next checkpoint
             await trio.lowlevel.cancel_shielded_checkpoint()
             return envelope

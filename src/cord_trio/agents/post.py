@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from cord_trio.agents.agent import Handoff
 from cord_trio.agents.life import Alarm
 from cord_trio.agents.mailbox import Box, Envelope
 from cord_trio.agents.turn import note_way
@@ -54,8 +55,10 @@ class Post:
         self._alarms.clear()
         self.box.forget("control")
 
-    async def tell(self, branch: Branch, begin: Callable[[], Context], payload: object, *, generation: int) -> bool:
-        """Whether the mailbox took the message; waits for room where it says so. Cancelled, it is not there.
+    def tell(
+        self, branch: Branch, begin: Callable[[], Context], payload: object, *, generation: int
+    ) -> Envelope | None:
+        """The message, None if it was dropped. Where it has to wait for room, `wait_room` comes next.
 
         Raises:
             AgentDown: there is no life, and will be none.
@@ -71,20 +74,36 @@ class Post:
         sender = branch.parent
         if sender is not None:
             sender.children[branch] = None
+        waits = False
         try:
-            taken = self.box.put(envelope)
-            if not taken:
+            if not self.box.put(envelope):
                 envelope.finish()
-            elif envelope.room is not None:
-                await envelope.room.wait(partial(self._abandon, envelope))
+                return None
+            waits = envelope.room is not None
+            return envelope
         except Exception:
             envelope.finish()
             raise
         finally:
-            if sender is not None:
-                del sender.children[branch]
-                branch.parent = None
-        return taken
+            if not waits:
+                self._told(branch)
+
+    async def wait_room(self, envelope: Envelope) -> None:
+        """Return once there is room for a message. Cancelled, it is not there. Raises as `tell` does."""
+        assert envelope.room is not None
+        try:
+            await envelope.room.wait(partial(self._abandon, envelope))
+        except Exception:
+            envelope.finish()
+            raise
+        finally:
+            self._told(envelope.branch)
+
+    def _told(self, branch: Branch) -> None:
+        """Its sender waits for it no more."""
+        if branch.parent is not None:
+            del branch.parent.children[branch]
+            branch.parent = None
 
     def notify(self, branch: Branch, begin: Callable[[], Context], payload: object) -> bool:
         """As `tell`, but never waits: without room it is dropped."""
@@ -171,18 +190,19 @@ class Post:
                     if life.over.is_set():  # it came in the tick of the crash: it is for the next life
                         self.box.put_back(envelope)
                         break
-                    await self._handle(life, scope, envelope)
-                    scope.deadline = math.inf  # if it is cancelled, `take` leaves it before it takes anything
+                    if await self._handle(life, scope, envelope):
+                        scope.deadline = math.inf  # if it is cancelled, `take` leaves it before it takes anything
 
-    async def _handle(self, life: Life, scope: trio.CancelScope, envelope: Envelope) -> None:
+    async def _handle(self, life: Life, scope: trio.CancelScope, envelope: Envelope) -> bool:
+        """Handle one message; returns whether `scope` has its deadline, since setting one costs as much as all else."""
         agent, branch = self._agent, envelope.branch
         if envelope.abandoned:
             envelope.finish()
-            return
+            return False
         if envelope.generation not in (0, life.generation):
             envelope.fail(AgentGone(f"{agent.name}#{envelope.generation}", life.generation))
             envelope.finish()
-            return
+            return False
         assert life.handler is not None
         turn = agent.turn
         turn.admit(branch)
@@ -191,16 +211,18 @@ class Post:
         deadline = envelope.deadline
         if envelope.reply is None and agent.deadline != math.inf:
             deadline = trio.current_time() + agent.deadline
-        scope.deadline = deadline
+        limited = deadline != math.inf
+        if limited:
+            scope.deadline = deadline
         settled = False
         try:
             context = envelope.begin()
             answer = await life.handler(context, envelope.payload)
             settled = True
-            if envelope.reply is None:
-                self._agents.forward(agent, context, envelope.payload, answer)
-            else:
+            if envelope.reply is not None:
                 envelope.reply.settle(answer)
+            elif type(answer) is Handoff:
+                self._agents.forward(agent, context, envelope.payload, answer)
         except Exception as exc:
             settled = True
             self._failed(life, envelope, exc)
@@ -210,6 +232,7 @@ class Post:
             turn.release(branch)
             life.leave(branch)
             envelope.finish()
+        return limited
 
     def _failed(self, life: Life, envelope: Envelope, exc: Exception) -> None:
         note_way(exc, envelope.branch, life.generation)

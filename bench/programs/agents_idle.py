@@ -1,0 +1,107 @@
+"""cord_trio alone: many idle agents, their memory, and what they add to the longest pause; and a mailbox, one way."""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+from importlib.metadata import version
+from time import perf_counter as clock
+
+import trio
+from agents_common import run
+
+import cord_trio
+
+AGENTS = 100_000
+MESSAGES = 500
+BATCHES = 20
+LOOK = 1_000
+"""Agents that a look at a running fabric shows, as `tree` and `top` do."""
+
+
+def rss_mb():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+async def pause_ms(work, seconds=0.3):
+    """The longest gap that a ticker of 1 ms sees while `work` is done again and again."""
+    gaps = []
+
+    async def tick():
+        last = clock()
+        while True:
+            await trio.sleep(0.001)
+            now = clock()
+            gaps.append(now - last)
+            last = now
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tick)
+        until = clock() + seconds
+        while clock() < until:
+            await trio.sleep(0.02)
+            work()
+        nursery.cancel_scope.cancel()
+    # The neighbours of a shared machine cause single long gaps: what the work adds is in many of them.
+    gaps.sort()
+    return statistics.median(gaps[-8:]) * 1e3
+
+
+async def handler(ctx, payload):
+    return payload
+
+
+async def one_way():
+    """Microseconds: the median from a message's sending to its handler's first line, and each of many tells."""
+    waits, counted = [], 0
+
+    async def take(ctx, since):
+        waits.append(clock() - since)
+
+    async def count(ctx, number):
+        nonlocal counted
+        counted += number
+
+    async with cord_trio.open_fabric() as fabric:
+        fabric.agent("box", take, mailbox=cord_trio.Mailbox(64), topics=["here"])
+        fabric.agent("counter", count, mailbox=cord_trio.Mailbox(64))
+        for _ in range(MESSAGES):
+            fabric.broadcast("here", clock())  # sends at once; `tell` would let others run first
+            for _ in range(4):
+                await trio.lowlevel.checkpoint()  # until it waits for the next one
+        way = statistics.median(waits) * 1e6
+        batches = []
+        for _ in range(BATCHES):
+            began = clock()
+            for _ in range(MESSAGES):
+                await fabric.tell("counter", 1)
+            batches.append(clock() - began)
+    # The best batch: a neighbour makes the others dearer, nothing makes one cheaper.
+    return way, min(batches) / MESSAGES * 1e6, len(waits) + counted
+
+
+async def main(_):
+    way, tell, took = await one_way()
+    async with cord_trio.open_fabric() as fabric:
+        gc.collect()
+        gc.freeze()
+        bare, look = await pause_ms(gc.collect), await pause_ms(lambda: fabric.tree(most=LOOK))
+        before = rss_mb()
+        for number in range(AGENTS):
+            fabric.agent(f"a{number}", handler)
+        gc.collect()
+        gc.freeze()  # as docs/agents.md says
+        memory = rss_mb() - before
+        full, seen = await pause_ms(gc.collect), await pause_ms(lambda: fabric.tree(most=LOOK))
+        wrong = await fabric.ask("a77", 1) != 1
+    return {
+        "one_way_us": way, "tell_us": tell, "idle_mb": memory, "gc_pause_ms": max(0.001, full - bare),
+        "look_pause_ms": max(0.001, seen - look),
+        "wrong": wrong + (took != (1 + BATCHES) * MESSAGES), "versions": {"cord-trio": version("cord-trio")},
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(lambda seconds: trio.run(main, seconds))

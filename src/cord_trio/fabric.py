@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from cord_trio.agents import open_agents
-from cord_trio.agents.asks import ask_nodes, busiest
+from cord_trio.agents.asks import agent_of, ask_nodes, busiest
 from cord_trio.agents.exporting import as_tool
 from cord_trio.agents.serving import answer_call
 from cord_trio.agents.tools import finish, tool_call
@@ -28,6 +28,7 @@ from cord_trio.counters import Counters
 from cord_trio.errors import Draining, Overloaded
 from cord_trio.link import Surroundings
 from cord_trio.observe import Node
+from cord_trio.observe.hogs import open_watch
 from cord_trio.protocol import jsonrpc
 from cord_trio.protocol.mcp import ToolResult
 from cord_trio.registry import AGENTS, Registry
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from cord_trio.agents.agent import AgentMade
     from cord_trio.call import Call, EventSink, Outcome
     from cord_trio.config import Source
+    from cord_trio.observe.hogs import Watch
     from cord_trio.protocol.jsonrpc import Json
     from cord_trio.protocol.mcp import Tool
 
@@ -62,6 +64,7 @@ class Fabric(Verbs, Sources):
         self._handlers[AGENTS] = self._ask_exported
         self._running = 0
         self._quiet = trio.Event()
+        self._watch: Watch | None = None
 
     def reconfigure(self, config: Config) -> Changes:  # see Sources
         if self.draining.is_set():
@@ -167,8 +170,20 @@ class Fabric(Verbs, Sources):
             "version": self.registry.snapshot.version,
             "left_out": len(agents) - len(shown) + asks_left_out + max(0, len(jobs) - most) or None,
         }
+        if self._watch is not None:
+            children += self._watch.nodes()
         state = "draining" if self.draining.is_set() else "running"
         return Node("fabric", "cord_trio", state, facts, tuple(children))
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncGenerator[Watch, None]:
+        """While the block runs, the tree names whoever holds the loop for long: an agent, and the line."""
+        async with open_watch(agent_of, counters=self.counters) as watch:
+            self._watch = watch
+            try:
+                yield watch
+            finally:
+                self._watch = None
 
     # Inside
 

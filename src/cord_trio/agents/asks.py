@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from cord_trio.agents import conversation
 from cord_trio.agents.budget import COUNTERS
+from cord_trio.agents.post import Post
 from cord_trio.observe import Node
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from types import FrameType
 
     from cord_trio.agents.agent import Agent
     from cord_trio.agents.directory import Agents
@@ -24,6 +27,11 @@ DEEPEST: Final = 64
 
 LOOKED_AT: Final = 10_000
 """Agents with a task of their own that are looked at to see whether they run: the rest is shown as it comes."""
+
+RUN_HANDLERS: Final = frozenset(
+    function.__code__ for function in (conversation.converse, conversation._run, Post._handle)
+)
+"""Functions that await a handler, and have its `agent`."""
 
 NAMED: Final = 4
 """Holders of one turn that are named."""
@@ -39,6 +47,12 @@ def ask_nodes(branches: Iterable[Branch], most: float = math.inf) -> tuple[list[
     """
     writer = _Writer(most)
     return writer.nodes(branches, 0), writer.left_out
+
+
+def agent_of(frame: FrameType) -> str | None:
+    """The agent whose handler a frame runs, as `name#generation`; None if it runs none itself."""
+    agent = frame.f_locals.get("agent") if frame.f_code in RUN_HANDLERS else None
+    return None if agent is None else repr(agent)
 
 
 def busiest(agents: Agents, most: int) -> list[Agent]:

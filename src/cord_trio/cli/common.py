@@ -132,7 +132,7 @@ async def open_view(fabric: Fabric, verb: str) -> AsyncGenerator[None, None]:
     def answer() -> dict[str, object]:
         return {**about, "counters": fabric.counters.snapshot(), "tree": fabric.tree(most=MOST_SHOWN).data()}
 
-    async with open_control(answer, counters=fabric.counters):
+    async with open_control(answer, counters=fabric.counters), fabric.watched():
         yield
 
 

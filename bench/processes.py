@@ -112,7 +112,10 @@ def run_json(args, *, timeout):
 
 def cpu_of_run(args):
     """CPU seconds of a program from start to end."""
-    process = subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}  # the first run writes the byte code
+    process = subprocess.Popen(
+        args, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env
+    )
     with process.stderr:
         message = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)

@@ -93,8 +93,8 @@ FAULTS: Final = [
         ("mailbox", "            task.context = envelope.context  # in", "            pass  # in"),
         (
             "mailbox",
-            "        await trio.lowlevel.checkpoint_if_cancelled()\n        envelope = self._pop()",
-            "        envelope = self._pop()\n        await trio.lowlevel.checkpoint()",
+            "            await trio.lowlevel.checkpoint_if_cancelled()\n            envelope = self._pop()",
+            "            envelope = self._pop()\n            await trio.lowlevel.checkpoint()",
         ),
         (
             "mailbox",
@@ -152,7 +152,7 @@ FAULTS: Final = [
             "                account.spent[counter] += amount\n                account = None",
         ),
         ("budget", '                    if exc.executed != "no":\n', '                    if exc.executed == "yes":\n'),
-        ("budget", "reserved.settle(calls=1, bytes=size)  # cancelled: it may have run", "pass"),
+        ("budget", "reserved.settle(calls=calls, bytes=size)  # cancelled: it may have run", "pass"),
         ("job", "if saved.calls and not force:", "if False:"),
         (
             "job",
@@ -177,7 +177,11 @@ FAULTS: Final = [
         ("job", " or self._written < self._asked", ""),
         ("job", "            ended.add(job.id)\n", "            pass\n"),
         ("job", "                await self.forget(id)  # it may have been written\n", "                pass\n"),
-        ("context", '            if exc.executed != "no":\n                raise\n', "            pass\n"),
+        (
+            "context",
+            '            if exc.executed != "no" or answer is not None:  # it is known of the last round alone\n                raise\n',
+            "            pass\n",
+        ),
         ("resident", "        self._scope.deadline = math.inf\n", "        pass\n"),
         (
             "resident",

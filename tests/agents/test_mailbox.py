@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from cord_trio.agents import GRACE, Context, Handoff, Mailbox, latest
+from cord_trio.agents import GRACE, Context, Handoff, Mailbox, converse, latest
 from cord_trio.agents import mailbox as mailbox_room
 from cord_trio.agents.mailbox import Box, Envelope, Lane
 from cord_trio.errors import AgentCrashed, AgentDown, CallCycle, DeadlineExceeded, Draining, NoMailbox, Overloaded
@@ -690,3 +690,25 @@ async def test_handoffs_that_nobody_waits_for_are_bounded_too(monkeypatch: pytes
         assert notice.cause.bound == "agents.forwarded"
         await agents.wait_quiet()
     assert at_rest(agents)
+
+
+async def test_a_message_behind_one_whose_asker_left_is_not_lost_with_its_scope(autojump_clock: MockClock) -> None:
+    """The handler ends in its own time, so its scope is still cancelled when the next message would be taken."""
+    seen: list[object] = []
+
+    async def stubborn(ctx: Context, payload: object) -> None:
+        seen.append(payload)
+        if payload == "slow":
+            with trio.CancelScope(shield=True):
+                await trio.sleep(1)
+
+    async with world() as agents:
+        agents.add("stubborn", stubborn, mailbox=Mailbox(4))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(converse, agents, "stubborn", "slow")
+            await wait_all_tasks_blocked()
+            for number in range(3):
+                assert await agents.tell("stubborn", number)
+            nursery.cancel_scope.cancel("it takes too long")
+        await trio.sleep(1)
+    assert seen == ["slow", 0, 1, 2]

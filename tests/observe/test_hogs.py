@@ -72,7 +72,7 @@ async def test_an_agent_that_computes_for_50_ms_is_named_with_its_line(boxed: bo
 async def test_code_that_lets_nobody_look_is_named_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """As C code does that keeps the interpreter to itself."""
 
-    async def sort(ctx: cord.Context, numbers: list[int]) -> int:
+    async def sort(ctx: cord.Context, numbers: list[int]) -> int:  # noqa: ASYNC124  # it holds the loop
         numbers.sort()  # one call, some 200 ms
         return len(numbers)
 
@@ -100,7 +100,7 @@ async def test_what_is_no_agent_is_named_by_its_function() -> None:
 
     async with open_watch(lambda frame: None, counters=counters) as watch:
         for _ in range(5):
-            async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as nursery:  # noqa: ASYNC112  # the task is the point
                 nursery.start_soon(greedy)
             await trio.sleep(0.02)
             if watch.hogs:

@@ -236,7 +236,7 @@ async def test_what_waits_for_the_end_of_the_turn_can_be_taken_back() -> None:
             gathering = Gathering(nursery, here)
 
             async def take_back() -> None:
-                while len(here._backlog) < 4:
+                while len(here._backlog) < 4:  # noqa: ASYNC110  # no event tells
                     await trio.lowlevel.checkpoint()
                 assert here._gathering
                 assert not here.written(101)
@@ -274,7 +274,7 @@ async def test_a_reader_that_is_cancelled_while_it_gathers_still_writes() -> Non
 
 async def gather_cancelled(transport: LineTransport, reading: trio.Nursery) -> None:
     transport._gathering = True
-    while len(transport._backlog) < 4:
+    while len(transport._backlog) < 4:  # noqa: ASYNC110  # no event tells
         await trio.lowlevel.checkpoint()
     reading.cancel_scope.cancel("the test says so")
     await LineTransport._gather(transport)
@@ -307,7 +307,7 @@ async def test_a_flood_that_nobody_answers_is_read_without_pauses(monkeypatch: p
         async with trio.open_nursery() as nursery:
             here = over(ours, nursery)
 
-            async def gather() -> None:
+            async def gather() -> None:  # noqa: ASYNC124  # async like the one it replaces
                 raise AssertionError("nobody sends")
 
             monkeypatch.setattr(here, "_gather", gather)

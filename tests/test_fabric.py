@@ -25,6 +25,7 @@ from cord_trio.errors import (
 from cord_trio.fabric import LAST_CALLS, Fabric, open_fabric
 from cord_trio.registry import Registry
 from cord_trio.testing import ToolServer
+from tests.full_server import FullServer, Request, text
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -556,3 +557,22 @@ async def test_a_context_that_was_kept_asks_and_calls_nobody_after_the_end() -> 
     with pytest.raises(CallError):
         await kept[0].call("x__echo", {"text": "late"})
     assert len(kept) == 1
+
+
+async def test_a_source_is_told_what_is_left_of_a_call_if_it_wants_to_know(autojump_clock: MockClock) -> None:
+    server = FullServer()
+    told: list[Json] = []
+
+    def look(request: Request) -> Json:
+        told.append(request.params.get("_meta", {}).get("cord_trio/deadlineMs"))
+        return text("seen")
+
+    server.tools["look"] = look
+    sources = [server.source(name="x", tell_deadline=True, deadline=7.0), server.source(name="y")]
+    async with open_fabric(sources) as fabric:
+        await fabric.wait_started()
+        await fabric.call("x__look")
+        with trio.fail_after(2):
+            await fabric.call("x__look")
+        await fabric.call("y__look")
+    assert told == [7000, 2000, None]

@@ -119,3 +119,42 @@ async def test_a_conversation_goes_on_in_the_next_fabric(tmp_path: Any) -> None:
         fabric.agent("works", works)
         (job,) = await fabric.resume()
         assert (job.id, await job.result()) == (id, ("job", "half"))
+
+
+async def test_an_agent_that_is_called_as_a_tool_is_asked_below_its_caller() -> None:
+    """So a circle is refused, and a budget holds, as if it had been asked."""
+    chains: list[tuple[str, ...]] = []
+
+    async def outer(ctx: cord.Context, payload: object) -> str:
+        return (await ctx.call("agent__inner", {"payload": payload})).text
+
+    async def inner(ctx: cord.Context, payload: object) -> str:
+        chains.append(ctx.chain)
+        if payload == "around":
+            return (await ctx.call("agent__outer", {"payload": payload})).text
+        with pytest.raises(cord.BudgetExceeded):
+            ctx.budget.spend(tokens=6)
+        ctx.budget.spend(tokens=5)
+        return "inner"
+
+    async with cord.open_fabric() as fabric:
+        fabric.agent("outer", outer, export=True)
+        fabric.agent("inner", inner, export=True)
+        assert await fabric.ask("outer", "in", budget=cord.Budget(tokens=5)) == "inner"
+        with trio.fail_after(5):
+            assert await fabric.ask("outer", "around") == "call cycle: outer > inner > outer"
+        assert chains[0] == ("outer", "inner")
+        with trio.fail_after(5):  # by a client, it is a root
+            await fabric.call("agent__inner", {"payload": "around"})
+
+
+async def test_an_agent_that_was_removed_is_no_tool_any_more() -> None:
+    async with cord.open_fabric() as fabric:
+        fabric.agent("counts", counts, export=True)
+        fabric.agent("other", counts)
+        assert "agent__counts" in fabric.registry.snapshot.tools
+        await fabric.remove("counts")
+        await fabric.remove("other")
+        assert not fabric.registry.snapshot.tools
+        with pytest.raises(cord.AgentNotFound):
+            await fabric.remove("counts")

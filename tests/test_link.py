@@ -412,6 +412,7 @@ async def test_a_call_waits_for_a_start_no_longer_than_its_deadline(autojump_clo
             await here.link.call(echo(deadline=now + 3), "echo")
         assert trio.current_time() == now + 3
         assert caught.value.executed == "no"
+        assert here.link._waiting == {}
 
 
 async def test_a_call_that_is_cancelled_while_it_waits_leaves_nothing(autojump_clock: MockClock) -> None:

@@ -241,3 +241,19 @@ async def test_a_published_snapshot_cannot_be_changed() -> None:
         snapshot.tools["other"] = snapshot.tools["web__get"]  # type: ignore[index]  # that is the claim
     with pytest.raises(AttributeError):
         snapshot.version = 7  # type: ignore[misc]  # that is the claim
+
+
+async def test_what_the_link_before_still_says_of_a_source_with_other_settings_is_stale() -> None:
+    counters = Counters()
+    found = registry(source("web"), counters=counters)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(found.run)
+        await found.update(Update("web", 7, "ready", tools("get")))
+        found.configure({"web": source("web", prefix="w")}, {"web": 1 << 32})
+        assert names(found.snapshot) == ["w__get"]
+        await found.update(Update("web", 8, "ready", tools("old")))
+        assert names(found.snapshot) == ["w__get"]
+        assert counters["registry.stale_update"] == 1
+        await found.update(Update("web", (1 << 32) + 1, "ready", tools("new")))
+        assert names(found.snapshot) == ["w__new"]
+        nursery.cancel_scope.cancel("the test is over")

@@ -88,6 +88,10 @@ class Fabric(Verbs, Sources):
         self._exported[agent.name] = as_tool(agent)
         self.registry.export_agents(tuple(self._exported.values()))
 
+    def _unexport(self, name: str) -> None:
+        if self._exported.pop(name, None) is not None:
+            self.registry.export_agents(tuple(self._exported.values()))
+
     async def _ask_exported(self, call: Call) -> Outcome:
         """Ask an agent that is listed as a tool."""
         route = self.registry.snapshot.tools[call.name or ""]

@@ -378,6 +378,8 @@ class Sources:
         slots = layers.Slots(source.slots, timer=timer, counters=counters, name=source.name)
         self.slots[link.name] = slots
         limited = layers.limit(slots, timer=timer, counters=counters, name=source.name)
+        if source.tell_deadline:
+            return stack(send, *around, limited, layers.tell_deadline()), stack(self._parks.resume, around[0], limited)
         return stack(send, *around, limited), stack(self._parks.resume, around[0], limited)
 
 

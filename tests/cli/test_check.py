@@ -177,3 +177,13 @@ def test_what_a_server_says_drives_no_terminal(folder: Path, capsys: pytest.Capt
 def test_a_source_with_notes_shows_them() -> None:
     finding = check.Finding("it", True, "fine", notes=("tool 'x': left out",))
     assert list(check._lines(finding)) == ["ok   it: fine", "       note: tool 'x': left out"]
+
+
+def test_an_agent_that_cannot_be_made_is_told_with_its_remedy(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "cord.toml").write_text('[agents.lost]\nhandler = "nowhere:agent"\n')
+    assert main(["check"]) == 1
+    lines = said(capsys)
+    assert lines[0].startswith("FAIL cord.toml: agents.lost")
+    assert lines[-1].startswith("0 of 0 sources ready")
+    assert main(["check", "--json"]) == 1
+    assert "nowhere" in json.loads(said(capsys)[-1])["problems"][0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -31,6 +32,8 @@ from cord_trio.protocol.jsonrpc import encode
 from tests.gateway.fakes import IDENTITY, LATEST, MODERN, SERVER_INFO, text
 
 if TYPE_CHECKING:
+    from trio.testing import MockClock
+
     from cord_trio.call import Call
     from cord_trio.protocol.jsonrpc import Json
 
@@ -240,3 +243,30 @@ async def test_c17_a_tools_own_failure_is_its_result() -> None:
     assert value["result"]["isError"] is True
     assert value["result"]["content"] == [{"type": "text", "text": "no"}]
     assert "cord-trio/executed" not in value["result"]["_meta"]
+
+
+@pytest.mark.parametrize(
+    ("told", "left"),
+    [
+        (b"1500", 1.5),
+        (b"0", 0.0),
+        (b"2.5", 0.0025),
+        (b'"soon"', None),
+        (b"-1", None),
+        (b"true", None),
+        (b"1e400", None),
+    ],
+)
+async def test_a_call_ends_when_whoever_asks_says_so(
+    told: bytes, left: float | None, autojump_clock: MockClock
+) -> None:
+    seen: list[Call] = []
+
+    async def handle(call: Call) -> Outcome:  # noqa: ASYNC124  # async by contract
+        seen.append(call)
+        return Complete(Raw(b"{}"))
+
+    run = Run("i", ERAS[MODERN], "tools/call", "t", {}, {"cord_trio/deadlineMs": Raw(told), "x": Raw(b"1")}, b"{}")
+    await Performer(handle, IDENTITY, Sealer(bytes(32))).perform(run, None)
+    assert seen[0].meta == {"x": Raw(b"1")}  # what it said is for us alone
+    assert seen[0].deadline == (math.inf if left is None else pytest.approx(trio.current_time() + left))

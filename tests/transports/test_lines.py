@@ -317,3 +317,25 @@ async def test_a_flood_that_nobody_answers_is_read_without_pauses(monkeypatch: p
                 await trio.testing.wait_all_tasks_blocked(0.001)
             nursery.cancel_scope.cancel("all read")
     assert len(record.messages) == 1000
+
+
+async def test_what_the_end_of_the_turn_does_not_take_is_written_later() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        async with trio.open_nursery() as nursery:
+            here = over(ours, nursery)
+            gathering = Gathering(nursery, here)
+            write = here._write
+
+            def byte_by_byte(data: bytes | memoryview) -> int:
+                return write(data[:1])
+
+            here._write = byte_by_byte
+            nursery.start_soon(here.run, gathering.record)
+            theirs.sendall(b"100\n101\n102\n103\n")
+            with trio.fail_after(5):
+                while len(gathering.record.messages) < 4 or here._backlog:  # noqa: ASYNC110  # no event tells
+                    await trio.sleep(0.001)
+            nursery.cancel_scope.cancel("all written")
+    written = b"".join(data[:1] for data in gathering.writes)
+    assert sorted(written.split()) == [b"100", b"101", b"102", b"103"]

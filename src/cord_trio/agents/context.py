@@ -10,6 +10,7 @@ import trio
 from cord_trio.agents.agent import Handoff
 from cord_trio.agents.budget import charge
 from cord_trio.agents.crew import open_crew
+from cord_trio.agents.exporting import CALLING, EXPORTED
 from cord_trio.agents.monitor import Monitor
 from cord_trio.agents.stream import open_stream
 from cord_trio.agents.tools import call_tool
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from cord_trio.agents.life import Alarm
     from cord_trio.agents.stream import Events
     from cord_trio.agents.turn import Sink
-    from cord_trio.call import EventSink
+    from cord_trio.call import Call, EventSink, Handler, Outcome
     from cord_trio.protocol.jsonrpc import Json
     from cord_trio.protocol.mcp import ToolResult
     from cord_trio.registry import Route, Snapshot
@@ -109,6 +110,8 @@ class Context:
         if not agent.may_call(tool):
             raise ToolNotGranted(agent.name, tool, agent.tools)
         handler = self._agents.handler
+        if tool.startswith(EXPORTED):
+            handler = self._asked_by_us(handler)
         if self.budget.parent is not None:  # a budget was given
             handler = charge(self.budget, agent.name)(handler)
         job = self.branch.job
@@ -125,6 +128,18 @@ class Context:
             job.called(tool)
         await job.not_called(tool)
         raise failure
+
+    def _asked_by_us(self, handler: Handler) -> Handler:
+        """`handler`, for a tool that is an agent: it is asked below this run, as by `ask`."""
+
+        async def asking(call: Call) -> Outcome:
+            token = CALLING.set(self.branch)
+            try:
+                return await handler(call)
+            finally:
+                CALLING.reset(token)
+
+        return asking
 
     # Agents
 

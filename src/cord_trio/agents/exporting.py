@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Raw
@@ -13,6 +14,7 @@ from cord_trio.protocol.mcp import Annotations, Tool, ToolResult
 
 if TYPE_CHECKING:
     from cord_trio.agents.agent import Agent
+    from cord_trio.agents.turn import Branch
     from cord_trio.call import Call
 
 SCHEMA: Final = (
@@ -20,6 +22,12 @@ SCHEMA: Final = (
     b'"What the agent is given. Without it, it is given the arguments themselves."}}}'
 )
 """The arguments of an agent."""
+
+EXPORTED: Final = "agent__"
+"""What the names of agents begin with where they are tools."""
+
+CALLING: ContextVar[Branch | None] = ContextVar("calling", default=None)
+"""The ask whose handler calls an agent as a tool: that one is asked below it, so circles and budgets are seen."""
 
 GREATEST: Final = 2**53
 """Of the numbers that progress is told in: what every reader of JSON knows exactly."""

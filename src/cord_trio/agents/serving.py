@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from cord_trio.agents.exporting import failure_of, payload_of, progress_of, result_of
+from cord_trio.agents.exporting import CALLING, failure_of, payload_of, progress_of, result_of
 from cord_trio.call import Complete
 from cord_trio.errors import CallError, DeadlineExceeded
 
@@ -34,9 +34,11 @@ async def answer_call(agents: Agents, name: str, call: Call, counters: Counters)
             events("notifications/progress", progress)
         await trio.lowlevel.checkpoint()
 
+    asker = CALLING.get()
+    token = CALLING.set(None)  # whoever the agent asks in other ways is asked by itself
     try:
         with trio.CancelScope(deadline=call.deadline):
-            answer = await agents.converse(name, payload_of(call), principal=call.principal, sink=emit)
+            answer = await agents.converse(name, payload_of(call), principal=call.principal, parent=asker, sink=emit)
             return Complete(result_of(answer))
     except CallError:
         raise
@@ -44,4 +46,6 @@ async def answer_call(agents: Agents, name: str, call: Call, counters: Counters)
         counters.add("fabric.agent_failed")
         log.warning("exported agent failed agent=%s", name, exc_info=exc)
         return Complete(failure_of(exc))
+    finally:
+        CALLING.reset(token)
     raise DeadlineExceeded(f"agent {name}", "unknown")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cord_trio.agents.agent import GRACE
 from cord_trio.agents.monitor import Monitor
 from cord_trio.agents.stream import open_stream
-from cord_trio.errors import Draining
+from cord_trio.errors import AgentNotFound, Draining
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,6 +48,10 @@ class Verbs(ABC):
     @abstractmethod
     def _export(self, agent: Agent) -> None:
         """List it as a tool."""
+
+    @abstractmethod
+    def _unexport(self, name: str) -> None:
+        """List it no more, if it is listed."""
 
     def agent(
         self, name: str, function: AgentMade, *, turn: int = 1, mailbox: Mailbox | None = None,
@@ -113,6 +117,18 @@ class Verbs(ABC):
             return await self.agents.ask_within(budget, name, payload, sink=sink)
         finally:
             self._leave()
+
+    async def remove(self, name: str) -> None:
+        """Stop agent `name` for good, within its grace, and forget it; it is no tool any more.
+
+        Raises:
+            AgentNotFound: there is none.
+
+        """
+        if name not in self.agents:
+            raise AgentNotFound(name)
+        self._unexport(name)
+        await self.agents.remove(name)
 
     async def tell(self, name: str, payload: object = None) -> bool:
         """Put `payload` into the mailbox of agent `name`; returns whether it was taken.

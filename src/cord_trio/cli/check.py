@@ -7,9 +7,19 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from cord_trio.cli.common import add_config, clean, count, one_line, print_json, tell_problems, why_down
+from cord_trio.cli.common import (
+    add_config,
+    clean,
+    count,
+    find_configured,
+    one_line,
+    print_json,
+    tell_problems,
+    why_down,
+)
 from cord_trio.cli.probe import Step, look
 from cord_trio.config import Http, Stdio, load_config
+from cord_trio.errors import ConfigError
 
 if TYPE_CHECKING:
     import argparse
@@ -42,6 +52,11 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
 
     config = load_config(args.config)
     general = [problem for problem in config.problems if problem.source not in config.broken]
+    agents: list[Problem] = []
+    try:
+        find_configured(config)
+    except ConfigError as exc:
+        agents += exc.problems
     findings = {name: _broken(name, problems) for name, problems in config.broken.items()}
     started = trio.current_time()
     async with open_fabric(config) as fabric:
@@ -62,7 +77,7 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
                 "file": config.file,
                 "sources": [attrs.asdict(findings[name]) for name in ordered],
                 "disabled": _disabled(config),
-                "problems": [*map(str, config.problems), *problems],
+                "problems": [*map(str, config.problems), *map(str, agents), *problems],
                 "seconds": round(seconds, 3),
             }
         )
@@ -75,8 +90,10 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
             print(f"off  {clean(name)}: disabled in the configuration")
         for problem in problems:
             print(f"note {clean(problem)}")
+        for wrong in agents:
+            print(f"FAIL {one_line(str(wrong))}")
         print(f"{good} of {count(len(findings), 'source')} ready, in {seconds:.1f} s")
-    return 0 if good == len(findings) else 1
+    return 0 if good == len(findings) and not agents else 1
 
 
 def _disabled(config: Config) -> list[str]:

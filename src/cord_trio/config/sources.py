@@ -24,7 +24,7 @@ STDIO_MEMBERS = ("command", "args", "env", "cwd")
 HTTP_MEMBERS = ("url", "headers", "redirects")
 COMMON_MEMBERS = (
     "prefix", "deadline", "connect", "first_list", "slots", "rate", "burst", "retries", "trust", "era", "tools",
-    "enabled", "max_message",
+    "tell_deadline", "enabled", "max_message",
 )  # fmt: skip
 OUR_MEMBERS = (*STDIO_MEMBERS, *HTTP_MEMBERS, *COMMON_MEMBERS, "type", "transport")
 
@@ -264,6 +264,7 @@ def _common(name: str, table: Table, bounds: Bounds) -> dict[str, Json]:
         "prefix": table.text("prefix"),
         "trust": table.flag("trust"),
         "enabled": table.flag("enabled"),
+        "tell_deadline": table.flag("tell_deadline"),
         "era": table.text("era"),
         **{member: table.number(member) for member in ("deadline", "connect", "first_list", "rate")},
         **{member: table.count(member) for member in ("slots", "burst", "retries", "max_message")},

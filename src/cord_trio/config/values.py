@@ -158,6 +158,7 @@ class Common:
         trust: whether the annotations of its tools are believed.
         era: which protocol era to speak; "auto" finds out.
         tools: which tools are exported, and as what.
+        tell_deadline: whether it is told how long each call may take, as `_meta["cord_trio/deadlineMs"]`.
         enabled: False to leave it out.
         max_message: bytes of one message from it.
 
@@ -175,6 +176,7 @@ class Common:
     trust: bool = False
     era: Literal["auto", "modern", "legacy"] = "auto"
     tools: ToolFilter = EVERY_TOOL
+    tell_deadline: bool = False
     enabled: bool = True
     max_message: int = 16 * 1024 * 1024
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,8 +19,9 @@ from cord_trio.gateway.state import MAX_ROUNDS, Kept, digest, next_call, open_st
 from cord_trio.gateway.steps import Reply
 from cord_trio.gateway.tasks import new_task, open_task, require_tasks, task_call, task_result
 from cord_trio.gateway.urls import PAGES_REFUSED, as_questions, page_ids, refused_pages
+from cord_trio.layers import META_DEADLINE
 from cord_trio.protocol.eras import URL_ELICITATION_REQUIRED
-from cord_trio.protocol.jsonrpc import INTERNAL_ERROR, encode_error, encode_result
+from cord_trio.protocol.jsonrpc import INTERNAL_ERROR, encode_error, encode_result, parse
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -90,7 +92,7 @@ class Performer:
                 return await self._ask_of_task(run)
             kept = None
             if run.state is None:
-                outcome = await self._handle(run.call(events))
+                outcome = await self._handle(in_time(run.call(events)))
                 if type(outcome) is Complete:  # the plain case
                     return answer(outcome, run, self._us, fresh=not run.answers)
             else:
@@ -125,7 +127,7 @@ class Performer:
         """Make a call that was not run before a person has opened pages, which takes her a while."""
         pause, patience = FIRST_PAUSE, PATIENCE
         while True:
-            outcome = await self._handle(run.call(events))
+            outcome = await self._handle(in_time(run.call(events)))
             if not isinstance(outcome, Error) or outcome.code != URL_ELICITATION_REQUIRED:
                 return outcome
             if patience <= 0 or not set(page_ids(outcome.data)) <= set(kept.urls):
@@ -173,3 +175,16 @@ class Performer:
         if isinstance(outcome, Complete | Task):  # some servers answer `tasks/get` with a task, as the examples do
             return Reply(encode_result(run.id, task_result(outcome.result, self._us, run.name)))
         return answer(outcome, run, self._us)
+
+
+def in_time(call: Call) -> Call:
+    """`call`, ending when whoever asks says that it must; what it said is for us alone."""
+    told = call.meta.get(META_DEADLINE)
+    if told is None:
+        return call
+    meta = {name: value for name, value in call.meta.items() if name != META_DEADLINE}
+    left = parse(told)
+    if isinstance(left, bool) or not isinstance(left, int | float) or not 0 <= left < math.inf:
+        return msgspec.structs.replace(call, meta=meta)
+    deadline = trio.current_time() + left / 1000
+    return msgspec.structs.replace(call, meta=meta, deadline=min(call.deadline, deadline))

@@ -183,7 +183,10 @@ def in_time(call: Call) -> Call:
     if told is None:
         return call
     meta = {name: value for name, value in call.meta.items() if name != META_DEADLINE}
-    left = parse(told)
+    try:
+        left = parse(told)
+    except msgspec.DecodeError:  # a number beyond all numbers
+        left = None
     if isinstance(left, bool) or not isinstance(left, int | float) or not 0 <= left < math.inf:
         return msgspec.structs.replace(call, meta=meta)
     deadline = trio.current_time() + left / 1000

@@ -61,7 +61,7 @@ INVARIANTS: Final[Mapping[Number, str]] = {
     42: "no queue is longer than its bound, at any tick",
     43: "what children of a budget use and reserve is within their parent's, and nothing stays reserved",
     44: "a flood delays a call of another source by no more than a quantum for each source that floods",
-    45: "retries stay within what their budget holds in any window",
+    45: "an open source sees no call but the probe; retries stay within what their budget holds in any window",
     46: "two fabrics in one process do not observe each other",
     47: "cancelled at any tick, 1, 8 and 39 hold",
     "layers.pass": "a layer that passes on changes no outcome",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from cord_trio.call import Call, Complete, Outcome, stack
 from cord_trio.cell import Timer
 from cord_trio.counters import Counters
-from cord_trio.errors import CallError, CallFailed, ConnectionLost, DeadlineExceeded, Overloaded, Refused
-from cord_trio.layers import RetryBudget, Slots, deadline, limit, rate, retry
+from cord_trio.errors import CallError, CallFailed, ConnectionLost, DeadlineExceeded, Overloaded, Refused, SourceDown
+from cord_trio.layers import Breaker, RetryBudget, Slots, breaker, deadline, limit, rate, retry
 from cord_trio.protocol.mcp import Annotations
 from cord_trio.testing.schedule import scheduled
 from cord_trio.testing.strategies import schedules
@@ -393,3 +394,71 @@ def test_6_a_deadline_is_never_later_than_it_was_nor_is_the_latest_that_progress
     assert got.latest <= call.latest
     if got.patience:
         assert got.latest <= now + longest
+
+
+@proves(45)
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 1.0, 9.0, 40.0]), st.sampled_from([0, 1, 2]), st.booleans()), max_size=20),
+    st.integers(1, 3), st.sampled_from([math.inf, 0.5, 1.5]), schedules(),
+)  # fmt: skip
+def test_invariant_45_an_open_source_sees_no_call_but_the_probe(
+    plan: list[tuple[float, int, bool]], failures: int, patience: float, rng: Random
+) -> None:
+    """Calls come, some are given up, and the source is sick or well from one moment to the next."""
+    sick = False
+    probing = 0
+    states: list[str] = []
+    circuit: Breaker
+
+    def note() -> None:
+        if not states or states[-1] != circuit.state:
+            states.append(circuit.state)
+
+    async def probe() -> None:
+        nonlocal probing
+        note()
+        assert circuit.state == "half-open"
+        probing += 1
+        assert probing == 1
+        try:
+            await trio.sleep(1)
+            if sick:
+                raise ConnectionLost("probe")
+        finally:
+            probing -= 1
+
+    async def handler(call: Call) -> Outcome:
+        note()
+        assert circuit.state == "closed"
+        await trio.sleep(1)
+        if sick:
+            raise ConnectionLost("gone")
+        return DONE
+
+    async def ask(layered: Handler) -> None:
+        with trio.move_on_after(patience):
+            try:
+                await layered(Call("tools/call"))
+            except (ConnectionLost, SourceDown):
+                pass
+        note()
+
+    async def main() -> None:
+        nonlocal sick, circuit
+        circuit = Breaker(failures, probe=probe, rng=Random(0), counters=Counters(), name="x", seconds=5.0)
+        layered = breaker(circuit)(handler)
+        with trio.fail_after(10_000):
+            async with trio.open_nursery() as nursery:
+                for pause, calls, turns in plan:
+                    await trio.sleep(pause)
+                    sick = sick is not turns
+                    note()
+                    for _ in range(calls):
+                        nursery.start_soon(ask, layered)
+        note()
+
+    with scheduled(rng):
+        trio.run(main, clock=MockClock(autojump_threshold=0))
+    legal = {("closed", "open"), ("open", "half-open"), ("half-open", "open"), ("half-open", "closed")}
+    assert set(pairwise(states)) <= legal
+    assert circuit.state != "half-open"

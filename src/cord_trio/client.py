@@ -263,6 +263,13 @@ class Client:
             params["_meta"] = b"{%b}" % self._envelope
         return await self.session.request(method, jsonrpc.object_of(params), deadline=deadline)
 
+    async def probe(self) -> None:
+        """Ask what every server answers, and what changes nothing. An error is an answer too."""
+        try:
+            await self.request("server/discover" if self._modern else "ping")
+        except CallFailed:
+            pass
+
     async def list_tools(self, *, deadline: float = math.inf) -> tuple[tuple[Tool, ...], tuple[str, ...]]:
         """All tools of the server, in its order, and notes on what was left out. For the rest see `list_all`."""
         listed = await self.list_all("tools", deadline=deadline)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -12,7 +13,7 @@ import trio
 from cord_trio import layers
 from cord_trio.call import Error, stack
 from cord_trio.errors import SourceDown, ToolNotFound
-from cord_trio.link import Link, Surroundings
+from cord_trio.link import SHARED, Link, Surroundings
 from cord_trio.observe import Node
 from cord_trio.protocol import jsonrpc
 from cord_trio.routing import ROUTED, Finder, told_as, unknown
@@ -64,6 +65,7 @@ class Sources:
         links: the sources, by name, in configured order.
         retiring: the sources that are gone, or were replaced, and still run calls; with their slots.
         slots: for calls of each source, by its name.
+        breakers: of the sources that have one.
         counters: what happened so far.
         timer: expires the deadlines.
 
@@ -77,6 +79,7 @@ class Sources:
         self.links: dict[str, Link] = {}
         self.retiring: dict[Link, layers.Slots] = {}
         self.slots: dict[str, layers.Slots] = {}
+        self.breakers: dict[str, layers.Breaker] = {}
         self._around = around
         self._parks = around.parks
         self._pages = around.pages
@@ -139,6 +142,7 @@ class Sources:
             self._keep(link)
         for name in changes.removed:
             del self.links[name], self.slots[name], self._handlers[name], self._resumed[name]
+        self.breakers = {name: circuit for name, circuit in self.breakers.items() if name in after}
         self.links = {name: self.links[name] for name in after}
         self._find_by(whole)
         if changes:
@@ -340,6 +344,7 @@ class Sources:
         facts = {
             "slots": f"{slots.taken}/{slots.size}",
             "slots_waiting": slots.waiting or None,
+            "breaker": self.breakers[link.name].state if link.name in self.breakers else None,
             "log_lines": link.log_lines,
         }
         return attrs.evolve(node, facts={**facts, **node.facts})
@@ -373,6 +378,11 @@ class Sources:
                 trusted=source.trust, annotations=annotations, clock=clock,
             ),
         ]  # fmt: skip
+        if source.breaker is not None:
+            circuit = self.breakers[link.name] = layers.Breaker(
+                source.breaker, probe=partial(_probe, link), rng=rng, counters=counters, name=source.name, clock=clock
+            )
+            around.append(layers.breaker(circuit))
         if source.rate is not None:
             around.append(layers.rate(source.rate, source.burst, timer=timer, counters=counters, name=source.name))
         slots = layers.Slots(source.slots, timer=timer, counters=counters, name=source.name)
@@ -381,6 +391,14 @@ class Sources:
         if source.tell_deadline:
             return stack(send, *around, limited, layers.tell_deadline()), stack(self._parks.resume, around[0], limited)
         return stack(send, *around, limited), stack(self._parks.resume, around[0], limited)
+
+
+async def _probe(link: Link) -> None:
+    """See whether the source answers what has no effects. Raises as a call does."""
+    client = link.sessions.get(SHARED)
+    if client is None:
+        raise SourceDown(link.name, link.reason or f"it is still {link.state}", link.next_try)
+    await client.probe()
 
 
 def node_of(link: Link) -> Node:

@@ -23,8 +23,8 @@ Dialect: TypeAlias = Literal["ours", "plain", "gemini", "vscode", "zed", "codex"
 STDIO_MEMBERS = ("command", "args", "env", "cwd")
 HTTP_MEMBERS = ("url", "headers", "redirects")
 COMMON_MEMBERS = (
-    "prefix", "deadline", "connect", "first_list", "slots", "rate", "burst", "retries", "trust", "era", "tools",
-    "tell_deadline", "enabled", "max_message",
+    "prefix", "deadline", "connect", "first_list", "slots", "rate", "burst", "retries", "breaker", "trust", "era",
+    "tools", "tell_deadline", "enabled", "max_message",
 )  # fmt: skip
 OUR_MEMBERS = (*STDIO_MEMBERS, *HTTP_MEMBERS, *COMMON_MEMBERS, "type", "transport")
 
@@ -267,7 +267,7 @@ def _common(name: str, table: Table, bounds: Bounds) -> dict[str, Json]:
         "tell_deadline": table.flag("tell_deadline"),
         "era": table.text("era"),
         **{member: table.number(member) for member in ("deadline", "connect", "first_list", "rate")},
-        **{member: table.count(member) for member in ("slots", "burst", "retries", "max_message")},
+        **{member: table.count(member) for member in ("slots", "burst", "retries", "breaker", "max_message")},
     }
     options |= {member: value for member, value in given.items() if value is not None}
     return {"name": name, "tools": _tools(table), **options}

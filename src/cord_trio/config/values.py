@@ -155,6 +155,8 @@ class Common:
         rate: calls a second; None for no limit.
         burst: calls that may go at once when the rate was not used; None for one second's worth.
         retries: further attempts of a call that is known not to have run, or safe to run again.
+        breaker: failures of its calls one after the other, from which on they are refused until a probe of it
+            succeeds; None for never.
         trust: whether the annotations of its tools are believed.
         era: which protocol era to speak; "auto" finds out.
         tools: which tools are exported, and as what.
@@ -173,6 +175,7 @@ class Common:
     rate: float | None = None
     burst: int | None = None
     retries: int = 2
+    breaker: int | None = None
     trust: bool = False
     era: Literal["auto", "modern", "legacy"] = "auto"
     tools: ToolFilter = EVERY_TOOL
@@ -194,7 +197,7 @@ class Common:
             yield "", "the name is empty or holds control characters", "give it a plain name"
         yield from self._prefix_faults()
         least: dict[str, int | float] = {"deadline": 0.0, "connect": 0.0, "first_list": 0.0, "rate": 0.0}
-        least |= {"slots": 1, "burst": 1, "retries": 0}
+        least |= {"slots": 1, "burst": 1, "retries": 0, "breaker": 1}
         yield from check_numbers(self, least | {"max_message": 1024})
         if self.era not in ("auto", "modern", "legacy"):
             yield "era", "is not an era", 'write "auto", "modern" or "legacy"'

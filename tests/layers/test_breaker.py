@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from msgspec import Raw
+
+from cord_trio.call import Call, Complete, Outcome
+from cord_trio.counters import Counters
+from cord_trio.errors import CallFailed, ConnectionLost, DeadlineExceeded, SourceDown
+from cord_trio.fabric import open_fabric
+from cord_trio.layers import Breaker, breaker
+from cord_trio.testing import ToolServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trio.testing import MockClock
+
+    from cord_trio.config import InProcess
+
+DONE = Complete(Raw(b"{}"))
+
+
+class World:
+    """A source that fails as it is told, and its circuit."""
+
+    def __init__(self, failures: int = 2) -> None:
+        self.fails: Callable[[], Exception] | None = None
+        self.sick = False
+        self.slow = 0.0
+        self.called = self.probed = 0
+        self.counters = Counters()
+        self.circuit = Breaker(
+            failures, probe=self.probe, rng=Random(0), counters=self.counters, name="web", seconds=10.0
+        )
+        self.handler = breaker(self.circuit)(self.answer)
+
+    async def answer(self, call: Call) -> Outcome:
+        self.called += 1
+        await trio.lowlevel.checkpoint()
+        if self.fails is not None:
+            raise self.fails()
+        return DONE
+
+    async def probe(self) -> None:
+        self.probed += 1
+        await trio.sleep(self.slow)
+        if self.sick:
+            raise ConnectionLost("gone")
+
+    async def call(self) -> object:
+        """How a call ended."""
+        try:
+            return await self.handler(Call("tools/call"))
+        except Exception as exc:
+            return exc
+
+    async def open(self) -> None:
+        self.fails = lambda: ConnectionLost("gone")
+        while self.circuit.state == "closed":
+            await self.call()
+        self.called = 0
+
+
+async def test_so_many_failures_in_a_row_open_it_and_nothing_goes_through(autojump_clock: MockClock) -> None:
+    world = World()
+    world.fails = lambda: ConnectionLost("gone")
+    await world.call()
+    world.fails = None
+    await world.call()
+    assert world.circuit.failures == 0
+    await world.open()
+    end = await world.call()
+    assert isinstance(end, SourceDown)
+    assert end.executed == "no"
+    assert end.next_try == world.circuit.until
+    assert 8 <= world.circuit.until - trio.current_time() <= 12
+    assert (world.called, world.probed) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "failure", [lambda: CallFailed(-32603, "no"), lambda: DeadlineExceeded("queued", "no"), lambda: ValueError("ours")]
+)
+async def test_what_says_nothing_of_the_source_does_not_count(
+    failure: Callable[[], Exception], autojump_clock: MockClock
+) -> None:
+    world = World()
+    world.fails = failure
+    for _ in range(9):
+        await world.call()
+    assert world.circuit.state == "closed"
+
+
+async def test_a_probe_closes_it_and_the_call_goes_on(autojump_clock: MockClock) -> None:
+    world = World()
+    await world.open()
+    await trio.sleep_until(world.circuit.until)
+    world.fails = None
+    assert await world.call() is DONE
+    assert (world.called, world.probed, world.circuit.state) == (1, 1, "closed")
+
+
+@pytest.mark.parametrize(("sick", "slow"), [(True, 0.0), (False, 60.0)])
+async def test_a_probe_that_fails_opens_it_for_longer(sick: bool, slow: float, autojump_clock: MockClock) -> None:
+    world = World()
+    await world.open()
+    world.sick, world.slow = sick, slow
+    for times in range(2, 40):
+        await trio.sleep_until(world.circuit.until)
+        assert isinstance(await world.call(), SourceDown)
+        assert world.circuit.until - trio.current_time() <= min(10.0 * times, 300.0) * 1.2
+    assert world.called == 0
+    assert world.circuit.until - trio.current_time() >= 200
+
+
+async def test_there_is_one_probe_at_a_time_and_others_are_refused(autojump_clock: MockClock) -> None:
+    world = World()
+    await world.open()
+    world.fails, world.slow = None, 1.0
+    await trio.sleep_until(world.circuit.until)
+    ends: list[object] = []
+
+    async def call() -> None:
+        ends.append(await world.call())
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(call)
+    assert world.probed == 1
+    assert [type(end) for end in ends].count(SourceDown) == 2
+    assert ends.count(DONE) == 1
+
+
+async def test_a_probe_whose_caller_leaves_is_made_by_the_next(autojump_clock: MockClock) -> None:
+    world = World()
+    await world.open()
+    world.fails, world.slow = None, 1.0
+    await trio.sleep_until(world.circuit.until)
+    with trio.move_on_after(0.5):
+        await world.handler(Call("tools/call"))
+    assert world.circuit.state == "open"
+    assert await world.call() is DONE
+    assert world.probed == 2
+
+
+async def test_what_was_under_way_when_it_opened_does_not_close_it(autojump_clock: MockClock) -> None:
+    world = World()
+    await world.open()
+    world.circuit.succeeded()
+    assert world.circuit.state == "open"
+
+
+def test_it_takes_a_failure() -> None:
+    with pytest.raises(ValueError, match="it takes a failure"):
+        World(0)
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_a_source_with_a_breaker_is_probed_and_not_called(era: str, autojump_clock: MockClock) -> None:
+    server = ToolServer(era=era)
+    source: InProcess = server.in_process(name="x", breaker=2, deadline=1.0)
+    async with open_fabric([source]) as fabric:
+        await fabric.wait_started()
+        for _ in range(2):
+            with pytest.raises(DeadlineExceeded):
+                await fabric.call("x__sleep", {"seconds": 9})
+        with pytest.raises(SourceDown, match="one after the other"):
+            await fabric.call("x__echo", {"text": "1"})
+        assert fabric.tree().children[0].facts["breaker"] == "open"
+        calls = server.received["tools/call"]
+        await trio.sleep(40)
+        assert (await fabric.call("x__echo", {"text": "2"})).text == "2"
+        assert server.received["tools/call"] == calls + 1
+        assert server.received["ping" if era == "legacy" else "server/discover"] >= 1
+        assert fabric.tree().children[0].facts["breaker"] == "closed"

@@ -1,12 +1,13 @@
 """A triage desk: agents that read tickets, look things up on real MCP servers, and pay refunds that a person approves.
 
-Run it in this folder: `python desk.py [TICKET ...]`, in an environment with `mcp`, `mcp-server-time` and
+Run it from anywhere: `python desk.py [TICKET ...]`, in an environment with `mcp`, `mcp-server-time` and
 `mcp-server-git`. Who reads a ticket here is a few rules; a language model would stand in `classify`, nowhere else.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextvars import ContextVar
 from decimal import Decimal
@@ -78,20 +79,20 @@ async def refunds(ctx: cord.Context, job: Mapping[str, str]) -> str:
         paid = result.text.endswith(f"paid {amount}")
         held.settle(money=amount if paid else 0)
     if paid:
-        await ctx.tell("ledger", (job["ticket"], amount))
+        await ctx.ask("ledger", (job["ticket"], amount))
     return result.text
 
 
 class Ledger:
     """What was paid today. It lives with its state: after a crash it is made anew, and reads what was paid."""
 
-    def __init__(self, read: Callable[[], Awaitable[Mapping[str, str]]]) -> None:
-        self._read = read
+    def __init__(self) -> None:
         self.paid: dict[str, Decimal] | None = None
 
     async def __call__(self, ctx: cord.Context, entry: Mapping[str, str] | tuple[str, Decimal]) -> Decimal:
         if self.paid is None:
-            self.paid = {ticket: Decimal(amount) for ticket, amount in (await self._read()).items()}
+            paid = json.loads((await ctx.call("tickets__refunds")).text)
+            self.paid = {ticket: Decimal(amount) for ticket, amount in paid.items()}
         if isinstance(entry, tuple):
             ticket, amount = entry
             self.paid[ticket] = amount
@@ -117,29 +118,32 @@ class Outcome:
     text: str
 
 
-async def handle(fabric: cord.Fabric, ticket: str) -> Outcome:
+async def handle(asker: cord.Fabric | cord.Context, ticket: str) -> Outcome:
     """One ticket, from its number to its end."""
     try:
         with trio.fail_after(PATIENCE):
-            return Outcome(ticket, "done", str(await fabric.ask("triage", ticket, budget=PER_TICKET)))
+            return Outcome(ticket, "done", str(await asker.ask("triage", ticket, budget=PER_TICKET)))
     except cord.BudgetExceeded as exc:
         return Outcome(ticket, "parked", f"ticket {ticket} waits for a manager: {exc}")
-    except (cord.AgentError, cord.CallError, trio.TooSlowError) as exc:
+    except (cord.AgentError, cord.CallError, trio.TooSlowError, ArithmeticError) as exc:  # the last: a bare ledger's
         return Outcome(ticket, "failed", f"ticket {ticket} failed: {exc}")
+
+
+async def reception(ctx: cord.Context, ticket: str | int) -> str:
+    """Handle a ticket, given its number, within its budget; for the command line and for MCP clients."""
+    outcome = await handle(ctx, str(ticket))
+    return f"{outcome.state}: {outcome.text}"
 
 
 def staff(fabric: cord.Fabric) -> None:
     """Have the agents, each with what it may use and whom it may ask, and no more."""
-
-    async def paid() -> Mapping[str, str]:
-        return json.loads((await fabric.call("tickets__refunds")).text)  # type: ignore[no-any-return]  # JSON
-
     fabric.agent("triage", triage, turn=8, tools=["tickets__read"], agents=["refunds", "engineering", "answers"])
     fabric.agent("answers", answers, turn=8, tools=["time__get_current_time"], agents=[])
     fabric.agent("engineering", engineering, turn=2, tools=["git__git_log"], agents=[])
     fabric.agent("refunds", refunds, turn=4, tools=["tickets__refund"], agents=["ledger"])
     patient = cord.Supervisor(max_restarts=100, within=60)  # a run of bad tickets must not close the desk
-    fabric.agent("ledger", partial(Ledger, paid), mailbox=cord.Mailbox(64), supervisor=patient)
+    mailbox = cord.Mailbox(64)  # what is queued outlives a crash
+    fabric.agent("ledger", Ledger, tools=["tickets__refunds"], agents=[], mailbox=mailbox, supervisor=patient)
 
 
 async def main(tickets: Iterable[str]) -> None:
@@ -160,4 +164,6 @@ async def main(tickets: Iterable[str]) -> None:
 
 
 if __name__ == "__main__":
+    os.chdir(FOLDER)  # where cord.toml finds the ticket store
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # this Python's own servers
     trio.run(main, sys.argv[1:] or ["1", "2", "3", "4", "5", "6"])

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from decimal import Decimal
@@ -243,12 +244,20 @@ def beside() -> dict[str, str]:
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
+def copied(folder: Path) -> Path:
+    """The desk, with no refund paid yet."""
+    desk_folder = folder / "triage_desk"
+    desk_folder.mkdir()
+    for name in ("desk.py", "ticket_store.py", "cord.toml"):
+        (desk_folder / name).write_text((FOLDER / name).read_text())
+    return desk_folder
+
+
 @real
 def test_the_desk_works_with_its_real_servers(tmp_path: Path) -> None:
-    for name in ("desk.py", "ticket_store.py", "cord.toml"):
-        (tmp_path / name).write_text((FOLDER / name).read_text())
+    desk_folder = copied(tmp_path)
     done = subprocess.run(
-        [sys.executable, "desk.py"], cwd=tmp_path, env=beside(), input="y\ny\ny\n", capture_output=True, text=True,
+        [sys.executable, "triage_desk/desk.py"], cwd=tmp_path, input="y\ny\ny\n", capture_output=True, text=True,
         timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -258,7 +267,69 @@ def test_the_desk_works_with_its_real_servers(tmp_path: Path) -> None:
     assert "we open at 9; now it is" in lines["3"]
     assert lines["4"].startswith("failed")
     assert lines["5"].startswith("parked")
-    assert json.loads((tmp_path / "refunds.json").read_text()) == {"2": "40", "6": "15"}
+    assert json.loads((desk_folder / "refunds.json").read_text()) == {"2": "40", "6": "15"}
+
+
+@real
+@pytest.mark.parametrize(
+    ("ticket", "says"),
+    [
+        ("3", "done: ticket 3: we open at 9; now it is"),
+        ("4", "failed: ticket 4 failed: [<class 'decimal.ConversionSyntax'>]"),
+        ("5", "parked: ticket 5 waits for a manager"),
+        ("2", "failed: ticket 2 failed: "),  # nobody is there to approve
+    ],
+)
+def test_the_command_line_runs_the_configured_desk(tmp_path: Path, ticket: str, says: str) -> None:
+    desk_folder = copied(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "cord_trio", "run", "reception", ticket], cwd=desk_folder, env=beside(),
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(says)
+    assert not (desk_folder / "refunds.json").exists()
+
+
+def processes_with(argument: str) -> list[int]:
+    """The processes that were started with `argument`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:  # it has ended
+            continue
+        if argument.encode() in words:
+            found.append(int(path.parent.name))
+    return found
+
+
+@real
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="no /proc to find the server in")
+async def test_a_killed_ticket_store_comes_back_and_pays_nobody_twice(tmp_path: Path) -> None:
+    paid = tmp_path / "paid.json"
+    command = (str(FOLDER / "ticket_store.py"), str(paid))
+    source = cord.Stdio(name="tickets", command=sys.executable, args=command, env={"PATH": os.environ["PATH"]})
+    asked: list[str] = []
+
+    async def killing(question: str) -> bool:  # noqa: ASYNC124  # async by contract
+        asked.append(question)
+        (process,) = processes_with(str(paid))
+        if len(asked) == 1:
+            os.kill(process, signal.SIGKILL)  # while it waits for this very answer
+        return True
+
+    desk.approving.set(killing)
+    with trio.fail_after(60):
+        async with cord.open_fabric([source]) as fabric:
+            desk.staff(fabric)
+            await fabric.wait_started()
+            states = [(await desk.handle(fabric, ticket)).state for ticket in ("2", "2", "6")]
+            again = await desk.handle(fabric, "2")
+    assert states[1:] == ["done", "done"]
+    assert again.text == "ticket 2: 40 was paid already"
+    assert json.loads(paid.read_text()) == {"2": "40", "6": "15"}
+    assert asked[0] == "Pay 40 for ticket 2?"
 
 
 @real

@@ -72,6 +72,7 @@ LATER = {30: "comes with authorization"}
 MODERN_SUITE = "the suite's scenarios of 2026-07-28"
 LEGACY_SUITE = "the suite's scenarios of 2025-11-25"
 FOUR = "tests/real/test_sdk_pairings.py::"
+TWO = "tests/real/test_principals.py::"
 ACROSS = "tests/real/test_across_eras.py::"
 
 REAL: list[tuple[str, str, str, tuple[int, ...]]] = [
@@ -94,6 +95,11 @@ REAL: list[tuple[str, str, str, tuple[int, ...]]] = [
     ("SDKs", f"{FOUR}test_rows_3_4_8_11_12_13_what_a_person_is_asked", "L→L L→M M→L M→M", (3, 4, 8, 11, 13)),
     ("SDKs", f"{FOUR}test_rows_3_4_8_11_12_13_what_a_person_is_asked", "L→M M→M", (12,)),
     ("SDKs", f"{FOUR}test_rows_9_16_19_20_pages_cancels_and_changes", "L→L L→M M→L M→M", (9, 16, 19, 20)),
+    ("SDKs", f"{TWO}test_row_8_two_principals_at_once_are_each_asked_their_own", "L→L L→M M→L M→M", (4, 8)),
+    ("SDK", f"{TWO}test_row_8_a_state_is_good_once_and_for_whom_and_what_it_was_given", "M→L", (8,)),
+    ("SDK", f"{TWO}test_row_8_a_session_is_of_no_use_to_another_principal", "L→L", (1,)),
+    ("SDKs", f"{TWO}test_rows_8_16_a_client_that_is_gone_while_it_is_asked_leaves_nothing", "L→L L→M M→L M→M", (8, 16)),
+    ("SDKs", f"{TWO}test_rows_8_21_a_server_that_is_gone_while_it_asks_is_told_of", "L→L L→M M→L M→M", (8, 21)),
 ]  # fmt: skip
 
 PREFACE = """\

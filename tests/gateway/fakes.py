@@ -346,11 +346,12 @@ class Exchange:
 class HttpGate:
     """A gateway's HTTP endpoint, asked without sockets."""
 
-    def __init__(self, service: Service, nursery: trio.Nursery) -> None:
+    def __init__(self, service: Service, nursery: trio.Nursery, **more: Json) -> None:
         self.service = service
         self.endpoint = HttpEndpoint(
             service,
             nursery,
+            **more,
             allowed_hosts=service.fabric.config.gateway.allowed_hosts,
             allowed_origins=service.fabric.config.gateway.allowed_origins,
         )
@@ -413,12 +414,12 @@ def headers_of(message: bytes) -> list[tuple[str, str]]:
 
 
 @asynccontextmanager
-async def open_http(fabric: FakeFabric) -> AsyncGenerator[HttpGate, None]:
-    """An endpoint for `fabric`."""
+async def open_http(fabric: FakeFabric, **more: Json) -> AsyncGenerator[HttpGate, None]:
+    """An endpoint for `fabric`; `more` as it takes it."""
     finished = False
     async with trio.open_nursery() as nursery:
         service = Service(fabric, IDENTITY, page=fabric.config.gateway.page_size)
-        gate = HttpGate(service, nursery)
+        gate = HttpGate(service, nursery, **more)
         nursery.start_soon(service.watch)
         nursery.start_soon(gate.endpoint.keep_alive)
         yield gate

@@ -43,12 +43,12 @@ OPENING = (
 
 
 @asynccontextmanager
-async def gate(fabric: FakeFabric, limits: HttpLimits | None = None) -> AsyncGenerator[str]:
+async def gate(fabric: FakeFabric, limits: HttpLimits | None = None, **more: Json) -> AsyncGenerator[str]:
     """Where the gateway of `fabric` is, as host and port."""
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        await nursery.start(partial(serve_gateway, fabric, http=listeners, limits=limits))
+        await nursery.start(partial(serve_gateway, fabric, http=listeners, limits=limits, **more))
         try:
             yield f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
         except Exception as exc:

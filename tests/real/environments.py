@@ -16,6 +16,8 @@ from tests.real.helpers import read_line, running
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    import trio
+
 EVERYTHING = str(Path(build.__file__).with_name("everything.py"))
 
 
@@ -45,7 +47,14 @@ def sdk1() -> str:
 @asynccontextmanager
 async def everything(version: str, *words: str) -> AsyncGenerator[str]:
     """The URL of the everything server of this SDK; `words` as its program takes them."""
+    async with everything_process(version, *words) as (_, url):
+        yield url
+
+
+@asynccontextmanager
+async def everything_process(version: str, *words: str) -> AsyncGenerator[tuple[trio.Process, str]]:
+    """The same, with its process."""
     python, source = sdk(version)
     environment = {**os.environ, "PYTHONPATH": source, "PYTHONWARNINGS": "ignore"}
     async with running([python, EVERYTHING, "http", *words], env=environment) as process:
-        yield await read_line(process.stdout)
+        yield process, await read_line(process.stdout)

@@ -17,10 +17,10 @@ from cord_trio.transports.stdio_server import serve_stdio
 from cord_trio.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cord_trio.config import Bounds
-    from cord_trio.gateway.ports import Fabric
+    from cord_trio.gateway.ports import Fabric, Lines
     from cord_trio.transports import Transport
 
 __all__ = ["serve_gateway"]
@@ -36,6 +36,7 @@ async def serve_gateway(
     stdio: bool = False,
     pipes: Sequence[Transport] = (),
     limits: HttpLimits | None = None,
+    principal: Callable[[Lines], str | None] | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `fabric` to MCP clients until cancelled, or until all is answered after it began to drain.
@@ -48,6 +49,10 @@ async def serve_gateway(
         stdio: whether whoever started this process is a client, over stdin and stdout.
         pipes: further connections to one client each; each is closed by whoever opened it.
         limits: the bounds of HTTP; the configured ones if None.
+        principal: tells from the header lines of an HTTP request who sends it, for whoever embeds the gateway
+            behind a login of its own. Sessions, states, cursors and tasks belong to one principal each, and what a
+            server asks reaches the one who called. None of it refuses the request. Without it, all who reach the
+            gateway are one. Must not block.
         task_status: told once clients are served.
 
     """
@@ -69,6 +74,7 @@ async def serve_gateway(
                 max_message=(limits or HttpLimits()).body,
                 sse=config.sse,
                 profiles=profiles,
+                **({} if principal is None else {"principal": principal}),
             )
             background.start_soon(endpoint.keep_alive)
             async with trio.open_nursery() as serving:

@@ -6,19 +6,21 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from cord_trio.call import LOCAL
 from cord_trio.gateway.http_exchange import Exchanges, say
 from cord_trio.gateway.outlet import JSON_FIELDS
 from cord_trio.gateway.routing import SESSION_HEADER, VERSION_HEADER
 from cord_trio.gateway.sse_endpoint import SseEndpoint
-from cord_trio.gateway.steps import OK, UNAVAILABLE
+from cord_trio.gateway.steps import FORBIDDEN, OK, STRANGER, UNAVAILABLE
 from cord_trio.gateway.websocket_endpoint import asks_websocket, serve_websocket
 from cord_trio.protocol.jsonrpc import encode
 from cord_trio.transports.http1 import BODY_LIMIT, LOOPBACK_HOSTS, LOOPBACK_ORIGINS, check_origin
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from cord_trio.gateway.outlet import Fields, Outlet
+    from cord_trio.gateway.ports import Lines
     from cord_trio.gateway.service import Service
     from cord_trio.transports.http1_server import Request, Response
 
@@ -46,8 +48,15 @@ _EXPOSED: Final = f"{SESSION_HEADER}, WWW-Authenticate"
 _PARAM: Final = "mcp-param-"
 
 
+def _everyone(_headers: Lines) -> str:
+    return LOCAL
+
+
 class HttpEndpoint:
-    """Answers requests. Legacy calls run in `calls`, since they outlive their connection."""
+    """Answers requests. Legacy calls run in `calls`, since they outlive their connection.
+
+    `principal` tells from a request's header lines who sends it; None is nobody who may.
+    """
 
     def __init__(
         self,
@@ -59,7 +68,9 @@ class HttpEndpoint:
         max_message: int = BODY_LIMIT,
         sse: bool = False,
         profiles: Mapping[str, Service] = {},
+        principal: Callable[[Lines], str | None] = _everyone,
     ) -> None:
+        self._principal = principal
         self._max_message = max_message
         self._sse = SseEndpoint(service) if sse else None
         self._service = service
@@ -86,7 +97,7 @@ class HttpEndpoint:
         if exchanges is not None:
             await self._mcp(exchanges, request, response, common)
             return
-        if self._sse is not None and await self._sse.handle(request, response, common):
+        if self._sse is not None and await self._sse.handle(request, response, common, self._principal):
             return
         match request.path, request.method:
             case ("/healthz", "GET" | "HEAD"):
@@ -99,17 +110,24 @@ class HttpEndpoint:
                 say(response, 404, "there is nothing here; MCP is at /mcp")
 
     async def _mcp(self, exchanges: Exchanges, request: Request, response: Response, common: Fields) -> None:
+        if request.method == "OPTIONS":
+            response.send(204, (*common, ("Allow", METHODS), *_preflight(request)))
+            return
+        principal = self._principal(request.headers)
+        if principal is None:
+            self._service.counters.add("gateway.strangers_refused")
+            say(response, FORBIDDEN, STRANGER, *common)
+            return
         match request.method:
             case "POST":
-                await exchanges.post(request, response, common)
+                await exchanges.post(request, response, common, principal)
             case "GET" if asks_websocket(request):
-                await serve_websocket(exchanges.service, request, response, max_message=self._max_message)
+                service, most = exchanges.service, self._max_message
+                await serve_websocket(service, request, response, max_message=most, principal=principal)
             case "GET":
-                await exchanges.get(request, response, common)
+                await exchanges.get(request, response, common, principal)
             case "DELETE":
-                exchanges.delete(request, response, common)
-            case "OPTIONS":
-                response.send(204, (*common, ("Allow", METHODS), *_preflight(request)))
+                exchanges.delete(request, response, common, principal)
             case _:
                 say(response, 405, "method not allowed", ("Allow", METHODS), *common)
 

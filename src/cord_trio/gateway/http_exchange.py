@@ -14,7 +14,7 @@ from cord_trio.gateway.outlet import EVENTS, JSON, JSON_FIELDS, Outlet, accepted
 from cord_trio.gateway.relay import failure
 from cord_trio.gateway.routing import SESSION_HEADER, says_modern
 from cord_trio.gateway.running import MAX_RUNNING
-from cord_trio.gateway.service import PRINCIPAL, Service, error_code, listen_messages
+from cord_trio.gateway.service import Service, error_code, listen_messages
 from cord_trio.gateway.steps import (
     ACCEPTED,
     BAD_REQUEST,
@@ -63,8 +63,8 @@ class Exchanges:
 
     # --- POST ---------------------------------------------------------------------------------------------
 
-    async def post(self, request: Request, response: Response, common: Fields) -> None:
-        """Do what a message asks."""
+    async def post(self, request: Request, response: Response, common: Fields, principal: str) -> None:
+        """Do what a message of `principal` asks."""
         headers = request.headers
         media = (headers.get("content-type") or JSON).split(";", 1)[0].strip().lower()
         if media != JSON:
@@ -74,7 +74,7 @@ class Exchanges:
         if not (json or events):
             say(response, 406, f"Accept must allow {JSON} or {EVENTS}", *common)
             return
-        session, caller = self._caller(request, events=events)
+        session, caller = self._caller(request, principal, events=events)
         outlet = Outlet(response, self.service.counters, common, json=json, events=events)
         step = self.service.front.read(request.body, caller)
         if self.service.draining and isinstance(step, Open | Run | List | Listen):
@@ -82,21 +82,21 @@ class Exchanges:
             return
         self._outlets[outlet] = None
         try:
-            await self._act(step, session, outlet)
+            await self._act(step, session, outlet, principal)
         finally:
             self._outlets.pop(outlet, None)
 
-    def _caller(self, request: Request, *, events: bool = False) -> tuple[Session | None, Caller]:
+    def _caller(self, request: Request, principal: str, *, events: bool = False) -> tuple[Session | None, Caller]:
         headers = request.headers
         id = headers.get(SESSION_HEADER)
         if id is None:
-            return None, Caller(headers, principal=PRINCIPAL)
-        session = self.service.sessions.find(id, trio.current_time(), principal=PRINCIPAL)
+            return None, Caller(headers, principal=principal)
+        session = self.service.sessions.find(id, trio.current_time(), principal=principal)
         if session is None:
-            return None, Caller(headers, named=True, principal=PRINCIPAL)
-        return session, Caller(headers, session.client, True, PRINCIPAL, askable=events, level=session.level)
+            return None, Caller(headers, named=True, principal=principal)
+        return session, Caller(headers, session.client, True, principal, askable=events, level=session.level)
 
-    async def _act(self, step: Step, session: Session | None, outlet: Outlet) -> None:
+    async def _act(self, step: Step, session: Session | None, outlet: Outlet, principal: str) -> None:
         service = self.service
         match step:
             case Reply():
@@ -113,7 +113,7 @@ class Exchanges:
                     session.saw(step.kind, service.changes.generation)
                 outlet.answer(reply)
             case Open():
-                self._open(step, outlet)
+                self._open(step, outlet, principal)
             case Listen():
                 await self._listen(step, outlet)
             case Subscribe() | Level():
@@ -130,11 +130,11 @@ class Exchanges:
                 if session is not None:
                     await self._batch(steps, session, outlet)
 
-    def _open(self, step: Open, outlet: Outlet) -> None:
+    def _open(self, step: Open, outlet: Outlet, principal: str) -> None:
         service = self.service
         try:
             session = service.sessions.open(
-                step.client, trio.current_time(), principal=PRINCIPAL, seen=service.changes.generation
+                step.client, trio.current_time(), principal=principal, seen=service.changes.generation
             )
         except Overloaded as exc:
             outlet.answer(Reply(encode_error(step.id, INTERNAL_ERROR, str(exc)), UNAVAILABLE))
@@ -246,12 +246,12 @@ class Exchanges:
             return
         outlet.answer(Reply(end))
 
-    async def get(self, request: Request, response: Response, common: Fields) -> None:
+    async def get(self, request: Request, response: Response, common: Fields, principal: str) -> None:
         """The stream for what belongs to no request of a legacy session (MCP 2025-11-25, transports)."""
         if says_modern(request.headers):
             say(response, 405, "this revision has POST alone", ("Allow", "POST"), *common)
             return
-        session, caller = self._caller(request)
+        session, caller = self._caller(request, principal)
         _, events = accepted(request.headers.get("accept"))
         outlet = Outlet(response, self.service.counters, common, events=events)
         refusal = self.service.front.attend(caller)
@@ -311,12 +311,12 @@ class Exchanges:
             return
         outlet.close()
 
-    def delete(self, request: Request, response: Response, common: Fields) -> None:
+    def delete(self, request: Request, response: Response, common: Fields, principal: str) -> None:
         """End a legacy session."""
         if says_modern(request.headers):
             say(response, 405, "this revision has POST alone", ("Allow", "POST"), *common)
             return
-        session, caller = self._caller(request)
+        session, caller = self._caller(request, principal)
         refusal = self.service.front.attend(caller)
         if session is None or refusal is not None:
             Outlet(response, self.service.counters, common).answer(refusal or Reply(None, BAD_REQUEST))

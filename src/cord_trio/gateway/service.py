@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from cord_trio.auth.sealing import KEY_BYTES, Sealer
-from cord_trio.call import LOCAL
 from cord_trio.errors import CallError, CallFailed, Draining
 from cord_trio.gateway.catalogue import PAGE_ITEMS, Catalogue
 from cord_trio.gateway.events import Events
@@ -45,9 +44,6 @@ START_PATIENCE: Final = 5.0
 
 SEVERAL: Final = 2
 """Sources from which on a person is told which one asks."""
-
-PRINCIPAL: Final = LOCAL
-"""Who everyone is, until there is authentication."""
 
 
 class Service:

@@ -14,14 +14,15 @@ import trio
 from cord_trio.errors import ConnectionLost
 from cord_trio.gateway.outlet import EVENT_FIELDS, EVENTS, JSON, accepted
 from cord_trio.gateway.stdio_endpoint import serve_pipe
-from cord_trio.gateway.steps import ACCEPTED, BAD_REQUEST, NOT_FOUND, OK, UNAVAILABLE
+from cord_trio.gateway.steps import ACCEPTED, BAD_REQUEST, FORBIDDEN, NOT_FOUND, OK, STRANGER, UNAVAILABLE
 from cord_trio.protocol.framing import SSE_COMMENT, encode_sse
 from cord_trio.transports import Transport
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cord_trio.gateway.outlet import Fields
+    from cord_trio.gateway.ports import Lines
     from cord_trio.gateway.service import Service
     from cord_trio.transports import Receiver
     from cord_trio.transports.http1_server import Request, Response
@@ -40,8 +41,9 @@ _TEXT: Final = (("Content-Type", "text/plain"),)
 class SseClient(Transport):
     """The way back to one client: its event stream. What it says comes by `take`."""
 
-    def __init__(self, response: Response, id: str, common: Fields) -> None:
+    def __init__(self, response: Response, id: str, common: Fields, principal: str) -> None:
         self.id = id
+        self.principal = principal
         self._response = response
         self._common = common
         self._receiver: Receiver | None = None
@@ -96,20 +98,27 @@ class SseEndpoint:
         self._service = service
         self._clients: dict[str, SseClient] = {}
 
-    async def handle(self, request: Request, response: Response, common: Fields) -> bool:
+    async def handle(
+        self, request: Request, response: Response, common: Fields, principal_of: Callable[[Lines], str | None]
+    ) -> bool:
         """Answer a request that is about this; False, and nothing done, if it is not."""
-        match request.path.rstrip("/"), request.method:
-            case (path, "GET") if path == STREAM_PATH:
-                await self._open(request, response, common)
-            case (path, "POST") if path == MESSAGES_PATH:
-                self._post(request, response, common)
-            case (path, _) if path in (STREAM_PATH, MESSAGES_PATH):
-                response.send(405, (*_TEXT, *common, ("Allow", "GET" if path == STREAM_PATH else "POST")))
+        path = request.path.rstrip("/")
+        if path not in (STREAM_PATH, MESSAGES_PATH):
+            return False
+        principal = principal_of(request.headers)
+        match path, request.method:
+            case _ if principal is None:
+                self._service.counters.add("gateway.strangers_refused")
+                response.send(FORBIDDEN, (*_TEXT, *common), f"{STRANGER}\n".encode())
+            case ("/sse", "GET"):
+                await self._open(request, response, common, principal)
+            case ("/messages", "POST"):
+                self._post(request, response, common, principal)
             case _:
-                return False
+                response.send(405, (*_TEXT, *common, ("Allow", "GET" if path == STREAM_PATH else "POST")))
         return True
 
-    async def _open(self, request: Request, response: Response, common: Fields) -> None:
+    async def _open(self, request: Request, response: Response, common: Fields, principal: str) -> None:
         """Serve one client until it leaves, or all is answered when draining."""
         if not accepted(request.headers.get("accept"))[1]:
             response.send(406, (*_TEXT, *common), f"Accept must allow {EVENTS}\n".encode())
@@ -117,16 +126,16 @@ class SseEndpoint:
         if self._service.draining:
             response.send(UNAVAILABLE, (*_TEXT, *common), b"draining\n")
             return
-        client = SseClient(response, secrets.token_hex(16), common)
+        client = SseClient(response, secrets.token_hex(16), common, principal)
         self._clients[client.id] = client
         self._service.counters.add("gateway.sse_clients")
         try:
-            await serve_pipe(self._service, client)
+            await serve_pipe(self._service, client, principal)
         finally:
             del self._clients[client.id]
         response.end()
 
-    def _post(self, request: Request, response: Response, common: Fields) -> None:
+    def _post(self, request: Request, response: Response, common: Fields, principal: str) -> None:
         media = (request.headers.get("content-type") or JSON).split(";", 1)[0].strip().lower()
         found = parse_qs(request.query).get(SESSION, [])
         client = self._clients.get(found[0]) if len(found) == 1 else None
@@ -134,7 +143,7 @@ class SseEndpoint:
             response.send(415, (*_TEXT, *common), f"the body must be {JSON}\n".encode())
         elif len(found) != 1:
             response.send(BAD_REQUEST, (*_TEXT, *common), f"{SESSION} is missing\n".encode())
-        elif client is None:
+        elif client is None or client.principal != principal:
             response.send(NOT_FOUND, (*_TEXT, *common), b"session not found: its stream has ended, or never was\n")
         elif not request.body.strip():
             response.send(BAD_REQUEST, (*_TEXT, *common), b"no message\n")

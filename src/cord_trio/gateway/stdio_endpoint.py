@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
+from cord_trio.call import LOCAL
 from cord_trio.errors import CallError, ConnectionLost, Overloaded
 from cord_trio.gateway.asking import Asked, Channel
 from cord_trio.gateway.listen import follow
 from cord_trio.gateway.relay import failure
 from cord_trio.gateway.running import MAX_RUNNING, Running
-from cord_trio.gateway.service import PRINCIPAL, Service, error_code, listen_messages
+from cord_trio.gateway.service import Service, error_code, listen_messages
 from cord_trio.gateway.sessions import FIRST_LEVEL
 from cord_trio.gateway.steps import (
     Answered,
@@ -52,8 +53,9 @@ MAX_UNSENT: Final = 256
 class Pipe:
     """One client's conversation; a `Receiver`. The legacy client on it, if any, is the one that initialized last."""
 
-    def __init__(self, service: Service, transport: Transport, nursery: trio.Nursery) -> None:
+    def __init__(self, service: Service, transport: Transport, nursery: trio.Nursery, principal: str = LOCAL) -> None:
         self._service = service
+        self._principal = principal
         self._transport = transport
         self._nursery = nursery
         self._client: Client | None = None
@@ -72,7 +74,7 @@ class Pipe:
         front = self._service.front
         for message in messages:
             # Made for each, since an earlier one may have changed what the next is read with.
-            caller = Caller(client=self._client, principal=PRINCIPAL, level=self._level)
+            caller = Caller(client=self._client, principal=self._principal, level=self._level)
             self._act(front.read(message, caller), self.send)
 
     def fail(self, id: int | str, error: CallError, /) -> None:
@@ -165,7 +167,7 @@ class Pipe:
                 self._level = level
                 done(encode_result(id, b"{}"))
             case Subscribe():
-                reply = self._service.subscribe(step, PRINCIPAL, self._subscriptions, self._ring)
+                reply = self._service.subscribe(step, self._principal, self._subscriptions, self._ring)
                 done(reply.message or b"")
             case Answered():
                 if not self._asked.settle(step):
@@ -251,10 +253,10 @@ class Pipe:
         return encode_error(step.id, INTERNAL_ERROR, str(error))
 
 
-async def serve_pipe(service: Service, transport: Transport) -> None:
-    """Serve the client at the other end of `transport` until it leaves, or until all is answered when draining."""
+async def serve_pipe(service: Service, transport: Transport, principal: str = LOCAL) -> None:
+    """Serve `principal`, who is at the other end of `transport`, until it leaves or all is answered when draining."""
     async with trio.open_nursery() as nursery:
-        pipe = Pipe(service, transport, nursery)
+        pipe = Pipe(service, transport, nursery, principal)
         receiver: Receiver = pipe
         if isinstance(transport, ServerStdio):
             transport.finish = pipe.wait_answered

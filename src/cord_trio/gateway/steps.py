@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 OK: Final = 200
 ACCEPTED: Final = 202
 BAD_REQUEST: Final = 400
+FORBIDDEN: Final = 403
 NOT_FOUND: Final = 404
 UNAVAILABLE: Final = 503
+
+STRANGER: Final = "the gateway does not know who sends this"
+"""The refusal of a request that no principal may have sent."""
 
 Kind: TypeAlias = Literal["tools", "prompts", "resources", "templates"]
 """What can be listed."""

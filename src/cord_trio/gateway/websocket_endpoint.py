@@ -29,7 +29,9 @@ def asks_websocket(request: Request) -> bool:
     )
 
 
-async def serve_websocket(service: Service, request: Request, response: Response, *, max_message: int) -> None:
+async def serve_websocket(
+    service: Service, request: Request, response: Response, *, max_message: int, principal: str
+) -> None:
     """Serve the client on this connection until it leaves, or all is answered when draining.
 
     Whether it may come in was decided before, by Host, Origin and whatever else guards the path.
@@ -45,10 +47,10 @@ async def serve_websocket(service: Service, request: Request, response: Response
     elif service.draining:
         response.send(UNAVAILABLE, (("Content-Type", "text/plain"),), b"draining\n")
     else:
-        await _serve(service, request, response, max_message)
+        await _serve(service, request, response, max_message, principal)
 
 
-async def _serve(service: Service, request: Request, response: Response, max_message: int) -> None:
+async def _serve(service: Service, request: Request, response: Response, max_message: int, principal: str) -> None:
     # Here, since what speaks the protocol takes long to import, and few use it.
     from cord_trio.transports.websocket_open import OpeningFailed, accept_websocket
 
@@ -59,7 +61,7 @@ async def _serve(service: Service, request: Request, response: Response, max_mes
         async with accept_websocket(
             stream, request, rest, name=f"client {request.client}", counters=service.counters, max_message=max_message
         ) as transport:
-            await serve_pipe(service, transport)
+            await serve_pipe(service, transport, principal)
     except OpeningFailed:
         service.counters.add("gateway.websockets_refused")
 

@@ -68,6 +68,8 @@ INVARIANTS: Final[Mapping[Number, str]] = {
     "layers.rest": "permits, tokens and reserves are zero at rest",
     "layers.attempts": "attempts stay within their number, and none starts after the deadline",
     "layers.once": "a call that is not safe to repeat is written at most once",
+    "layers.breaker": "a breaker goes from closed to open, on to half-open, and from there to either, no other way",
+    "layers.shed": "a call that is refused for want of room or time never reaches the wire",
 }
 """By number; those of the layers by name."""
 

@@ -1,5 +1,5 @@
 # ruff: noqa: E501, T201  # the code is quoted as it stands; a program prints
-"""Seeded faults: `python -m properties.mutants [FILE-PART ...]` breaks the code in one place at a time.
+"""Seeded faults: `python -m properties.mutants [PART ...]` breaks the code in one place at a time.
 
 For each fault the tests that should see it are run on a copy; a fault that they do not see is printed as SURVIVED,
 and is a test that is missing, or a line that nothing needs. Exit 1 if there is one. Takes minutes.
@@ -183,6 +183,33 @@ FAULTS: Final = [
             "            pass\n",
         ),
         ("resident", "        self._scope.deadline = math.inf\n", "        pass\n"),
+        ("turn", "waiter, cell = self._queue.popitem(last=False)", "waiter, cell = self._queue.popitem()"),
+        ("turn", "            self.holders[waiter] = None\n", "            pass\n"),
+        ("turn", "            self.release(branch)\n            raise\n", "            raise\n"),
+        ("turn", "if len(self.holders) >= self.size:", "if len(self.holders) > self.size:"),
+        ("turn", "        del self._queue[branch]\n", "        pass\n"),
+        ("turn", "        if circle:\n            branch.waits = None\n", "        if circle:\n"),
+        ("conversation", "branch.hops >= agents.max_hops", "branch.hops > agents.max_hops"),
+        (
+            "conversation",
+            "            transcript = tuple(answer.keep(transcript))\n",
+            "            answer.keep(transcript)\n",
+        ),
+        ("conversation", "    finally:\n        del siblings[branch]\n", "    finally:\n        siblings.clear()\n"),
+        ("supervisor", "            self._restarts.append(trio.current_time())\n", "            pass\n"),
+        (
+            "supervisor",
+            "                return [member]\n",
+            "                return [one for one in self.members if one.down is None]\n",
+        ),
+        (
+            "supervisor",
+            'agents.monitors.tell(Notice(name.partition("#")[0], end.incarnation, "gave_up", failure))',
+            "pass",
+        ),
+        ("supervisor", "            self._ended.append(end)\n", "            self._ended.appendleft(end)\n"),
+        ("context", "            return self.snapshot.tools\n", "            return self._agents.snapshot().tools\n"),
+        ("agent", "self.every_tool or any(fnmatchcase(tool, pattern) for pattern in self.tools)", "True"),
         (
             "resident",
             "        self._scope.deadline = trio.current_time() + self.agent.grace  # for leaving the state\n",
@@ -222,7 +249,7 @@ def main(parts: list[str]) -> int:
         with (copy / "conftest.py").open("a", encoding="utf-8") as conftest:
             conftest.write(UNSHRUNK)
         for fault in FAULTS:
-            if parts and not any(part in fault.file for part in parts):
+            if parts and not any(part in str(fault) for part in parts):
                 continue
             path = copy / "src" / "cord_trio" / fault.file
             whole = path.read_text("utf-8")

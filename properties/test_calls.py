@@ -76,6 +76,10 @@ PROGRAMS = st.builds(
 )
 
 
+ENOUGH = 100.0
+"""Seconds after which a program ends whose calls would wait for ever."""
+
+
 class Server:
     """Does with each request what its ask says."""
 
@@ -148,6 +152,7 @@ class Until(random.Random):
 async def play(program: Program, until: Until) -> None:
     ours, theirs = memory_transport_pair()
     endings: list[list[object]] = [[] for _ in program.asks]
+    ended = [0.0 for _ in program.asks]
     heard: list[list[int]] = [[] for _ in program.asks]
     timer, counters = Timer(), Counters()
     cut = False
@@ -169,6 +174,7 @@ async def play(program: Program, until: Until) -> None:
                 endings[number].append(exc)
         if scope.cancelled_caught:
             endings[number].append("cancelled")
+        ended[number] = trio.current_time()
 
     async def end() -> None:
         nonlocal cut
@@ -194,13 +200,14 @@ async def play(program: Program, until: Until) -> None:
                     if all(plan.how != "never" or min(plan.within, plan.cancel) < math.inf for plan in program.asks):
                         event("every call ends by itself")
                     else:
-                        await trio.sleep(100)
+                        await trio.sleep(ENOUGH)
                         session.lost(ConnectionLost("enough"))
                         cut = True
                 assert len(timer) == 0
                 await trio.sleep(100)
                 await wait_all_tasks_blocked()
                 check(program, endings, heard, server, session, cut=cut)
+                check_prompt(program, endings, ended)
                 session.lost(ConnectionLost("enough"))
                 with pytest.raises(ConnectionLost) as refused:  # at once, whatever the transport would still take
                     await session.request("late")
@@ -244,6 +251,13 @@ def check(
         if isinstance(end, ConnectionLost):
             assert end.executed == ("unknown" if came else "no")
         assert set(heard[number]) <= {number}
+
+
+def check_prompt(program: Program, endings: list[list[object]], ended: list[float]) -> None:
+    """A call that the connection's end ends, ends in that moment, or as soon as it is made."""
+    for plan, (end,), moment in zip(program.asks, endings, ended, strict=True):
+        if isinstance(end, ConnectionLost):
+            assert moment == max(plan.at, min(program.ends, ENOUGH))  # 29
 
 
 @proves(1, 2, 26, 27, 29, 30)

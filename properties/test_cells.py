@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import trio
 from hypothesis import given
@@ -10,10 +11,13 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from cord_trio.cell import Cell, Timer
+from cord_trio.pending import Pending
 from cord_trio.testing.schedule import scheduled
 
 if TYPE_CHECKING:
     from random import Random
+
+    from cord_trio.errors import Executed
 
 ENDINGS = st.lists(st.sampled_from(["settle", "fail", "cancel", "expire", "yield"]), max_size=6)
 
@@ -22,25 +26,55 @@ class Lost(Exception):
     """What a cell is failed with."""
 
 
-@given(st.lists(ENDINGS, min_size=1, max_size=4), st.booleans(), st.randoms(use_true_random=False))
+class Alone:
+    """A conversation of one request, which notes that its caller was cancelled."""
+
+    name = "alone"
+
+    def __init__(self, wins: list[str]) -> None:
+        self.wins = wins
+
+    def executed(self, id: int | str) -> Executed:
+        return "no"
+
+    def withdraw(self, pending: Pending, reason: str) -> None:
+        assert pending.settled
+        self.wins.append("cancel")
+
+
+@given(
+    st.lists(ENDINGS, min_size=1, max_size=4),
+    st.booleans(),
+    st.sampled_from([None, math.inf, 1000.0]),
+    st.randoms(use_true_random=False),
+)
 def test_every_wait_ends_once_and_every_ending_knows_whether_it_won(
-    plans: list[list[str]], late_wait: bool, rng: Random
+    plans: list[list[str]], late_wait: bool, deadline: float | None, rng: Random
 ) -> None:
+    """Of plain cells, and where there is a `deadline` of those that are requests, which do the same in fewer calls."""
     outcomes: list[list[str]] = [[] for _ in plans]
     wins: list[list[str]] = [[] for _ in plans]
 
-    async def waiter(cell: Cell[str], scope: trio.CancelScope, number: int) -> None:
+    def make(number: int) -> Cell[Any]:
+        if deadline is None:
+            return Cell()
+        return Pending(Alone(wins[number]), number, "tools/call", deadline, None, True, 0.0, math.inf)
+
+    async def waiter(cell: Cell[Any], scope: trio.CancelScope, timer: Timer, number: int) -> None:
         if late_wait:
             await trio.lowlevel.checkpoint()
         with scope:
             try:
-                outcomes[number].append(await cell.wait(lambda: wins[number].append("cancel")))
+                if isinstance(cell, Pending):
+                    outcomes[number].append(str(await cell.reply(timer)))
+                else:
+                    outcomes[number].append(await cell.wait(lambda: wins[number].append("cancel")))
             except Lost as exc:
                 outcomes[number].append(str(exc))
         if scope.cancelled_caught:
             outcomes[number].append("cancel")
 
-    async def end(cell: Cell[str], scope: trio.CancelScope, timer: Timer, plan: list[str], number: int) -> None:
+    async def end(cell: Cell[Any], scope: trio.CancelScope, timer: Timer, plan: list[str], number: int) -> None:
         def expired() -> None:
             if cell.fail(Lost("expire")):
                 wins[number].append("expire")
@@ -62,9 +96,9 @@ def test_every_wait_ends_once_and_every_ending_knows_whether_it_won(
             outer.start_soon(timer.run)
             async with trio.open_nursery() as nursery:
                 for number, plan in enumerate(plans):
-                    cell: Cell[str] = Cell()
+                    cell = make(number)
                     scope = trio.CancelScope()
-                    nursery.start_soon(waiter, cell, scope, number)
+                    nursery.start_soon(waiter, cell, scope, timer, number)
                     nursery.start_soon(end, cell, scope, timer, plan, number)
             outer.cancel_scope.cancel("every wait has ended")
 

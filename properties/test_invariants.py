@@ -72,14 +72,14 @@ def test_invariant_24_a_source_that_is_down_stays_listed_and_runs_nothing(pauses
     server = ToolServer()
     calls: list[str] = []
 
-    async def hold_to_it(fabric: Fabric) -> None:
-        since, listed = 0, set(fabric.registry.snapshot.tools)
+    async def hold_to_it(fabric: Fabric, listed: set[str]) -> None:
+        since = 0
         while True:
             snapshot = await fabric.registry.changed(since)
             since, view = snapshot.version, snapshot.sources["x"]
+            assert set(snapshot.tools) == listed, "what was listed is listed"
             if view.state != "down":
                 continue
-            assert set(snapshot.tools) == listed, "what was listed is listed"
             ran = server.received.get("tools/call", 0)
             call = Call("tools/call", "x__echo", deadline=trio.current_time())
             end = await ending(partial(fabric.handle, call))
@@ -93,7 +93,9 @@ def test_invariant_24_a_source_that_is_down_stays_listed_and_runs_nothing(pauses
         config = Config(sources=[server.in_process(name="x", connect=1.0)], bounds=bounds)
         async with open_fabric(config, rng=random.Random(seed)) as fabric, trio.open_nursery() as nursery:
             await fabric.wait_started()
-            nursery.start_soon(hold_to_it, fabric)
+            listed = set(fabric.registry.snapshot.tools)
+            assert listed
+            nursery.start_soon(hold_to_it, fabric, listed)
             for pause in pauses:
                 server.options.exit_at_start = True
                 server.break_connections()

@@ -63,13 +63,19 @@ def play(
     build: Callable[[Timer, Handler], Handler],
     handler: Handler,
     at_rest: Callable[[], None],
+    ended: Callable[[set[int]], None] = lambda _: None,
 ) -> list[list[str]]:
-    """How each of `asks` ended under the schedule of `rng`. Anything that hangs is an error."""
+    """How each of `asks` ended under the schedule of `rng`. Anything that hangs is an error.
+
+    `ended` is called as soon as one has, with those that are under way.
+    """
     endings: list[list[str]] = [[] for _ in asks]
+    under_way: set[int] = set()
 
     async def ask(layered: Handler, number: int) -> None:
         plan = asks[number]
         await trio.sleep(plan.at)
+        under_way.add(number)
         with trio.move_on_after(plan.patience) as scope:
             call = Call("tools/call", str(number), deadline=trio.current_time() + plan.within)
             try:
@@ -79,6 +85,8 @@ def play(
                 endings[number].append(type(exc).__name__)
         if scope.cancelled_caught:
             endings[number].append("cancelled")
+        under_way.remove(number)
+        ended(under_way)
 
     async def main() -> None:
         timer = Timer()
@@ -100,7 +108,7 @@ def play(
     return endings
 
 
-@proves(8, 28, "layers.rest")
+@proves(8, 28, "layers.rest", "layers.shed")
 @given(ASKS, st.integers(1, 3), st.integers(0, 4), schedules())
 def test_slots_are_never_exceeded_and_never_lost(asks: list[Ask], size: int, waiting: int, rng: Random) -> None:
     inside: set[str | None] = set()
@@ -128,7 +136,10 @@ def test_slots_are_never_exceeded_and_never_lost(asks: list[Ask], size: int, wai
     def at_rest() -> None:
         assert (gates[0].taken, gates[0].waiting) == (0, 0)
 
-    endings = play(asks, rng, build, handler, at_rest)
+    def ended(under_way: set[int]) -> None:
+        assert gates[0].taken + gates[0].waiting <= len(under_way)  # 28: also of a cancelled one, at once
+
+    endings = play(asks, rng, build, handler, at_rest, ended)
     for number, (ending,) in enumerate(endings):
         if ending in ("Overloaded", "DeadlineExceeded"):
             assert str(number) not in started
@@ -314,32 +325,46 @@ def test_retries_stay_within_the_budget_in_every_window(steps: list[tuple[float,
         assert retried <= 3 + ratio * called + 1e-9
 
 
-@proves(1, "layers.rest")
-@given(ASKS, schedules())
-def test_all_layers_together_end_every_call_once_and_leave_nothing(asks: list[Ask], rng: Random) -> None:
+ENDS = st.lists(st.sampled_from(["answered", "refused", "lost", "not written"]), min_size=10, max_size=10)
+
+
+@proves(1, 45, "layers.rest", "layers.attempts", "layers.once", "layers.shed")
+@given(ASKS, ENDS, st.integers(0, 3), schedules())
+def test_all_layers_together_end_every_call_once_and_leave_nothing(
+    asks: list[Ask], ends: list[str], reserve: int, rng: Random
+) -> None:
     gates: list[Slots] = []
     inside = 0
+    starts: dict[int, list[str]] = {number: [] for number in range(len(asks))}
 
     async def handler(call: Call) -> Outcome:
         nonlocal inside
-        plan = asks[int(call.name or "")]
+        number = int(call.name or "")
+        plan = asks[number]
+        assert trio.current_time() <= call.deadline
+        end = ends[(number + call.attempt) % len(ends)] if plan.fails else "answered"
+        starts[number].append(end)
+        assert len(starts[number]) <= call.attempt  # one that was shed did not come here
         inside += 1
         assert inside <= 2
         try:
             await trio.sleep(plan.runs)
         finally:
             inside -= 1
-        if plan.fails and call.attempt == 1:
-            raise Refused("busy", retry_after=0.5)
+        match end:
+            case "refused":
+                raise Refused("busy", retry_after=0.5)
+            case "lost" | "not written":
+                raise ConnectionLost(end, "unknown" if end == "lost" else "no")
         return DONE
 
     def build(timer: Timer, handler: Handler) -> Handler:
         counters = Counters()
-        gates.append(Slots(2, timer=timer, counters=counters, name="web"))
+        gates.append(Slots(2, waiting=3, timer=timer, counters=counters, name="web"))
         return stack(
             handler,
             deadline(20),
-            retry(budget=RetryBudget(), rng=Random(0), timer=timer, counters=counters),
+            retry(budget=RetryBudget(reserve=reserve, ratio=0.2), rng=Random(0), timer=timer, counters=counters),
             rate(5, timer=timer, counters=counters, name="web"),
             limit(gates[0], timer=timer, counters=counters, name="web"),
         )
@@ -347,7 +372,20 @@ def test_all_layers_together_end_every_call_once_and_leave_nothing(asks: list[As
     def at_rest() -> None:
         assert (gates[0].taken, gates[0].waiting) == (0, 0)
 
-    play(asks, rng, build, handler, at_rest)
+    def ended(under_way: set[int]) -> None:
+        assert gates[0].taken + gates[0].waiting <= len(under_way)
+
+    endings = play(asks, rng, build, handler, at_rest, ended)
+    for number, (ending,) in enumerate(endings):
+        attempts = starts[number]
+        assert len(attempts) <= 3
+        assert "lost" not in attempts[:-1], "one that may have run was sent again"
+        assert ending not in ("answered", "cancelled") or "answered" not in attempts[:-1]
+        if ending == "Overloaded":
+            assert "answered" not in attempts
+    again = sum(max(0, len(attempts) - 1) for attempts in starts.values())
+    if all(plan.at == 0 and plan.runs == 0 for plan in asks):  # then all is over within one window
+        assert again <= reserve + 0.2 * len(asks)  # 45
 
 
 @proves("layers.pass")
@@ -396,7 +434,7 @@ def test_6_a_deadline_is_never_later_than_it_was_nor_is_the_latest_that_progress
         assert got.latest <= now + longest
 
 
-@proves(45)
+@proves(45, "layers.breaker")
 @given(
     st.lists(st.tuples(st.sampled_from([0.0, 1.0, 9.0, 40.0]), st.sampled_from([0, 1, 2]), st.booleans()), max_size=20),
     st.integers(1, 3), st.sampled_from([math.inf, 0.5, 1.5]), schedules(),

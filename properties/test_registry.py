@@ -128,6 +128,7 @@ def test_19_to_23_versions_have_no_gap_epochs_rise_and_readers_see_what_was_ackn
 
 def check(snapshot: Snapshot) -> None:
     """The list of `snapshot` is what its sources say, the first owner of a name first."""
+    assert list(snapshot.sources) == list(SOURCES)
     owners: dict[str, str] = {}
     for view in snapshot.sources.values():
         prefix = SOURCES[view.name].export_prefix

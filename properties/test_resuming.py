@@ -25,9 +25,13 @@ if TYPE_CHECKING:
 
     from cord_trio.agents import Job
 
-Do: TypeAlias = Literal["call", "ask", "two", "refused", "checkpoint", "hand"]
+Do: TypeAlias = Literal["call", "ask", "two", "refused", "then refused", "pause", "checkpoint", "hand"]
 
-SCRIPTS = st.lists(st.sampled_from(["call", "ask", "two", "refused", "checkpoint", "hand"]), min_size=2, max_size=7)
+SCRIPTS: st.SearchStrategy[list[Do]] = st.lists(
+    st.sampled_from(["call", "ask", "two", "refused", "then refused", "pause", "checkpoint", "hand"]),
+    min_size=2,
+    max_size=7,
+)
 
 
 class SlowJournal(MemoryJournal):
@@ -50,7 +54,7 @@ class World:
     async def source(self, call: Call) -> Outcome:
         """Runs a call at some moment of it; a refused one never."""
         await trio.lowlevel.checkpoint()
-        if call.name is not None and call.name.startswith("refused"):
+        if b"refused" in bytes(call.params["arguments"]):
             raise ConnectionLost("before it was sent", "no")
         self.effects[str(call.name)] += 1
         await trio.lowlevel.checkpoint()
@@ -71,9 +75,18 @@ class World:
                         crew.spawn("below", number * 100 + 1)
                 case "refused":
                     try:
-                        await ctx.call(f"refused{number}")
+                        await ctx.call(f"tool{number}", {"how": "refused"})
                     except ConnectionLost:
                         pass
+                case "then refused":
+                    await ctx.call(f"tool{number}")
+                    try:
+                        await ctx.call(f"tool{number}", {"how": "refused"})
+                    except ConnectionLost:
+                        pass
+                case "pause":
+                    for _ in range(10):
+                        await trio.lowlevel.checkpoint()
                 case "checkpoint":
                     await ctx.checkpoint(number + 1)
                 case "hand":

@@ -495,6 +495,18 @@ async def test_r10_a_burst_of_changes_makes_few_lists(autojump_clock: MockClock)
         assert len(here.tools) == 200
 
 
+async def test_a_change_while_the_list_is_fetched_is_listed_too(autojump_clock: MockClock) -> None:
+    server = ToolServer(era="legacy", slow=1.0)
+    async with bench(server.in_process(name="x")) as here:
+        await here.link.wait_tried()
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(here.link.call, Call("tools/call", "x__change_tools"), "change_tools")
+                await trio.sleep(DEBOUNCE * 5)
+        await trio.sleep(5)
+        assert here.tools == ["x__added_1", "x__added_2"]
+
+
 async def test_q03_a_list_that_fails_later_leaves_the_old_one(autojump_clock: MockClock) -> None:
     server = ToolServer(era="legacy", tools=1)
     async with bench(server.in_process(name="x", first_list=5.0)) as here:

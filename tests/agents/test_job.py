@@ -391,13 +391,15 @@ async def test_of_two_calls_of_one_tool_the_one_that_ran_stays_in_doubt() -> Non
             await wait_all_tasks_blocked()
             with pytest.raises(ConnectionLost):
                 await ctx.call("web__get")
+            both.set()
             await trio.sleep_forever()
         raise AssertionError
 
+    both = trio.Event()
     async with fabric(Half(), MemoryJournal()) as agents:
         agents.add("works", works)
         job = await agents.jobs.start("works")
-        await wait_all_tasks_blocked()
+        await both.wait()
         assert job.saved.calls == {"web__get"}
 
 

@@ -342,6 +342,7 @@ async def test_nothing_is_restarted_while_the_fabric_drains(autojump_clock: Mock
     async with world() as agents:
         agents.add("counter", Counter, mailbox=Mailbox(), supervisor=Supervisor(backoff=Backoff(5, 5)))
         await crash(agents, "counter")
+        await wait_all_tasks_blocked()  # it waits to be made anew
         agents.draining.set()
         with pytest.raises(AgentDown, match="drains"):
             await agents.converse("counter", None)

@@ -383,7 +383,7 @@ TABLES = (
             Goal("idle_mb", most=100),
             Goal("gc_pause_ms", most=10),
             Goal("look_pause_ms", most=10),
-            Goal("tell_us", most=15),
+            Goal("one_way_us", most=15),
         ),
     ),
 )

@@ -235,3 +235,21 @@ async def test_cancelling_a_fabric_that_retires_a_source_leaves_nothing(autojump
             await trio.sleep_forever()
     assert scope.cancelled_caught
     assert trio.lowlevel.current_statistics().tasks_living == before
+
+
+async def test_a_broken_source_that_is_connected_by_hand_is_broken_no_more(autojump_clock: MockClock) -> None:
+    problem = Problem("f", "sources.x", "TOKEN is not set", "set it", fatal=False, source="x")
+    async with open_fabric(config(broken={"x": (problem,)})) as fabric:
+        await fabric.connect(ToolServer().in_process(name="x"))
+        assert not fabric.config.broken
+        assert (await fabric.call("x__echo", {"text": "1"})).text == "1"
+        with pytest.raises(ValueError, match="'y' is disabled"):
+            await fabric.connect(ToolServer().in_process(name="y", enabled=False))
+
+
+async def test_the_circuit_of_a_source_goes_with_its_settings(autojump_clock: MockClock) -> None:
+    server = ToolServer()
+    async with open_fabric(config(server.in_process(name="x", breaker=2))) as fabric:
+        assert fabric.tree().children[0].facts["breaker"] == "closed"
+        fabric.reconfigure(config(server.in_process(name="x")))
+        assert fabric.tree().children[0].facts["breaker"] is None

@@ -16,6 +16,7 @@ from cord_trio.answering import MAX_ASKED, Asked
 from cord_trio.cell import Timer
 from cord_trio.counters import Counters
 from cord_trio.errors import BadReply, CallError, CallFailed, ConnectionLost, DeadlineExceeded, Overloaded
+from cord_trio.pending import Pending
 from cord_trio.protocol.jsonrpc import encode_request
 from cord_trio.session import NOISE_LENGTH, NOISE_LINES, Session, open_session
 from cord_trio.transports import Transport
@@ -24,6 +25,8 @@ from cord_trio.transports.memory import CONGESTED_MESSAGES, OUTBOX_MESSAGES, Mem
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
+    from cord_trio.cell import Cell
+    from cord_trio.errors import Executed
     from cord_trio.transports import Receiver
 
 Json: TypeAlias = Any
@@ -800,3 +803,28 @@ async def test_u01_a_session_may_be_used_by_any_task_and_ends_with_its_own_block
         stage.far.reply()
         await wait_all_tasks_blocked()
         assert [bytes(ending) for ending in endings if isinstance(ending, Raw)] == [OK]
+
+
+async def test_ctrl_c_never_lands_between_an_entry_and_its_wait() -> None:
+    """It would leave an entry whose task has gone, which a reply could then no longer wake."""
+    protected: list[bool] = []
+
+    class Noting(Timer):
+        def add(self, cell: Cell[Any], deadline: float, expired: Callable[[], None]) -> None:
+            protected.append(trio.lowlevel.currently_ki_protected())
+
+        def discard(self, cell: Cell[Any]) -> None:
+            protected.append(trio.lowlevel.currently_ki_protected())
+
+    class Alone:
+        name = "x"
+
+        def executed(self, id: object) -> Executed:
+            return "no"
+
+        def withdraw(self, pending: Pending, reason: str) -> None:
+            pass
+
+    with trio.move_on_after(0):
+        await Pending(Alone(), 1, "ping", 1e9, None, True, 0.0, 1e9).reply(Noting())
+    assert protected == [True, True]

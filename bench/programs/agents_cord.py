@@ -1,4 +1,4 @@
-"""cord_trio's agents: grants, a budget and a deadline are on, as the others' defaults are."""
+"""cord_trio's agents, with grants and a budget."""
 
 from __future__ import annotations
 

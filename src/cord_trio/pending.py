@@ -75,6 +75,7 @@ class Pending(Cell[Raw]):
             trio.lowlevel.reschedule(task, outcome.Value(value))
         return True
 
+    @trio.lowlevel.enable_ki_protection  # as `wait`: Ctrl-C in here would strand the entry with a task that left
     async def reply(self, timer: Timer) -> Raw:
         """What the peer answered; like `wait`, in one piece with the deadline's."""
         if self.settled or self.deadline == math.inf:

@@ -19,7 +19,7 @@ from cord_trio.protocol import jsonrpc
 from cord_trio.routing import ROUTED, Finder, told_as, unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Iterable
+    from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
     from random import Random
 
     from cord_trio.call import Call, Handler, Outcome
@@ -155,9 +155,12 @@ class Sources:
         Raises:
             ConfigError: another source exports under its prefix.
             SourceDown: the first attempt failed. It is there all the same, and goes on trying.
+            ValueError: it is disabled.
 
         """
-        self.reconfigure(attrs.evolve(self.config, sources={**self.config.sources, source.name: source}))
+        if not source.enabled:
+            raise ValueError(f"source {source.name!r} is disabled")
+        self.reconfigure(self._with({**self.config.sources, source.name: source}))
         link = self.links[source.name]
         await link.wait_tried()
         if link.state != "ready":
@@ -171,11 +174,7 @@ class Sources:
 
         """
         link = self.links[name]
-        self.reconfigure(
-            attrs.evolve(
-                self.config, sources={each: source for each, source in self.config.sources.items() if each != name}
-            )
-        )
+        self.reconfigure(self._with({each: source for each, source in self.config.sources.items() if each != name}))
         await link.wait_ended()
 
     @property
@@ -257,10 +256,16 @@ class Sources:
             nodes.append(Node("source", name, "broken", {"reason": "; ".join(map(str, problems))}))
         return nodes
 
+    def _with(self, sources: Mapping[str, Source]) -> Config:
+        """The configuration with these sources; one that was broken and is among them is no more."""
+        broken = {name: why for name, why in self.config.broken.items() if name not in sources}
+        return attrs.evolve(self.config, sources=sources, broken=broken)
+
     def _add(self, link: Link) -> None:
         """Send the calls of its source to `link` from here on."""
         name = link.name
         self.links[name] = link
+        self.breakers.pop(name, None)  # of the one before
         self._handlers[name], self._resumed[name] = self._stacked(link, self._around.rng)
 
     def _keep(self, link: Link) -> None:
@@ -388,9 +393,8 @@ class Sources:
         slots = layers.Slots(source.slots, timer=timer, counters=counters, name=source.name)
         self.slots[link.name] = slots
         limited = layers.limit(slots, timer=timer, counters=counters, name=source.name)
-        if source.tell_deadline:
-            return stack(send, *around, limited, layers.tell_deadline()), stack(self._parks.resume, around[0], limited)
-        return stack(send, *around, limited), stack(self._parks.resume, around[0], limited)
+        telling = [layers.tell_deadline()] if source.tell_deadline else []
+        return stack(send, *around, limited, *telling), stack(self._parks.resume, around[0], limited)
 
 
 async def _probe(link: Link) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -51,10 +52,10 @@ class World:
         if self.sick:
             raise ConnectionLost("gone")
 
-    async def call(self) -> object:
+    async def call(self, within: float = math.inf) -> object:
         """How a call ended."""
         try:
-            return await self.handler(Call("tools/call"))
+            return await self.handler(Call("tools/call", deadline=trio.current_time() + within))
         except Exception as exc:
             return exc
 
@@ -144,6 +145,19 @@ async def test_a_probe_whose_caller_leaves_is_made_by_the_next(autojump_clock: M
     assert world.circuit.state == "open"
     assert await world.call() is DONE
     assert world.probed == 2
+
+
+async def test_a_call_does_not_wait_for_a_probe_beyond_its_deadline(autojump_clock: MockClock) -> None:
+    world = World()
+    await world.open()
+    world.fails, world.slow = None, 2.0
+    await trio.sleep_until(world.circuit.until)
+    start, until = trio.current_time(), world.circuit.until
+    end = await world.call(within=0.5)
+    assert isinstance(end, DeadlineExceeded)
+    assert (end.executed, trio.current_time() - start) == ("no", 0.5)
+    assert (world.circuit.state, world.circuit.until) == ("open", until)  # it says nothing of the source
+    assert await world.call() is DONE
 
 
 async def test_what_was_under_way_when_it_opened_does_not_close_it(autojump_clock: MockClock) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from cord_trio.gateway.http_endpoint import HttpEndpoint
+from cord_trio.gateway.http_endpoint import HttpEndpoint, everyone
 from cord_trio.gateway.profiles import PartOfFabric
 from cord_trio.gateway.service import Service
 from cord_trio.gateway.stdio_endpoint import serve_pipe
@@ -74,7 +74,7 @@ async def serve_gateway(
                 max_message=(limits or HttpLimits()).body,
                 sse=config.sse,
                 profiles=profiles,
-                **({} if principal is None else {"principal": principal}),
+                principal=principal or everyone,
             )
             background.start_soon(endpoint.keep_alive)
             async with trio.open_nursery() as serving:

@@ -48,7 +48,8 @@ _EXPOSED: Final = f"{SESSION_HEADER}, WWW-Authenticate"
 _PARAM: Final = "mcp-param-"
 
 
-def _everyone(_headers: Lines) -> str:
+def everyone(_headers: Lines) -> str:
+    """Whose a request is where all are one."""
     return LOCAL
 
 
@@ -68,7 +69,7 @@ class HttpEndpoint:
         max_message: int = BODY_LIMIT,
         sse: bool = False,
         profiles: Mapping[str, Service] = {},
-        principal: Callable[[Lines], str | None] = _everyone,
+        principal: Callable[[Lines], str | None] = everyone,
     ) -> None:
         self._principal = principal
         self._max_message = max_message

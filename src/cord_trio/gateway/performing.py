@@ -87,12 +87,13 @@ class Performer:
             channel: the way to ask a legacy client; None if there is none.
 
         """
+        run = in_time(run)
         try:
             if run.method in TASK_CALLS:
                 return await self._ask_of_task(run)
             kept = None
             if run.state is None:
-                outcome = await self._handle(in_time(run.call(events)))
+                outcome = await self._handle(run.call(events))
                 if type(outcome) is Complete:  # the plain case
                     return answer(outcome, run, self._us, fresh=not run.answers)
             else:
@@ -127,7 +128,7 @@ class Performer:
         """Make a call that was not run before a person has opened pages, which takes her a while."""
         pause, patience = FIRST_PAUSE, PATIENCE
         while True:
-            outcome = await self._handle(in_time(run.call(events)))
+            outcome = await self._handle(run.call(events))
             if not isinstance(outcome, Error) or outcome.code != URL_ELICITATION_REQUIRED:
                 return outcome
             if patience <= 0 or not set(page_ids(outcome.data)) <= set(kept.urls):
@@ -177,17 +178,16 @@ class Performer:
         return answer(outcome, run, self._us)
 
 
-def in_time(call: Call) -> Call:
-    """`call`, ending when whoever asks says that it must; what it said is for us alone."""
-    told = call.meta.get(META_DEADLINE)
+def in_time(run: Run) -> Run:
+    """`run`, all of whose calls end when whoever asks says that they must; what it said is for us alone."""
+    told = run.meta.get(META_DEADLINE)
     if told is None:
-        return call
-    meta = {name: value for name, value in call.meta.items() if name != META_DEADLINE}
+        return run
+    meta = {name: value for name, value in run.meta.items() if name != META_DEADLINE}
     try:
         left = parse(told)
     except msgspec.DecodeError:  # a number beyond all numbers
         left = None
     if isinstance(left, bool) or not isinstance(left, int | float) or not 0 <= left < math.inf:
-        return msgspec.structs.replace(call, meta=meta)
-    deadline = trio.current_time() + left / 1000
-    return msgspec.structs.replace(call, meta=meta, deadline=min(call.deadline, deadline))
+        return msgspec.structs.replace(run, meta=meta)
+    return msgspec.structs.replace(run, meta=meta, deadline=trio.current_time() + left / 1000)

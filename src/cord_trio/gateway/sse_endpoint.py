@@ -110,9 +110,9 @@ class SseEndpoint:
             case _ if principal is None:
                 self._service.counters.add("gateway.strangers_refused")
                 response.send(FORBIDDEN, (*_TEXT, *common), f"{STRANGER}\n".encode())
-            case ("/sse", "GET"):
+            case (found, "GET") if found == STREAM_PATH:
                 await self._open(request, response, common, principal)
-            case ("/messages", "POST"):
+            case (found, "POST") if found == MESSAGES_PATH:
                 self._post(request, response, common, principal)
             case _:
                 response.send(405, (*_TEXT, *common, ("Allow", "GET" if path == STREAM_PATH else "POST")))

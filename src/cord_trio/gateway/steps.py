@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import attrs
@@ -107,6 +108,7 @@ class Run(msgspec.Struct, frozen=True):
         principal: who asks.
         state: the `requestState` that a retry brings back; None if it brings none.
         answers: the `inputResponses` of a retry, as JSON text; empty if there are none.
+        deadline: Trio time by which all of it ends, infinite if whoever asks did not say.
 
     """
 
@@ -122,6 +124,7 @@ class Run(msgspec.Struct, frozen=True):
     principal: str = LOCAL
     state: str | None = None
     answers: bytes = b""
+    deadline: float = math.inf
 
     def call(self, events: EventSink | None) -> Call:
         """The call that the fabric is asked to make."""
@@ -132,6 +135,7 @@ class Run(msgspec.Struct, frozen=True):
             params=params,
             meta=self.meta,
             principal=self.principal,
+            deadline=self.deadline,
             events=events,
             capabilities=self.capabilities,
             log_level=self.level,

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from cord_trio.call import Call, Handler, Layer, Outcome
     from cord_trio.counters import Counters
 
-FAILURES: Final = 5
-"""Failures one after the other that open it."""
-
 OPEN: Final = 30.0
 """Seconds for which it stays open, times how often it has been opened without a success in between."""
 
@@ -74,11 +71,12 @@ class Breaker:
         self._seconds = seconds
         self._clock = clock
 
-    async def admit(self) -> None:
+    async def admit(self, deadline: float) -> None:
         """Return if calls go through again, after a probe where it is time for one.
 
         Raises:
             SourceDown: they do not; `next_try` says when it is probed next.
+            DeadlineExceeded: the probe was not over by `deadline`, which says nothing of the source.
 
         """
         if self.state == "half-open" or self._clock() < self.until:
@@ -88,20 +86,23 @@ class Breaker:
         well = False
         try:
             self._counters.add("breaker.probes")
-            with trio.move_on_after(PROBE):
+            with trio.move_on_at(min(deadline, trio.current_time() + PROBE)):
                 await self._probe()
                 well = True
         except CallError:
             pass
         finally:
-            # Also when its caller was cancelled: then the next one may try at once.
+            # Also when its caller left, or had no more time: then the next one may try at once.
             if well:
                 self.succeeded()
             else:
                 self.state = "open"
-        if not well:
-            self._open()
-            raise self._down()
+        if well:
+            return
+        if trio.current_time() >= deadline:
+            raise DeadlineExceeded(f"{self._name}: it was still being probed", "no")
+        self._open()
+        raise self._down()
 
     def succeeded(self) -> None:
         """The source has answered."""
@@ -139,7 +140,7 @@ def breaker(circuit: Breaker) -> Layer:
     def layer(handler: Handler) -> Handler:
         async def guarded(call: Call) -> Outcome:
             if circuit.state != "closed":
-                await circuit.admit()
+                await circuit.admit(call.deadline)
             try:
                 outcome = await handler(call)
             except (ConnectionLost, DeadlineExceeded) as exc:

@@ -139,15 +139,16 @@ class Watch(trio.abc.Instrument):
         self._rests = False
         self._wake.clear()
 
-    def _note(self, frame: FrameType, seconds: float, before: tuple[str, str] | None) -> tuple[str, str] | None:
-        """Remember who holds it; `before` is what was noted of the same turn. Returns what to give the next time."""
+    def _note(self, frame: FrameType, seconds: float, before: tuple[str, str] | None) -> tuple[str, str]:
+        """Remember who holds it; `before` is who was noted of the same turn. Returns who it is."""
         frames = _step(frame)
         key = before or (self._who(frames), _where(frames))
         found = self._found.get(key)
         if found is None:
-            self._counters.add("observe.hogs")
+            if before is None:
+                self._counters.add("observe.hogs")
             if len(self._found) >= KEPT:
-                return None
+                return key
             found = Hog(*key, 0, 0.0)
         times = found.times + (before is None)
         self._found[key] = attrs.evolve(found, times=times, longest=max(found.longest, seconds))
@@ -196,8 +197,8 @@ async def open_watch(name_of: Callable[[FrameType], str | None], *, counters: Co
     """
     watch = Watch(name_of, counters)
     thread = threading.Thread(target=watch.run, name="cord_trio watch", daemon=True)
-    trio.lowlevel.add_instrument(watch)
     thread.start()
+    trio.lowlevel.add_instrument(watch)
     try:
         yield watch
     finally:

@@ -33,7 +33,7 @@ ROWS: list[list[str]] = [
         "registry",
         "layers",
     ],
-    ["following", "pages", "parking", "pool", "surroundings", "link", "routing", "sources", "agents"],
+    ["following", "pages", "parking", "pool", "surroundings", "link", "routing", "stacking", "sources", "agents"],
     ["fabric"],
     ["gateway", "mesh", "testing", "web"],
     ["cli"],

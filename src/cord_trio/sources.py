@@ -10,21 +10,22 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import trio
 
-from cord_trio import layers
-from cord_trio.call import Error, stack
+from cord_trio.call import Error
 from cord_trio.errors import SourceDown, ToolNotFound
 from cord_trio.link import SHARED, Link, Surroundings
 from cord_trio.observe import Node
 from cord_trio.protocol import jsonrpc
 from cord_trio.routing import ROUTED, Finder, told_as, unknown
+from cord_trio.stacking import Ends, stacked
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
-    from random import Random
 
     from cord_trio.call import Call, Handler, Outcome
     from cord_trio.config import Config, Source
+    from cord_trio.layers import Breaker, Slots
     from cord_trio.protocol.tools import Annotations
+    from cord_trio.stacking import Stacked
 
 RETIRED_LOOK: Final = 0.05
 """Seconds between looks at whether a source that is gone still runs calls."""
@@ -77,9 +78,9 @@ class Sources:
         self.timer = around.timer
         self.counters = around.counters
         self.links: dict[str, Link] = {}
-        self.retiring: dict[Link, layers.Slots] = {}
-        self.slots: dict[str, layers.Slots] = {}
-        self.breakers: dict[str, layers.Breaker] = {}
+        self.retiring: dict[Link, Slots] = {}
+        self.slots: dict[str, Slots] = {}
+        self.breakers: dict[str, Breaker] = {}
         self._around = around
         self._parks = around.parks
         self._pages = around.pages
@@ -266,7 +267,11 @@ class Sources:
         name = link.name
         self.links[name] = link
         self.breakers.pop(name, None)  # of the one before
-        self._handlers[name], self._resumed[name] = self._stacked(link, self._around.rng)
+        behind = self._stacked(link)
+        self._handlers[name], self._resumed[name] = behind.call, behind.resume
+        self.slots[name] = behind.slots
+        if behind.breaker is not None:
+            self.breakers[name] = behind.breaker
 
     def _keep(self, link: Link) -> None:
         if self._nursery is not None:
@@ -282,7 +287,7 @@ class Sources:
         if self._nursery is not None:
             self._nursery.start_soon(self._end_retired, link, slots, name=f"retire {name}")
 
-    async def _end_retired(self, link: Link, slots: layers.Slots) -> None:
+    async def _end_retired(self, link: Link, slots: Slots) -> None:
         """Let a link finish what it runs, and end it."""
         with trio.move_on_after(self.config.gateway.grace):
             while slots.taken or slots.waiting or link.asks:  # noqa: ASYNC110  # an event would cost each call
@@ -354,9 +359,9 @@ class Sources:
         }
         return attrs.evolve(node, facts={**facts, **node.facts})
 
-    def _stacked(self, link: Link, rng: Random) -> tuple[Handler, Handler]:
-        """What takes calls of a source, and what takes answers to those that wait."""
-        source, timer, counters = link.source, self.timer, self.counters
+    def _stacked(self, link: Link) -> Stacked:
+        """A source behind its layers."""
+        source = link.source
 
         def send(call: Call) -> Awaitable[Outcome]:
             if call.method != "tools/call":
@@ -374,27 +379,7 @@ class Sources:
             route = self.registry.snapshot.tools.get(public)
             return None if route is None else route.tool.annotations
 
-        # The run's own clock, without the calls that lead to it from `trio.current_time`.
-        clock = trio.lowlevel.current_clock().current_time
-        around = [
-            layers.deadline(source.deadline, longest=self.config.bounds.call_longest, clock=clock),
-            layers.retry(
-                source.retries + 1, budget=layers.RetryBudget(clock=clock), rng=rng, timer=timer, counters=counters,
-                trusted=source.trust, annotations=annotations, clock=clock,
-            ),
-        ]  # fmt: skip
-        if source.breaker is not None:
-            circuit = self.breakers[link.name] = layers.Breaker(
-                source.breaker, probe=partial(_probe, link), rng=rng, counters=counters, name=source.name, clock=clock
-            )
-            around.append(layers.breaker(circuit))
-        if source.rate is not None:
-            around.append(layers.rate(source.rate, source.burst, timer=timer, counters=counters, name=source.name))
-        slots = layers.Slots(source.slots, timer=timer, counters=counters, name=source.name)
-        self.slots[link.name] = slots
-        limited = layers.limit(slots, timer=timer, counters=counters, name=source.name)
-        telling = [layers.tell_deadline()] if source.tell_deadline else []
-        return stack(send, *around, limited, *telling), stack(self._parks.resume, around[0], limited)
+        return stacked(source, Ends(send, self._parks.resume, partial(_probe, link), annotations), self._around)
 
 
 async def _probe(link: Link) -> None:

@@ -339,6 +339,22 @@ async def test_logs_that_may_be_another_calls_reach_nobody(autojump_clock: MockC
         assert seen == []
 
 
+@pytest.mark.parametrize("revision", ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"])
+async def test_row_23_the_context_of_a_completion_goes_to_servers_that_know_it(
+    revision: str, autojump_clock: MockClock
+) -> None:
+    server = FullServer(revision=revision)
+    async with open_fabric([server.source()]) as fabric:
+        await fabric.wait_started()
+        argument, context = {"name": "a", "value": ""}, {"arguments": {"b": "c"}}
+        ref = {"type": "ref/prompt"}
+        await fabric.handle(call("completion/complete", "x__greet", ref=ref, argument=argument, context=context))
+        (sent,) = server.sent("completion/complete")
+        sent.pop("_meta", None)
+        known = {} if revision < "2025-06-18" else {"context": context}
+        assert sent == {"ref": {"type": "ref/prompt", "name": "greet"}, "argument": argument, **known}
+
+
 # Subscriptions
 
 
@@ -374,6 +390,39 @@ async def test_a_resource_is_subscribed_to_once_for_all_who_want_it(modern: bool
         assert len(server.sent("tools/list")) == 1  # another filter is no gap
         assert fabric.links["x"].subscriptions.uris == ()
         assert len(server.sent("resources/subscribe")) == (0 if modern else 2)
+
+
+@both_eras
+async def test_what_is_subscribed_to_before_its_source_has_listed_is_told_of_all_the_same(
+    modern: bool, autojump_clock: MockClock
+) -> None:
+    server = FullServer(modern=modern)
+    held: list[Request] = []
+    server.answers["resources/list"] = held.append
+    told: list[str] = []
+    async with open_fabric([server.source(prefix="")]) as fabric:
+        with fabric.subscribe("one", ["file:///a"], told.append):
+            await trio.sleep(0.5)
+            assert fabric.links["x"].subscriptions.uris == ()
+            held[0].answer({"resources": server.resources})
+            await trio.sleep(3)
+            assert told == ["file:///a"]  # once, since it may have changed meanwhile
+            server.connections[0].tell("notifications/resources/updated", {"uri": "file:///a"})
+            await settled()
+            assert told == ["file:///a"] * 2
+        assert fabric.links["x"].subscriptions.uris == ()
+
+
+async def test_a_subscription_that_ends_before_its_source_has_listed_leaves_nothing(autojump_clock: MockClock) -> None:
+    server = FullServer()
+    held: list[Request] = []
+    server.answers["resources/list"] = held.append
+    async with open_fabric([server.source(prefix="")]) as fabric:
+        with fabric.subscribe("one", ["file:///a"], lambda _: None):
+            await settled()
+        held[0].answer({"resources": server.resources})
+        await trio.sleep(3)
+        assert fabric.links["x"].subscriptions.uris == ()
 
 
 @both_eras

@@ -49,6 +49,10 @@ TASK_METHODS: Final = frozenset({"tasks/get", "tasks/update", "tasks/cancel"})
 MAX_DECLARED: Final = 256
 """Sets of capabilities of which the envelope is kept."""
 
+COMPLETION: Final = "completion/complete"
+CONTEXT_SINCE: Final = "2025-06-18"
+"""The first revision in which what is completed has a `context`: strict servers of older ones refuse it."""
+
 NAMED_BY: Final[Mapping[str, bytes]] = {
     "tools/call": b'"name":',
     "prompts/get": b'"name":',
@@ -110,6 +114,7 @@ class Client:
         self.prefix = prefix
         self.greeting = greeting
         self._modern = greeting.modern
+        self._context = greeting.revision >= CONTEXT_SINCE
         self.max_pages = max_pages
         self.max_tools = max_tools
         meta = mcp.envelope_meta(greeting.revision, client_info, {}) if greeting.modern else {}
@@ -172,6 +177,8 @@ class Client:
             ((member, value),) = params.items()
             members = b"%b:%b," % (jsonrpc.encode(member), value)
         else:
+            if method == COMPLETION and not self._context and "context" in params:
+                params = {member: value for member, value in params.items() if member != "context"}
             members = b"".join([b"%b:%b," % (jsonrpc.encode(member), value) for member, value in params.items()])
         meta = self._envelope
         if meta and call.patience and call.log_level is None and not call.meta and call.capabilities == b"{}":

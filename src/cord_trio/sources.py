@@ -219,7 +219,8 @@ class Sources:
     ) -> Generator[None, None, None]:
         """While entered, `sink` is called with each of `uris`, or a part of it, that is updated.
 
-        What no source has is not told of. The server behind is asked once for all who want the same.
+        What no source has is not told of, until one lists it; then it is told of once, since it may have changed
+        meanwhile. The server behind is asked once for all who want the same.
 
         Args:
             principal: who wants to know.
@@ -230,17 +231,31 @@ class Sources:
         del principal  # resources that differ by person come with credentials of theirs
         key = object()
         wanted: list[tuple[Link, str]] = []
+
+        def found(public: str) -> bool:
+            way = self._finder.resource(self.registry.snapshot, public)
+            link = None if way is None else self.links.get(way[0])
+            if way is None or link is None:
+                return False
+            told = told_as(way[1], public, link.source.export_prefix, sink)
+            if (link, way[1]) not in wanted:
+                link.subscriptions.add(way[1], key, told)
+                wanted.append((link, way[1]))
+            return True
+
+        late = [public for public in dict.fromkeys(uris) if not found(public)]
+        scope = trio.CancelScope()
+
+        async def find_late() -> None:
+            with scope:
+                await self._find_late(late, found, sink)
+
         try:
-            for public in dict.fromkeys(uris):
-                found = self._finder.resource(self.registry.snapshot, public)
-                link = None if found is None else self.links.get(found[0])
-                if found is not None and link is not None:
-                    told = told_as(found[1], public, link.source.export_prefix, sink)
-                    if (link, found[1]) not in wanted:
-                        link.subscriptions.add(found[1], key, told)
-                        wanted.append((link, found[1]))
+            if late and self._nursery is not None:
+                self._nursery.start_soon(find_late, name="late subscription")
             yield
         finally:
+            scope.cancel("nobody wants to hear of it any more")
             for link, uri in wanted:
                 link.subscriptions.remove(uri, key)
 
@@ -338,6 +353,21 @@ class Sources:
             ):
                 with trio.move_on_at(deadline):
                     await link.wait_tried()
+
+    async def _find_late(self, late: list[str], found: Callable[[str], bool], sink: Callable[[str], None]) -> None:
+        """Subscribe to what nobody has listed yet, as soon as somebody has."""
+        while True:  # noqa: ASYNC913  # goes on only after a change
+            snapshot = self.registry.snapshot
+            for public in tuple(late):
+                if found(public):
+                    late.remove(public)
+                    sink(public)
+            if not late:
+                return
+            try:
+                await self.registry.changed(snapshot.version)
+            except trio.BrokenResourceError:
+                return  # the fabric has ended
 
     def _raise_down(self, name: str) -> None:
         """Raise `SourceDown` if the source whose prefix `name` has is down: its tools may never have been seen."""

@@ -660,7 +660,7 @@ async def test_a_list_keeps_to_the_bounds(bounds: Bounds, autojump_clock: MockCl
 async def test_interpreters_start_a_few_at_a_time_and_one_that_hangs_gives_its_turn_back(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cord_trio.link.is_interpreter", lambda source: True)
+    monkeypatch.setattr("cord_trio.connecting.is_interpreter", lambda source: True)
     sources = [hung(f"h{number}", era="legacy", connect=10.0) for number in range(4)]
     good = ToolServer()
     async with bench(*sources, run=False, starts=2) as here:
@@ -683,7 +683,7 @@ async def test_interpreters_start_a_few_at_a_time_and_one_that_hangs_gives_its_t
 async def test_a_turn_to_start_is_given_back_when_the_start_is_over(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cord_trio.link.is_interpreter", lambda source: True)
+    monkeypatch.setattr("cord_trio.connecting.is_interpreter", lambda source: True)
     sources = [ToolServer(slow=0.5).in_process(name=f"s{number}", era="legacy") for number in range(4)]
     async with bench(*sources, starts=1) as here:
         start = trio.current_time()

@@ -7,50 +7,40 @@ them: a failure becomes a state with a reason, never an exception for its neighb
 from __future__ import annotations
 
 import logging
-import math
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from cord_trio.cell import Cell
-from cord_trio.client import Client
-from cord_trio.config import Http
+from cord_trio.connecting import Connecting
 from cord_trio.errors import CallError, ConnectFailed, ConnectionLost, DeadlineExceeded, SourceDown
 from cord_trio.following import STEADY, Following, Subscriptions
-from cord_trio.handshake import FreshNeeded, negotiate, unreached
+from cord_trio.handshake import unreached
 from cord_trio.pages import COMPLETED
-from cord_trio.pool import Pool, refuse
+from cord_trio.pool import Pool
 from cord_trio.protocol.eras import LEGACY
-from cord_trio.protocol.questions import NOBODY, ROOTS, askable
+from cord_trio.protocol.questions import NOBODY, askable
 from cord_trio.registry import NO_LISTS, Update
-from cord_trio.session import open_session
 from cord_trio.surroundings import Surroundings
-from cord_trio.transports.opening import alone, is_interpreter, older_way, open_source
-from cord_trio.transports.process import Graces
+from cord_trio.transports.opening import alone
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Mapping
+    from collections.abc import Awaitable, Mapping
 
     from msgspec import Raw
 
-    from cord_trio.answering import Answer, Asked
     from cord_trio.call import Call, Outcome
+    from cord_trio.client import Client
     from cord_trio.config import Source
-    from cord_trio.handshake import EraChoice, Greeting
-    from cord_trio.protocol.jsonrpc import Id, Json
+    from cord_trio.handshake import Greeting
+    from cord_trio.protocol.jsonrpc import Id
     from cord_trio.snapshot import Kind, Listed, State
 
 __all__ = ["Link", "Surroundings"]
 
 log = logging.getLogger("cord_trio.link")
-
-LEGACY_VERDICT: Final = 24 * 3600.0
-"""Seconds for which a server found to be legacy is not asked again for the modern era."""
-
-LISTENING: Final = 1.0
-"""Seconds that a server has to open its standing stream, before it is called without one."""
 
 SHARED: Final = "shared"
 """Key of the session that everybody may use: it declares nothing that could be asked of one person."""
@@ -91,10 +81,10 @@ class Link:
         self.sessions: dict[str, Client] = {}
         self.notes: tuple[str, ...] = ()
         self.starts = 0
-        self.pid: int | None = None
         self.subscriptions: Subscriptions = Subscriptions() if before is None else before.subscriptions
+        self._connecting = Connecting(source, around, self._told)
         self.pool = Pool(
-            source.name, self._converse_alone, parks=around.parks, timer=around.timer, counters=around.counters,
+            source.name, self._connecting.alone, parks=around.parks, timer=around.timer, counters=around.counters,
             size=around.bounds.interactive, idle=around.bounds.interactive_idle, roots=around.roots,
         )  # fmt: skip
         self._around = around
@@ -106,13 +96,15 @@ class Link:
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
         self._past_log_lines = 0
-        self._legacy_until = -math.inf
         self._modern_alone = False
-        self._way = source  # `source` itself, or as an older server wants to be spoken to
 
     @property
     def name(self) -> str:
         return self.source.name
+
+    @property
+    def pid(self) -> int | None:
+        return self._connecting.pid
 
     @property
     def log_lines(self) -> int:
@@ -250,7 +242,7 @@ class Link:
         """Connect, and serve until the connection is lost; returns why there is none any more."""
         try:
             async with AsyncExitStack() as stack:
-                client = await self._connect(stack)
+                client = await self._connecting.connect(stack)
                 return await self._serve(client)
         except ConnectFailed as exc:
             self.failure = exc
@@ -280,106 +272,6 @@ class Link:
         self._refuse()
         self._tried.set()
 
-    # Connecting
-
-    async def _connect(self, stack: AsyncExitStack) -> Client:
-        """A client on an open connection that `stack` will close.
-
-        Raises:
-            ConnectFailed: it cannot be had.
-
-        """
-        async with AsyncExitStack() as starting:
-            if is_interpreter(self.source):
-                await starting.enter_async_context(self._around.turn_to_start())
-            remembered = trio.current_time() < self._legacy_until
-            try:
-                client = await self._greet(stack, remembered)
-            except ConnectFailed:
-                self._legacy_until, self._way = -math.inf, self.source  # it may have become modern
-                raise
-        if not client.greeting.modern and not remembered:
-            self._legacy_until = trio.current_time() + LEGACY_VERDICT
-        return client
-
-    async def _greet(self, stack: AsyncExitStack, remembered: bool) -> Client:
-        """The same, in the first era and by the first way that the source takes."""
-        era: EraChoice = "legacy" if remembered and self.source.era == "auto" else self.source.era
-        if isinstance(self._way, Http) and self._way.transport == "sse":
-            era = "legacy"  # it never was anything else
-        try:
-            try:
-                return await stack.enter_async_context(self._converse(era))
-            except FreshNeeded as exc:
-                log.debug("legacy on a fresh connection source=%s why=%s", self.name, exc)
-                return await stack.enter_async_context(self._converse("legacy"))
-        except ConnectFailed as exc:
-            older = older_way(self._way, exc)
-            if older is None:
-                raise
-            log.debug("trying HTTP+SSE source=%s why=%s", self.name, exc)
-            self._way = older
-            try:
-                return await stack.enter_async_context(self._converse("legacy"))
-            except ConnectFailed:
-                raise exc from exc.__cause__  # which says more about a server that has neither
-
-    @asynccontextmanager
-    async def _converse_alone(self, declares: Mapping[str, Json], answer: Answer) -> AsyncGenerator[Client, None]:
-        """A legacy session beside the shared one, which declares what its one principal can be asked."""
-        async with AsyncExitStack() as stack:
-            async with AsyncExitStack() as starting:
-                if is_interpreter(self.source):
-                    await starting.enter_async_context(self._around.turn_to_start())
-                client = await stack.enter_async_context(self._converse("legacy", declares, answer))
-            yield client
-
-    async def _answer(self, asked: Asked) -> bytes:
-        """What the shared session answers: it can ask nobody, but may learn the roots of everybody."""
-        return await refuse(asked, self._around.roots, declared=asked.method == ROOTS and self._around.has_roots)
-
-    @asynccontextmanager
-    async def _converse(
-        self, era: EraChoice, declares: Mapping[str, Json] | None = None, answer: Answer | None = None
-    ) -> AsyncGenerator[Client, None]:
-        """A conversation in `era`: the shared one, unless `answer` answers what `declares` says can be asked."""
-        around, source = self._around, self._way
-        shared = answer is None
-        if declares is None:
-            declares = {"roots": {}} if around.has_roots else {}
-        graces = Graces(close=around.bounds.stop_close, term=around.bounds.stop_terminate)
-        async with (
-            open_source(source, guardian=around.guardian, counters=around.counters, graces=graces) as transport,
-            open_session(
-                transport,
-                name=self.name,
-                timer=around.timer,
-                counters=around.counters,
-                answer=answer or self._answer,
-                told=self._told,
-            ) as session,
-        ):
-            greeting = await negotiate(
-                session, era=era, patience=source.connect, client_info=around.client_info, capabilities=declares
-            )
-            transport.speak(greeting.revision, modern=greeting.modern)
-            if not greeting.modern:
-                try:
-                    session.notify("notifications/initialized")
-                except ConnectionLost as exc:
-                    raise await unreached(session, exc, "handshake") from exc
-            if not (shared or greeting.modern):
-                # Some servers ask on the standing stream, and drop what they ask while nobody holds it.
-                with trio.move_on_after(LISTENING):
-                    await transport.wait_listening()
-            if shared:
-                self.pid = getattr(transport, "pid", None)
-            bounds = around.bounds
-            yield Client(
-                session, greeting, around.client_info,
-                max_pages=bounds.list_pages, max_tools=bounds.tools, prefix=source.export_prefix,
-            )  # fmt: skip
-
     # Serving
 
     def _admit(self, client: Client) -> None:
@@ -398,7 +290,7 @@ class Link:
     def _dismiss(self) -> None:
         self._past_log_lines = self.log_lines
         self.sessions.clear()
-        self.pid = None
+        self._connecting.pid = None
 
     def _refuse(self) -> None:
         """The attempt that these calls waited for has failed."""

@@ -111,6 +111,13 @@ def ignore(method: str, params: Raw) -> None:
         (Call("resources/list"), None, {}),
         (Call("x", params={"a": Raw(b"1"), "b": Raw(b"[2]")}), None, {"a": 1, "b": [2]}),
         (Call("tools/call", meta={"k": Raw(b"1")}), "echo", {"name": "echo", "_meta": {"k": 1}}),
+        (Call("x", trace="00-a-b-01"), None, {"_meta": {"traceparent": "00-a-b-01"}}),
+        (Call("x", trace="00-a-b-01", patience=5.0), None, {"_meta": {"traceparent": "00-a-b-01", "progressToken": 1}}),
+        (
+            Call("x", trace="00-a-b-01", meta={"tracestate": Raw(b'"c=1"'), "traceparent": Raw(b"1")}),
+            None,
+            {"_meta": {"traceparent": "00-a-b-01", "tracestate": "c=1"}},
+        ),
         (Call("x", events=ignore), None, {"_meta": {"progressToken": 1}}),
         (Call("x", patience=5.0), None, {"_meta": {"progressToken": 1}}),
         (Call("x", meta={"k": Raw(b"1")}, events=ignore), None, {"_meta": {"k": 1, "progressToken": 1}}),

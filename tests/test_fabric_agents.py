@@ -158,3 +158,41 @@ async def test_an_agent_that_was_removed_is_no_tool_any_more() -> None:
         assert not fabric.registry.snapshot.tools
         with pytest.raises(cord.AgentNotFound):
             await fabric.remove("counts")
+
+
+async def test_a_call_from_outside_is_a_hop_of_its_trace() -> None:
+    given = cord.TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", "01", "congo=1", "user=ada")
+    seen: list[cord.TraceContext | None] = []
+
+    async def leaf(ctx: cord.Context, payload: object) -> None:  # noqa: ASYNC124  # async by contract
+        seen.append(ctx.trace)
+
+    async with cord.open_fabric() as fabric:
+        fabric.agent("leaf", leaf, export=True, mailbox=cord.Mailbox(8))
+        await fabric.handle(cord.Call("tools/call", "agent__leaf", meta=given.meta, trace=str(given)))
+        await fabric.ask("leaf", trace=given)
+        await fabric.call("agent__leaf", trace=given)
+        await fabric.tell("leaf", trace=given)
+        async with fabric.stream("leaf", trace=given) as events:
+            await events.result()
+        await (await fabric.start("leaf", trace=given)).result()
+        await fabric.ask("leaf")
+    *traced, last = seen
+    assert last is None
+    assert len(traced) == 6
+    spans = {trace.span for trace in traced if trace is not None}
+    assert len(spans | {given.span}) == 7
+    assert traced == [cord.TraceContext(given.id, trace.span, "01", "congo=1", "user=ada") for trace in traced if trace]
+
+
+async def test_a_traced_fabric_gives_each_ask_a_trace() -> None:
+    seen: list[cord.TraceContext | None] = []
+
+    async def leaf(ctx: cord.Context, payload: object) -> None:  # noqa: ASYNC124  # async by contract
+        seen.append(ctx.trace)
+
+    async with cord.open_fabric(traced=True) as fabric:
+        fabric.agent("leaf", leaf)
+        await fabric.ask("leaf")
+        await fabric.ask("leaf")
+    assert len({trace.id for trace in seen if trace is not None}) == 2

@@ -18,7 +18,7 @@ FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
 ROWS: list[list[str]] = [
     # A room may import rooms of the rows above, and those before it in its own row.
     ["version", "errors"],
-    ["protocol", "nats.wire", "cell", "call", "counters"],
+    ["protocol", "nats.wire", "cell", "call", "counters", "trace"],
     [
         "observe",
         "config",

@@ -73,6 +73,7 @@ from cord_trio.protocol.mcp import Content as Content
 from cord_trio.protocol.mcp import Tool as Tool
 from cord_trio.protocol.mcp import ToolResult as ToolResult
 from cord_trio.registry import Snapshot as Snapshot
+from cord_trio.trace import TraceContext as TraceContext
 from cord_trio.version import __version__ as __version__
 
 if TYPE_CHECKING:

@@ -49,6 +49,8 @@ class Call(msgspec.Struct, frozen=True):
         park: the token of a parked call that this one answers; its `params` then hold `inputResponses` alone.
         revision: the protocol revision that the caller itself speaks, empty if none. A server of both eras is best
             met in the caller's: what it asks for in the middle of a call may exist in one of them alone.
+        trace: the `traceparent` of whoever makes the call (W3C Trace Context), empty for none; `tracestate` and
+            `baggage` are in `meta`.
 
     """
 
@@ -66,6 +68,7 @@ class Call(msgspec.Struct, frozen=True):
     log_level: str | None = None
     park: str = ""
     revision: str = ""
+    trace: str = ""
 
 
 class Complete(msgspec.Struct, frozen=True):

@@ -10,6 +10,8 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec.structs import replace
+
 from cord_trio.call import Call, Complete, Error, InputRequired, Outcome, Task
 from cord_trio.errors import BadReply, CallError, CallFailed, ConnectionLost, Malformed
 from cord_trio.protocol import items, jsonrpc, mcp
@@ -18,6 +20,7 @@ from cord_trio.protocol.mcp import LEVELS, declared_upstream
 from cord_trio.protocol.uris import export_uri, relink
 from cord_trio.session import LISTEN
 from cord_trio.snapshot import NOTHING_LISTED, WORDS, Listed
+from cord_trio.trace import with_traceparent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -181,6 +184,8 @@ class Client:
                 params = {member: value for member, value in params.items() if member != "context"}
             members = b"".join([b"%b:%b," % (jsonrpc.encode(member), value) for member, value in params.items()])
         meta = self._envelope
+        if call.trace:
+            call = replace(call, meta=with_traceparent(call.meta, call.trace))
         if meta and call.patience and call.log_level is None and not call.meta and call.capabilities == b"{}":
             # The plain case, in one piece.
             return b'{"jsonrpc":"2.0","id":%d%b%b"_meta":{%b,"progressToken":%d}}}' % (id, head, members, meta, id)

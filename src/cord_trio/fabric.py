@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
+from msgspec.structs import replace
 
 from cord_trio.agents import open_agents
 from cord_trio.agents.asks import agent_of, ask_nodes, busiest
@@ -33,6 +34,7 @@ from cord_trio.protocol import jsonrpc
 from cord_trio.protocol.mcp import ToolResult
 from cord_trio.registry import AGENTS, Registry
 from cord_trio.sources import Changes, Sources
+from cord_trio.trace import within
 from cord_trio.transports.guardian import open_guardian
 from cord_trio.version import __version__
 
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from cord_trio.observe.hogs import Watch
     from cord_trio.protocol.jsonrpc import Json
     from cord_trio.protocol.mcp import Tool
+    from cord_trio.trace import TraceContext
 
 LAST_CALLS: Final = 3.0
 """Seconds for calls made from outside the fabric's block to end, once its links have."""
@@ -106,6 +109,7 @@ class Fabric(Verbs, Sources):
         *,
         events: EventSink | None = None,
         answer: Answer | None = None,
+        trace: TraceContext | None = None,
     ) -> ToolResult:
         """What the tool with this exported name answered; a tool that says it failed is an answer too.
 
@@ -114,6 +118,7 @@ class Fabric(Verbs, Sources):
             arguments: plain values.
             events: takes its progress and log notifications.
             answer: answers what the server asks in the middle of it; without it nothing can be asked.
+            trace: that it is part of.
 
         Raises:
             CallError: it did not answer; `executed` says what is known.
@@ -122,7 +127,7 @@ class Fabric(Verbs, Sources):
         self._enter()
         try:
             # `call_tool`, without its frame.
-            call = tool_call(tool, arguments, LOCAL, math.inf, events, answer)
+            call = tool_call(tool, arguments, LOCAL, math.inf, events, answer, trace)
             outcome = await self.route(call)
             if type(outcome) is Complete:
                 return ToolResult(outcome.result)
@@ -131,7 +136,12 @@ class Fabric(Verbs, Sources):
             self._leave()
 
     async def handle(self, call: Call) -> Outcome:
-        """How `call` ended, for those who bring new work from outside. Raises as `call` does."""
+        """How `call` ended, for those who bring new work from outside. Raises as `call` does.
+
+        Within a trace we are a hop of our own: whoever is asked has us for its parent.
+        """
+        if call.trace:
+            call = replace(call, trace=within(call.trace, next(self.agents.spans)))
         self._enter()
         try:
             return await self.route(call)
@@ -233,6 +243,7 @@ async def open_fabric(
     *,
     rng: Random | None = None,
     journal: Journal | None = None,
+    traced: bool = False,
 ) -> AsyncGenerator[Fabric, None]:
     """A fabric for as long as the block runs. Its sources connect in the background, each by itself.
 
@@ -243,6 +254,7 @@ async def open_fabric(
         config: whole, or only the sources; None for no sources.
         rng: draws the pauses; seeded where a run is to repeat.
         journal: keeps started conversations; None for memory.
+        traced: whether what agents are asked begins a trace where nobody gave one.
 
     """
     if not isinstance(config, Config):
@@ -286,7 +298,7 @@ async def open_fabric(
                 # Agents with tasks of their own live in one nursery, work that outlives its asker in another.
                 async with open_agents(
                     fabric.route, lambda: registry.snapshot, counters=counters, timer=timer, rng=around.rng,
-                    journal=journal, max_hops=config.bounds.hops,
+                    journal=journal, max_hops=config.bounds.hops, traced=traced,
                 ) as agents:  # fmt: skip
                     fabric.agents = agents
                     yield fabric

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from cord_trio.call import Call, EventSink, Outcome
 
 
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 OFFERED = {
     "completions": {},
     "logging": {},
@@ -415,7 +416,8 @@ async def test_what_belongs_to_the_clients_hop_is_not_relayed() -> None:
             "io.modelcontextprotocol/clientInfo": {"name": "c", "version": "1"},
             "io.modelcontextprotocol/logLevel": "debug",
             "progressToken": 1,
-            "traceparent": "00-ab-cd-01",
+            "traceparent": TRACE,
+            "tracestate": "congo=1",
             "com.example/x": 1.0,
         }
         params = {"name": "echo", "arguments": {"a": 1.0}, "extra": [1], "task": {"ttl": 5}}
@@ -423,7 +425,7 @@ async def test_what_belongs_to_the_clients_hop_is_not_relayed() -> None:
             await client.ask(message)
         one, other = fabric.calls
         assert {key: bytes(value) for key, value in one.meta.items()} == {
-            "traceparent": b'"00-ab-cd-01"',
+            "tracestate": b'"congo=1"',
             "com.example/x": b"1.0",
         }
         assert {key: bytes(value) for key, value in one.params.items()} == {
@@ -437,6 +439,7 @@ async def test_what_belongs_to_the_clients_hop_is_not_relayed() -> None:
             b'{"roots": {}}',
         )
         assert (other.params, other.meta, other.capabilities) == (one.params, {}, b"{}")
+        assert (one.trace, other.trace) == (TRACE, "")
 
 
 @pytest.mark.parametrize("half", [b'"\\ud800"', b'"\\udc00x"'])

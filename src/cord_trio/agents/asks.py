@@ -109,6 +109,8 @@ class _Writer:
         if branch.deadline != math.inf:
             facts["deadline_in"] = round(branch.deadline - self._now, 3)
         facts["hops"] = branch.hops or None
+        if branch.trace is not None:
+            facts["trace"], facts["span"] = branch.trace.id, f"{branch.span:016x}"
         if branch.job is not None and branch.parent is None:
             facts["conversation"] = branch.job.id
         if branch.account is not None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from cord_trio.protocol.jsonrpc import Json
     from cord_trio.protocol.mcp import ToolResult
     from cord_trio.registry import Route, Snapshot
+    from cord_trio.trace import TraceContext
 
 
 class Context:
@@ -68,6 +69,12 @@ class Context:
     def principal(self) -> str:
         """On whose behalf."""
         return self.branch.principal
+
+    @property
+    def trace(self) -> TraceContext | None:
+        """The trace that this run is part of, and its span; None if there is none."""
+        branch = self.branch
+        return None if branch.trace is None else branch.trace.at(branch.span)
 
     @property
     def deadline(self) -> float:
@@ -116,10 +123,14 @@ class Context:
             handler = charge(self.budget, agent.name)(handler)
         job = self.branch.job
         if job is None or agent.may_repeat(tool):
-            return await call_tool(handler, tool, arguments, principal=self.principal, events=events, answer=answer)
+            return await call_tool(
+                handler, tool, arguments, principal=self.principal, events=events, answer=answer, trace=self.trace
+            )
         await job.calling(tool)
         try:
-            return await call_tool(handler, tool, arguments, principal=self.principal, events=events, answer=answer)
+            return await call_tool(
+                handler, tool, arguments, principal=self.principal, events=events, answer=answer, trace=self.trace
+            )
         except CallError as exc:
             if exc.executed != "no" or answer is not None:  # it is known of the last round alone
                 raise
@@ -175,7 +186,9 @@ class Context:
 
     def broadcast(self, topic: str, payload: object = None) -> int:
         """Put `payload` into the mailbox of every agent that takes `topic`; returns how many took it."""
-        return self._agents.broadcast(topic, payload, principal=self.principal, account=self.budget)
+        return self._agents.broadcast(
+            topic, payload, principal=self.principal, account=self.budget, trace=self.branch.trace
+        )
 
     def handoff(self, target: str, payload: object = None, keep: Keep | None = None) -> Handoff:
         """A wish to be returned: that `target` goes on with `payload`, and its answer is the answer.
@@ -240,8 +253,9 @@ class Context:
             await job.calling(f"start {agent}")
         try:
             return await self._agents.jobs.start(
-                agent, payload, owner=owner, deadline=deadline, principal=self.principal, account=self.budget
-            )
+                agent, payload, owner=owner, deadline=deadline, principal=self.principal, account=self.budget,
+                trace=self.trace,
+            )  # fmt: skip
         finally:
             if job is not None:
                 job.called(f"start {agent}")
@@ -265,6 +279,7 @@ class Context:
         if resident is None or resident.post is None:
             raise NoMailbox(self.agent.name)
         branch = Branch(None, (self.agent.name,), 0, self.principal, self.budget)
+        branch.follow(self.branch.trace, self._agents.spans)
         begin = partial(Context, self._agents, branch, self.agent, ())
         return resident.post.after(seconds, branch, begin, payload)
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from cord_trio.agents.directory import Agents
     from cord_trio.agents.job import Job
     from cord_trio.agents.turn import Sink
+    from cord_trio.trace import TraceContext
 
 
 async def converse(
@@ -47,6 +48,7 @@ async def converse(
     sink: Sink | None = None,
     job: Job | None = None,
     transcript: tuple[Step, ...] = (),
+    trace: TraceContext | None = None,
 ) -> object:
     """The answer of agent `name` to `payload`, or of whoever it was handed on to. Always a checkpoint.
 
@@ -63,6 +65,7 @@ async def converse(
         sink: takes what its handlers emit.
         job: the started conversation that this is.
         transcript: of a conversation that goes on.
+        trace: that it is part of; None for the parent's.
 
     Raises:
         AgentNotFound: no agent has this name.
@@ -84,11 +87,15 @@ async def converse(
     if parent is None:
         branch = Branch(None, (agent.name,), 0, principal, account or agents.account)
         siblings = agents.roots
+        if trace is None and agents.traced:
+            trace = agents.new_trace()
     else:
         branch = Branch(parent, (*parent.path, agent.name), parent.hops, principal, account or parent.account)
         siblings = parent.children
     if job is not None:
         branch.job = job
+    if trace is not None or branch.trace is not None:
+        branch.follow(trace or branch.trace, agents.spans)
     branch.sink = sink
     branch.deadline = trio.current_effective_deadline()
     transfer = False
@@ -116,6 +123,8 @@ async def converse(
                 transcript = tuple(answer.keep(transcript))
             branch.path = (*branch.path, taker.name)
             branch.hops += 1
+            if branch.trace is not None:
+                branch.span = next(agents.spans)
             agent, payload = taker, answer.payload
             generation, transfer = 0, True
             if branch.job is not None and branch.parent is None:
@@ -127,7 +136,7 @@ async def converse(
 
 async def tell(
     agents: Agents, name: str, payload: object, *, principal: str = LOCAL, parent: Branch | None = None,
-    account: Account | None = None,
+    account: Account | None = None, trace: TraceContext | None = None,
 ) -> bool:  # fmt: skip
     """Put `payload` into the mailbox of agent `name`; returns whether it was taken. Always a checkpoint.
 
@@ -149,6 +158,7 @@ async def tell(
         raise NoMailbox(agent.name)
     branch = Branch(parent, (agent.name,), 0, principal, account or agents.account)
     branch.job = None
+    branch.follow(trace or branch.trace, agents.spans)
     post = resident.post
     envelope = post.tell(branch, partial(Context, agents, branch, agent, ()), payload, generation=generation)
     if envelope is not None and envelope.room is not None:
@@ -157,13 +167,15 @@ async def tell(
 
 
 def broadcast(
-    agents: Agents, topic: str, payload: object, *, principal: str = LOCAL, account: Account | None = None
-) -> int:
+    agents: Agents, topic: str, payload: object, *, principal: str = LOCAL, account: Account | None = None,
+    trace: TraceContext | None = None,
+) -> int:  # fmt: skip
     """Put `payload` into the mailbox of every agent that takes `topic`; returns how many took it. Never waits."""
     taken = 0
     for agent in list(agents.values()):
         if agent.resident is not None and agent.resident.post is not None and agent.takes(topic):
             branch = Branch(None, (agent.name,), 0, principal, account or agents.account)
+            branch.follow(trace, agents.spans)
             taken += agent.resident.post.notify(branch, partial(Context, agents, branch, agent, ()), payload)
     return taken
 
@@ -178,6 +190,7 @@ async def carry_on(agents: Agents, giver: Agent, context: Context, payload: obje
             transcript = tuple(handoff.keep(transcript))
         # The way and the hops go on; a new branch, since nothing waits for the old one.
         onward = Branch(None, branch.path, branch.hops + 1, branch.principal, branch.account)
+        onward.trace = branch.trace
         await converse(
             agents, taker.name, handoff.payload, principal=branch.principal, parent=onward, transcript=transcript
         )

@@ -22,6 +22,7 @@ from cord_trio.call import LOCAL
 from cord_trio.cell import Timer
 from cord_trio.counters import Counters
 from cord_trio.errors import AgentError, AgentGone, AgentNotFound, BudgetExceeded, Overloaded, RestartIntensity
+from cord_trio.trace import new_trace, span_ids
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Iterator
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from cord_trio.agents.turn import Branch, Sink
     from cord_trio.call import Handler
     from cord_trio.registry import Snapshot
+    from cord_trio.trace import TraceContext
 
 MAX_FORWARDED: Final = 1024
 """Handoffs of messages that nobody waits for, under way at once."""
@@ -54,6 +56,8 @@ class Agents(Mapping[str, Agent]):
         rng: for back-off.
         monitors: who looks at whom.
         account: of everything; every budget is part of it.
+        traced: whether an ask that nobody gave a trace begins one.
+        spans: ids for the spans of whoever runs.
         draining: set once nothing new is begun, and nothing restarted.
         nursery: where agents with a task live; None if there can be none.
         failure: why the fabric must end.
@@ -71,6 +75,7 @@ class Agents(Mapping[str, Agent]):
         timer: Timer | None = None,
         rng: Random | None = None,
         max_hops: int = MAX_HOPS,
+        traced: bool = False,
     ) -> None:
         self.handler = handler
         self.snapshot = snapshot
@@ -80,6 +85,8 @@ class Agents(Mapping[str, Agent]):
         self.counters = counters or Counters()
         self.timer = timer or Timer()
         self.rng = rng or random.Random()
+        self.traced = traced
+        self.spans = span_ids(self.rng.getrandbits)
         self.monitors = Monitors(self.counters)
         self.account = Account(UNLIMITED, "")
         self.draining = trio.Event()
@@ -186,36 +193,46 @@ class Agents(Mapping[str, Agent]):
     def converse(
         self, name: str, payload: object, *, principal: str = LOCAL, parent: Branch | None = None,
         account: Account | None = None, sink: Sink | None = None, job: Job | None = None,
-        transcript: tuple[Step, ...] = (),
+        transcript: tuple[Step, ...] = (), trace: TraceContext | None = None,
     ) -> Awaitable[object]:  # fmt: skip
         """See the function of this name."""
         return converse(
             self, name, payload, principal=principal, parent=parent, account=account, sink=sink, job=job,
-            transcript=transcript,
+            transcript=transcript, trace=trace,
         )  # fmt: skip
 
     async def ask_within(
         self, budget: Budget, name: str, payload: object, *, principal: str = LOCAL, parent: Branch | None = None,
-        account: Account | None = None, sink: Sink | None = None,
+        account: Account | None = None, sink: Sink | None = None, trace: TraceContext | None = None,
     ) -> object:  # fmt: skip
         """As `converse`, with `budget` of what `account` has."""
         account = Account(budget, name, account or self.account)
+        answer = self.converse(
+            name, payload, principal=principal, parent=parent, account=account, sink=sink, trace=trace
+        )
         if budget.seconds is None:
-            return await self.converse(name, payload, principal=principal, parent=parent, account=account, sink=sink)
+            return await answer
         with trio.CancelScope(deadline=account.deadline):
-            return await self.converse(name, payload, principal=principal, parent=parent, account=account, sink=sink)
+            return await answer
         raise BudgetExceeded("seconds", budget.seconds, name)
 
     def tell(
         self, name: str, payload: object, *, principal: str = LOCAL, parent: Branch | None = None,
-        account: Account | None = None,
+        account: Account | None = None, trace: TraceContext | None = None,
     ) -> Awaitable[bool]:  # fmt: skip
         """See the function of this name."""
-        return tell(self, name, payload, principal=principal, parent=parent, account=account)
+        return tell(self, name, payload, principal=principal, parent=parent, account=account, trace=trace)
 
-    def broadcast(self, topic: str, payload: object, *, principal: str = LOCAL, account: Account | None = None) -> int:
+    def broadcast(
+        self, topic: str, payload: object, *, principal: str = LOCAL, account: Account | None = None,
+        trace: TraceContext | None = None,
+    ) -> int:  # fmt: skip
         """See the function of this name."""
-        return broadcast(self, topic, payload, principal=principal, account=account)
+        return broadcast(self, topic, payload, principal=principal, account=account, trace=trace)
+
+    def new_trace(self) -> TraceContext:
+        """A trace that begins here."""
+        return new_trace(self.rng.getrandbits, next(self.spans))
 
     def monitor(self, name: str) -> Monitor:
         """What becomes of an agent: `with agents.monitor(name) as notices`."""
@@ -312,7 +329,7 @@ class Agents(Mapping[str, Agent]):
 @asynccontextmanager
 async def open_agents(
     handler: Handler, snapshot: Callable[[], Snapshot], *, counters: Counters | None = None, timer: Timer | None = None,
-    rng: Random | None = None, journal: Journal | None = None, max_hops: int = MAX_HOPS,
+    rng: Random | None = None, journal: Journal | None = None, max_hops: int = MAX_HOPS, traced: bool = False,
 ) -> AsyncGenerator[Agents, None]:  # fmt: skip
     """Agents that can have tasks, and conversations that can be started, for as long as the block runs.
 
@@ -327,9 +344,10 @@ async def open_agents(
         rng: for back-off and ids.
         journal: keeps conversations; None for memory.
         max_hops: handoffs that one ask may take.
+        traced: whether an ask that nobody gave a trace begins one.
 
     """
-    agents = Agents(handler, snapshot, counters=counters, timer=timer, rng=rng, max_hops=max_hops)
+    agents = Agents(handler, snapshot, counters=counters, timer=timer, rng=rng, max_hops=max_hops, traced=traced)
     keeper: Journal = MemoryJournal() if journal is None else journal
     block_error: Exception | None = None
     try:

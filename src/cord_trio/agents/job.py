@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from cord_trio.agents.directory import Agents
     from cord_trio.agents.journal import Journal
+    from cord_trio.trace import TraceContext
 
 MAX_JOBS: Final = 1024
 """Started conversations that run at once."""
@@ -167,6 +168,7 @@ class Job:
                     value = await jobs.agents.converse(
                         saved.agent, saved.payload, principal=saved.principal, account=self.account, job=self,
                         transcript=tuple(Step(agent, payload) for agent, payload in saved.transcript),
+                        trace=saved.trace,
                     )  # fmt: skip
                     self._end("done", value)
             except Exception as exc:
@@ -220,6 +222,7 @@ class Jobs:
     async def start(
         self, agent: str, payload: object = None, *, owner: Owner = "fabric", deadline: float | None = None,
         principal: str = LOCAL, account: Account | None = None, budget: Budget | None = None,
+        trace: TraceContext | None = None,
     ) -> Job:  # fmt: skip
         """Start a conversation with `agent`, and return once the journal has it.
 
@@ -231,6 +234,7 @@ class Jobs:
             principal: on whose behalf.
             account: what it may use.
             budget: what it may use of that.
+            trace: that it is part of.
 
         Raises:
             AgentNotFound: there is no such agent.
@@ -249,7 +253,7 @@ class Jobs:
         while id in self.running or id in self.ended:
             id = f"{self.agents.rng.getrandbits(64):016x}"
         expires = None if deadline is None else time.time() + deadline
-        saved = Saved(id, agent, payload, principal=principal, expires=expires)
+        saved = Saved(id, agent, payload, principal=principal, expires=expires, trace=trace)
         account = account or self.agents.account
         if budget is not None:
             account = Account(budget, agent, account)

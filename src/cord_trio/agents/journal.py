@@ -13,6 +13,7 @@ import msgspec
 import trio
 
 from cord_trio.errors import AgentError
+from cord_trio.trace import TraceContext  # noqa: TC001  # msgspec looks at it
 
 if TYPE_CHECKING:
     import sqlite3
@@ -45,6 +46,7 @@ class Saved(msgspec.Struct, frozen=True):
         calls: tools that were called since then, and may have run.
         expires: seconds since 1970 by which it ends; None for no deadline.
         left: of its budget, by counter; only what has a limit, as text.
+        trace: that it is part of; None for none.
 
     """
 
@@ -57,6 +59,7 @@ class Saved(msgspec.Struct, frozen=True):
     calls: frozenset[str] = frozenset()
     expires: float | None = None
     left: dict[str, str] = {}
+    trace: TraceContext | None = None
 
 
 class Journal(Protocol):

@@ -10,6 +10,7 @@ import trio
 from cord_trio.agents.exporting import CALLING, failure_of, payload_of, progress_of, result_of
 from cord_trio.call import Complete
 from cord_trio.errors import CallError, DeadlineExceeded
+from cord_trio.trace import trace_of
 
 if TYPE_CHECKING:
     from cord_trio.agents.directory import Agents
@@ -38,7 +39,10 @@ async def answer_call(agents: Agents, name: str, call: Call, counters: Counters)
     token = CALLING.set(None)  # whoever the agent asks in other ways is asked by itself
     try:
         with trio.CancelScope(deadline=call.deadline):
-            answer = await agents.converse(name, payload_of(call), principal=call.principal, parent=asker, sink=emit)
+            answer = await agents.converse(
+                name, payload_of(call), principal=call.principal, parent=asker, sink=emit,
+                trace=trace_of(call.trace, call.meta),
+            )  # fmt: skip
             return Complete(result_of(answer))
     except CallError:
         raise

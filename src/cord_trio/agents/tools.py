@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Raw
+from msgspec.structs import replace
 
 from cord_trio.agents.answering import ANY_QUESTION, go_on, methods
 from cord_trio.call import LOCAL, Call, Complete, Error, InputRequired, Task
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from cord_trio.agents.answering import Answer
     from cord_trio.call import EventSink, Handler, Outcome
     from cord_trio.protocol.jsonrpc import Json
+    from cord_trio.trace import TraceContext
 
 BRACE: Final = ord("{")
 
@@ -33,6 +35,7 @@ async def call_tool(
     deadline: float = math.inf,
     events: EventSink | None = None,
     answer: Answer | None = None,
+    trace: TraceContext | None = None,
 ) -> ToolResult:
     """What `tool` answered; a tool that says it failed is an answer too (`ToolResult.is_error`).
 
@@ -44,13 +47,14 @@ async def call_tool(
         deadline: Trio time.
         events: takes its progress and log notifications.
         answer: answers what the server asks in the middle of it; without it nothing can be asked.
+        trace: that it is part of.
 
     Raises:
         CallError: it did not answer, or not with a result.
         TypeError: the arguments are no JSON object.
 
     """
-    call = tool_call(tool, arguments, principal, deadline, events, answer)
+    call = tool_call(tool, arguments, principal, deadline, events, answer, trace)
     outcome = await handler(call)
     if type(outcome) is Complete:  # nearly always
         return ToolResult(outcome.result)
@@ -64,15 +68,17 @@ def tool_call(
     deadline: float,
     events: EventSink | None,
     answer: Answer | None,
+    trace: TraceContext | None = None,
 ) -> Call:
     """The call that `call_tool` makes."""
     given = jsonrpc.encode({} if arguments is None else arguments)
     if given[0] != BRACE and not given.lstrip().startswith(b"{"):
         raise TypeError(f"the arguments of {tool} are no object")
-    return Call(
+    call = Call(
         "tools/call", tool, {"arguments": Raw(given)}, principal=principal, deadline=deadline, events=events,
         capabilities=NOBODY if answer is None else ANY_QUESTION,
     )  # fmt: skip
+    return call if trace is None else replace(call, trace=str(trace), meta=trace.meta)
 
 
 async def finish(handler: Handler, call: Call, outcome: Outcome, answer: Answer | None) -> ToolResult:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from cord_trio.agents.budget import Account
     from cord_trio.agents.job import Job
+    from cord_trio.trace import TraceContext
 
 Sink: TypeAlias = "Callable[[object], Awaitable[None]]"
 
@@ -45,12 +46,14 @@ class Branch:
         deadline: Trio time by which it ends, as far as it is known; it may have narrowed its own since.
         sink: takes what its handlers emit; None if nobody listens.
         job: the started conversation that it is part of, if it is of one.
+        trace: the trace that it is part of, None for none.
+        span: of the agent that runs; there only with a trace.
 
     """
 
     __slots__ = (
         *("account", "children", "deadline", "holds", "hops", "job"),
-        *("parent", "path", "principal", "sink", "waits"),
+        *("parent", "path", "principal", "sink", "span", "trace", "waits"),
     )
 
     def __init__(
@@ -71,7 +74,19 @@ class Branch:
         self.account = account
         self.deadline = math.inf
         self.sink: Sink | None = None
-        self.job: Job | None = None if parent is None else parent.job
+        self.span: int
+        if parent is None:
+            self.job: Job | None = None
+            self.trace: TraceContext | None = None
+        else:
+            self.job = parent.job
+            self.trace = parent.trace
+
+    def follow(self, trace: TraceContext | None, spans: Iterator[int]) -> None:
+        """Go on with `trace`, in a span of its own."""
+        self.trace = trace
+        if trace is not None:
+            self.span = next(spans)
 
     def waiting(self) -> Iterator[Branch]:
         """The branches below this one that wait for a turn."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cord_trio.agents.stream import Events
     from cord_trio.agents.supervisor import Supervisor
     from cord_trio.agents.turn import Sink
+    from cord_trio.trace import TraceContext
 
 
 class Verbs(ABC):
@@ -94,12 +95,20 @@ class Verbs(ABC):
             self._export(agent)
         return agent
 
-    async def ask(self, name: str, payload: object = None, *, budget: Budget | None = None) -> object:
+    async def ask(
+        self, name: str, payload: object = None, *, budget: Budget | None = None, trace: TraceContext | None = None
+    ) -> object:
         """What agent `name` answers to `payload`, or whoever it hands the work to.
 
         The handler runs in this task: the deadline and the cancellation of the caller reach it natively,
         and what it raises comes out as it is. An agent with a mailbox is asked on the same terms, and its
         crash comes out as `AgentCrashed`.
+
+        Args:
+            name: the agent, or `name#generation`.
+            payload: given to it as it is.
+            budget: what it may use.
+            trace: that it is part of; None for none, or for a new one where the fabric is `traced`.
 
         Raises:
             AgentError: it could not be asked.
@@ -107,14 +116,16 @@ class Verbs(ABC):
             Overloaded: too much is running.
 
         """
-        return await self._ask(name, payload, budget)
+        return await self._ask(name, payload, budget, None, trace)
 
-    async def _ask(self, name: str, payload: object, budget: Budget | None = None, sink: Sink | None = None) -> object:
+    async def _ask(
+        self, name: str, payload: object, budget: Budget | None, sink: Sink | None, trace: TraceContext | None
+    ) -> object:
         self._enter()
         try:
             if budget is None:
-                return await self.agents.converse(name, payload, sink=sink)
-            return await self.agents.ask_within(budget, name, payload, sink=sink)
+                return await self.agents.converse(name, payload, sink=sink, trace=trace)
+            return await self.agents.ask_within(budget, name, payload, sink=sink, trace=trace)
         finally:
             self._leave()
 
@@ -130,7 +141,7 @@ class Verbs(ABC):
         self._unexport(name)
         await self.agents.remove(name)
 
-    async def tell(self, name: str, payload: object = None) -> bool:
+    async def tell(self, name: str, payload: object = None, *, trace: TraceContext | None = None) -> bool:
         """Put `payload` into the mailbox of agent `name`; returns whether it was taken.
 
         Raises:
@@ -141,7 +152,7 @@ class Verbs(ABC):
         """
         if self.draining.is_set():
             raise Draining
-        return await self.agents.tell(name, payload)
+        return await self.agents.tell(name, payload, trace=trace)
 
     def broadcast(self, topic: str, payload: object = None) -> int:
         """Put `payload` into the mailbox of every agent that takes `topic`; returns how many took it."""
@@ -150,18 +161,18 @@ class Verbs(ABC):
         return self.agents.broadcast(topic, payload)
 
     def stream(
-        self, name: str, payload: object = None, *, budget: Budget | None = None
+        self, name: str, payload: object = None, *, budget: Budget | None = None, trace: TraceContext | None = None
     ) -> AbstractAsyncContextManager[Events]:
         """As `ask`, for who wants to see what the agent emits.
 
         `async with fabric.stream(…) as events: async for value in events: …`, then `await events.result()`.
         Leaving the block early cancels the ask.
         """
-        return open_stream(lambda sink: self._ask(name, payload, budget, sink))
+        return open_stream(lambda sink: self._ask(name, payload, budget, sink, trace))
 
     async def start(
         self, name: str, payload: object = None, *, owner: Owner = "fabric", deadline: float | None = None,
-        budget: Budget | None = None,
+        budget: Budget | None = None, trace: TraceContext | None = None,
     ) -> Job:  # fmt: skip
         """A conversation that outlives this scope, on purpose; `attach` finds it by its id.
 
@@ -171,6 +182,7 @@ class Verbs(ABC):
             owner: "fabric": it lives until it is done, or the fabric's block ends; or a nursery.
             deadline: seconds until it is cancelled.
             budget: what it may use.
+            trace: that it is part of.
 
         Raises:
             AgentNotFound: there is no such agent.
@@ -178,7 +190,7 @@ class Verbs(ABC):
             Overloaded: too many run.
 
         """
-        return await self.agents.jobs.start(name, payload, owner=owner, deadline=deadline, budget=budget)
+        return await self.agents.jobs.start(name, payload, owner=owner, deadline=deadline, budget=budget, trace=trace)
 
     def attach(self, id: str) -> Job:
         """The started conversation with this id. Raises `JobNotFound`."""

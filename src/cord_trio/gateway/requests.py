@@ -14,6 +14,7 @@ from cord_trio.protocol import jsonrpc
 from cord_trio.protocol.eras import INPUT_METHODS
 from cord_trio.protocol.jsonrpc import encode
 from cord_trio.protocol.mcp import HOP_LOCAL_META, META_LOG_LEVEL, PROGRESS_TOKEN
+from cord_trio.trace import take_trace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,6 +88,7 @@ def read_run(
         if level not in LEVELS:
             return invalid(id, f"unknown log level; there are {', '.join(LEVELS)}")
     relayed = {key: value for key, value in meta.items() if key not in HOP_LOCAL_META}
+    trace = take_trace(relayed) if relayed else ""
     state, answers = None, b""
     if STATE in params or ANSWERS in params:
         raw, given = params.pop(STATE, None), params.pop(ANSWERS, None)
@@ -97,7 +99,9 @@ def read_run(
             if given is not None and not is_object(given):
                 return invalid(id, f"{ANSWERS} is not an object")
             answers = bytes(given or b"")
-    return Run(id, era, method, name, params, relayed, capabilities, token, level, principal, state, answers)
+    return Run(
+        id, era, method, name, params, relayed, capabilities, token, level, principal, state, answers, trace=trace
+    )
 
 
 def read_task(
@@ -108,7 +112,8 @@ def read_task(
     if not name:
         return invalid(id, f"{method} needs taskId, a string")
     relayed = {key: value for key, value in meta.items() if key not in HOP_LOCAL_META}
-    return Run(id, era, method, name, params, relayed, capabilities, principal=principal)
+    trace = take_trace(relayed) if relayed else ""
+    return Run(id, era, method, name, params, relayed, capabilities, principal=principal, trace=trace)
 
 
 def read_list(id: Id, era: Era, kind: Kind, params: Mapping[str, Raw], principal: str) -> Step:

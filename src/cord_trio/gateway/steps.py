@@ -109,6 +109,7 @@ class Run(msgspec.Struct, frozen=True):
         state: the `requestState` that a retry brings back; None if it brings none.
         answers: the `inputResponses` of a retry, as JSON text; empty if there are none.
         deadline: Trio time by which all of it ends, infinite if whoever asks did not say.
+        trace: the client's `traceparent`, empty if it gave none that is one.
 
     """
 
@@ -125,6 +126,7 @@ class Run(msgspec.Struct, frozen=True):
     state: str | None = None
     answers: bytes = b""
     deadline: float = math.inf
+    trace: str = ""
 
     def call(self, events: EventSink | None) -> Call:
         """The call that the fabric is asked to make."""
@@ -140,6 +142,7 @@ class Run(msgspec.Struct, frozen=True):
             capabilities=self.capabilities,
             log_level=self.level,
             revision=self.era.revision,
+            trace=self.trace,
         )
 
 

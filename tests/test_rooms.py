@@ -30,6 +30,7 @@ ROWS: list[list[str]] = [
         "session",
         "handshake",
         "snapshot",
+        "background",
         "client",
         "registry",
         "layers",

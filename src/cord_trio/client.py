@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
+from cord_trio.background import call_as_task, call_in_background, insists, only_as_tasks
 from cord_trio.call import Call, Complete, Error, InputRequired, Outcome, Task
 from cord_trio.errors import BadReply, CallError, CallFailed, ConnectionLost, Malformed
 from cord_trio.protocol import items, jsonrpc, mcp
@@ -100,6 +101,7 @@ class Client:
         max_pages: pages of one list that are fetched; a server with more is listed up to here.
         max_tools: tools that are listed; the others are left out and reported.
         prefix: under which the server's URIs are exported; "" for as they are.
+        tasked: tools that the server runs only as tasks; shared by all sessions of this era with it.
 
     """
 
@@ -112,6 +114,7 @@ class Client:
         max_pages: int = MAX_PAGES,
         max_tools: int = MAX_TOOLS,
         prefix: str = "",
+        tasked: dict[str, None] | None = None,
     ) -> None:
         self.session = session
         self.prefix = prefix
@@ -127,8 +130,11 @@ class Client:
         self._declared: dict[bytes, bytes] = {}
         self._level: str | None = None
         self._heads: dict[tuple[str, str | None], bytes] = {}
+        self.tasked: dict[str, None] = {} if tasked is None else tasked
         self._mirrored: dict[str, Tool] = {}
         """Tools some of whose arguments are sent as headers too (MCP 2026-07-28, x-mcp-header)."""
+        self._special: dict[str, object] = {**self.tasked}
+        """Tools that are called otherwise than most."""
 
     async def call(self, call: Call, name: str | None = None, *, relisted: bool = False) -> Outcome:
         """How the server ended `call`, which it knows as `name`.
@@ -142,10 +148,12 @@ class Client:
         """
         session = self.session
         method = call.method
-        id = session.peer.mint()
         headers: Sequence[tuple[str, str]] = ()
-        if name in self._mirrored:
-            headers = mcp.param_headers(self._mirrored[name], call.params.get("arguments", jsonrpc.NOTHING))
+        if name in self._special and name is not None:
+            if name in self.tasked and method == "tools/call":
+                return await (call_in_background if self._modern else call_as_task)(self, call, name)
+            headers = self.headers(call, name)
+        id = session.peer.mint()
         if call.log_level is not None:
             await self._raise_level(call)
             session.logging[id] = call.log_level
@@ -160,6 +168,9 @@ class Client:
                 lost = ConnectionLost(f"the server no longer speaks {self.greeting.revision}", "no")
                 session.lost(lost)
                 raise lost from exc
+            if name is not None and method == "tools/call" and self._modern and insists(exc, call.capabilities):
+                self._special[name] = self.tasked[name] = None
+                return await call_in_background(self, call, name)
             if exc.code != HEADER_MISMATCH or method != "tools/call" or relisted or not self._modern:
                 return Error(exc.code, exc.message, exc.data)
             await self.list_tools(deadline=call.deadline)
@@ -168,6 +179,11 @@ class Client:
             if session.logging:
                 session.logging.pop(id, None)
         return self.outcome(method, result)
+
+    def headers(self, call: Call, name: str) -> Sequence[tuple[str, str]]:
+        """What of a call's arguments is sent as headers too (MCP 2026-07-28, x-mcp-header)."""
+        tool = self._mirrored.get(name)
+        return mcp.param_headers(tool, call.params.get("arguments", jsonrpc.NOTHING)) if tool else ()
 
     def message(self, id: int, call: Call, name: str | None) -> bytes:
         """The request `id` that asks the server for `call`, of what it knows as `name`."""
@@ -268,6 +284,11 @@ class Client:
         self._heads[method, name] = head
         return head
 
+    def params(self, call: Call, members: Mapping[str, Raw | bytes]) -> bytes:
+        """The parameters of a request that is about `call`, and declares what that does."""
+        meta = self._declaring(call.capabilities) if self._envelope else b""
+        return jsonrpc.object_of({**members, "_meta": b"{%b}" % meta} if meta else {**members})
+
     async def request(self, method: str, members: Mapping[str, Raw | bytes] = {}, *, deadline: float = math.inf) -> Raw:
         """The result of a request that no `Call` stands for, such as a list's page."""
         params = dict(members)
@@ -342,7 +363,14 @@ class Client:
             notes.append(f"{len(listed)} {word}s; those after {self.max_tools} are left out")
             listed = listed[: self.max_tools]
         if kind == "tools":
-            self._mirrored = {tool.name: tool for tool in listed if isinstance(tool, mcp.Tool) and tool.headers}
+            tools = [tool for tool in listed if isinstance(tool, mcp.Tool)]
+            if self._modern:
+                self._mirrored = {tool.name: tool for tool in tools if tool.headers}
+            else:
+                for tool in tools:
+                    self.tasked.pop(tool.name, None)
+                self.tasked |= only_as_tasks(self.greeting.capabilities, tools)
+            self._special = {**self._mirrored, **self.tasked}
         return Listed(listed, tuple(notes))
 
     @property

@@ -53,6 +53,8 @@ class Connecting:
         self._source = source
         self._around = around
         self._told = told
+        self._tasked: tuple[dict[str, None], dict[str, None]] = ({}, {})
+        """Tools that the server runs only as tasks, in the legacy way and in the modern one."""
         self._legacy_until = -math.inf
         self._way = source  # `source` itself, or as an older server wants to be spoken to
 
@@ -152,4 +154,5 @@ class Connecting:
             yield Client(
                 session, greeting, around.client_info,
                 max_pages=bounds.list_pages, max_tools=bounds.tools, prefix=source.export_prefix,
+                tasked=self._tasked[greeting.modern],
             )  # fmt: skip

@@ -21,7 +21,7 @@ from cord_trio.handshake import unreached
 from cord_trio.pages import COMPLETED
 from cord_trio.pool import Pool
 from cord_trio.protocol.eras import LEGACY
-from cord_trio.protocol.questions import NOBODY, askable
+from cord_trio.protocol.questions import NOBODY
 from cord_trio.registry import NO_LISTS, Update
 from cord_trio.surroundings import Surroundings
 from cord_trio.transports.opening import alone
@@ -96,7 +96,6 @@ class Link:
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
         self._past_log_lines = 0
-        self._modern_alone = False
 
     @property
     def name(self) -> str:
@@ -152,38 +151,20 @@ class Link:
         if client is None or client.session.loss is not None:  # closing a lost one may take seconds
             return self._call_later(call, name)
         if call.capabilities != NOBODY and self._may_ask(client, call):
-            return self._call_interactive(client, call, name)
+            return self.pool.call(client, call, name)
         return client.call(call, name)
 
     def _may_ask(self, client: Client, call: Call) -> bool:
         """Whether `call` needs a session of its own: the server is legacy, or is best met so by a legacy caller."""
         if not client.greeting.modern:
             return True
-        return call.revision in LEGACY and self.source.era == "auto" and not self._modern_alone
+        return call.revision in LEGACY and self.source.era == "auto" and not self.pool.modern_alone
 
     async def _call_later(self, call: Call, name: str | None) -> Outcome:
         client = await self._ready(call.deadline)
         if call.capabilities != NOBODY and self._may_ask(client, call):
-            return await self._call_interactive(client, call, name)
+            return await self.pool.call(client, call, name)
         return await client.call(call, name)
-
-    async def _call_interactive(self, client: Client, call: Call, name: str | None) -> Outcome:
-        """Call a legacy server that may ask the caller, on a session of that caller's; `client` is the shared one."""
-        modern = client.greeting.modern
-        declares = askable(call.capabilities, call.revision if modern else client.greeting.revision)
-        session = None if declares == NOBODY else self.pool.session(call.principal, declares)
-        if session is None:
-            return await client.call(call, name)
-        try:
-            await session.opened(call.deadline)
-        except SourceDown:
-            session.release()
-            self._modern_alone = self._modern_alone or modern  # as far as can be told on this connection
-            return await client.call(call, name)
-        except BaseException:
-            session.release()
-            raise
-        return await session.call(call, name)
 
     async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the source connected until cancelled, ended or the registry ends. Never raises for what it did."""
@@ -278,7 +259,7 @@ class Link:
         """From here on calls go to `client`."""
         self.state, self.reason, self.failure = "draining" if self.retired else "ready", "", None
         self.sessions[SHARED] = client
-        self._modern_alone = False
+        self.pool.modern_alone = False
         self.starts += 1
         self._ready_at = trio.current_time()
         self._tried.set()

@@ -18,6 +18,7 @@ import outcome
 import trio
 from msgspec import Raw
 
+from cord_trio.background import RESULT, awaiting, begin_task, cancel_task, ended, longest
 from cord_trio.call import Error, InputRequired
 from cord_trio.cell import Cell
 from cord_trio.errors import BadReply, CallError, CallFailed, DeadlineExceeded, Malformed, Overloaded
@@ -206,6 +207,7 @@ class Running:
         self._waiter: Cell[Outcome] | None = None
         self._attached = call
         self._token = ""
+        self._task = ""
         self._questions: dict[Question, None] = {}
         self._asked = 0
         self._result: outcome.Outcome[Any] | None = None
@@ -233,11 +235,20 @@ class Running:
         call, session = self.call, self._client.session
         if call.log_level is not None:
             session.logging[self.id] = call.log_level
-        pending = Held(session, self.id, call.method, call.deadline, self._told, True, 0.0, call.latest)
-        pending.ended = self._ended
+        method, message = call.method, b""
         try:
-            await session.begin(pending, self._client.message(self.id, call, name), name=name)
-        except BaseException:
+            if name is not None and name in self._client.tasked and method == "tools/call":
+                task = await begin_task(self._client, call, name, self.id)
+                if not isinstance(task, str):
+                    self._finish()
+                    return task
+                self._task, method, message = task, RESULT, awaiting(self.id, task)
+            pending = Held(session, self.id, method, call.deadline, self._told, not self._task, 0.0, call.latest)
+            pending.ended = self._ended
+            await session.begin(pending, message or self._client.message(self.id, call, name), name=name)
+        except BaseException as exc:
+            if self._task:
+                cancel_task(session, self._task, exc)
             self._finish()
             raise
         self._pending = pending
@@ -292,6 +303,8 @@ class Running:
         if not self.over and pending is not None:
             pending.settled = True
             self._client.session.withdraw(pending, reason)
+            if self._task:
+                cancel_task(self._client.session, self._task)
         self._finish(left=pending is not None)
         self._give_up(reason)
 
@@ -309,7 +322,7 @@ class Running:
     # Its caller
 
     async def _attach(self, call: Call) -> Outcome:
-        self._attached = call
+        call = self._attached = longest(call) if self._task else call
         if self._pending is not None:
             self._pending.deadline = call.deadline
         result, self._result = self._result, None
@@ -364,7 +377,8 @@ class Running:
         """The server's call has ended, in whichever way."""
         final: outcome.Outcome[Any]
         if isinstance(result, outcome.Value):
-            final = outcome.capture(self._client.outcome, self.call.method, result.value)
+            value = ended(result.value) if self._task else result.value
+            final = outcome.capture(self._client.outcome, self.call.method, value)
         elif isinstance(result, outcome.Error) and isinstance(result.error, CallFailed):
             error = result.error
             final = outcome.Value(Error(error.code, error.message, error.data))

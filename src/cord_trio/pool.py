@@ -19,7 +19,7 @@ from cord_trio.errors import CallFailed, ConnectFailed, DeadlineExceeded, Source
 from cord_trio.handshake import FreshNeeded
 from cord_trio.parking import Running
 from cord_trio.protocol.jsonrpc import INTERNAL_ERROR, METHOD_NOT_FOUND, parse
-from cord_trio.protocol.questions import CANCELLED, ELICIT, ROOTS, may_ask
+from cord_trio.protocol.questions import CANCELLED, ELICIT, NOBODY, ROOTS, askable, may_ask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +56,7 @@ class Pool:
         sessions: what is open or being opened, the oldest first. Each call has one to itself while it runs, since
             the people behind one principal may be many, and even over HTTP a server may ask beside the stream of
             the call that it asks for (the Python SDK 1.x does so for sampling).
+        modern_alone: whether a server that speaks the modern era was found to speak no other.
 
     """
 
@@ -79,6 +80,7 @@ class Pool:
         self.idle = idle
         self.roots = roots
         self.sessions: dict[Interactive, None] = {}
+        self.modern_alone = False
         self._size = size
         self._nursery: trio.Nursery | None = None
         self._not_before = -math.inf
@@ -86,6 +88,24 @@ class Pool:
     def open(self, nursery: trio.Nursery) -> None:
         """From here on sessions live in `nursery`."""
         self._nursery = nursery
+
+    async def call(self, client: Client, call: Call, name: str | None) -> Outcome:
+        """Call a legacy server that may ask the caller, on a session of that caller's; `client` is the shared one."""
+        modern = client.greeting.modern
+        declares = askable(call.capabilities, call.revision if modern else client.greeting.revision)
+        session = None if declares == NOBODY else self.session(call.principal, declares)
+        if session is None:
+            return await client.call(call, name)
+        try:
+            await session.opened(call.deadline)
+        except SourceDown:
+            session.release()
+            self.modern_alone = self.modern_alone or modern  # as far as can be told on this connection
+            return await client.call(call, name)
+        except BaseException:
+            session.release()
+            raise
+        return await session.call(call, name)
 
     def session(self, principal: str, declares: bytes) -> Interactive | None:
         """A session of `principal` that says it can be asked what is in `declares`; None if there is no room.

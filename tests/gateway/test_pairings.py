@@ -28,6 +28,7 @@ from tests.gateway.fakes import (
     modern,
     notice,
 )
+from tests.test_background import ModernTaskServer, TaskServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -194,6 +195,32 @@ def calls_in(server: FullServer) -> list[Request]:
 
 def said(message: Json) -> Json:
     return json.loads(message["result"]["content"][0]["text"])
+
+
+@pairings
+async def test_row_22_a_tool_that_runs_only_in_the_background_is_called_as_any_other(
+    client: str, server: str, autojump_clock: MockClock
+) -> None:
+    behind: TaskServer | ModernTaskServer
+    if server == "legacy":
+        behind = TaskServer()
+        behind.answers["tasks/result"] = asking({"q": ("elicitation/create", FORM)})
+    else:
+        behind = ModernTaskServer()
+        asked: Json = {"q": {"method": "elicitation/create", "params": FORM}}
+        behind.states = [
+            {"status": "input_required", "inputRequests": asked},
+            {"status": "completed", "result": text("[]")},
+        ]
+    async with open_gate(behind) as gate:
+        person = await gate.come(client)
+        tools = (await person.ask("tools/list"))["result"]["tools"]
+        assert [tool for tool in tools if "execution" in tool] == []
+        told = said(await person.ask("tools/call", {"name": "x__slow", "arguments": {}}))
+        answer = {"q": {"action": "accept", "content": {"name": "ann"}}}
+        assert (behind.updates if isinstance(behind, ModernTaskServer) else told) == [answer]
+        assert len(person.asked) == 1
+        assert behind.cancels() == [[], []]
 
 
 @pairings

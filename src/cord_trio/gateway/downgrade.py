@@ -62,7 +62,8 @@ def messages_for(era: Era, messages: Raw) -> Raw:
 def tool_for(era: Era, tool: Tool, name: str) -> bytes:
     """JSON text of a tool in a list for a client of `era`, under its exported `name`."""
     changed: dict[str, Raw] = {}
-    dropped: set[str] = set()
+    # Whether it runs as a task is between its server and us: who was told so would not call it as any other.
+    dropped = {"execution"} & tool.members.keys()
     if tool.header_fault is not None:
         # A modern client over HTTP would drop the tool, some the whole list.
         changed["inputSchema"] = Raw(encode(_without_annotations(parse(tool.input_schema))))

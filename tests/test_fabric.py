@@ -132,6 +132,16 @@ async def test_a_wait_for_an_owner_keeps_to_the_deadline(autojump_clock: MockClo
         assert trio.current_time() - start == 2
 
 
+async def test_a_call_to_a_source_that_was_never_ready_ends_by_the_deadline_of_its_calls(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_fabric([source(ToolServer(silent=True), connect=10.0, deadline=3.0)]) as fabric:
+        start = trio.current_time()
+        with pytest.raises(SourceDown, match="source 'x' is down: it is still starting"):
+            await fabric.call("x__echo")
+        assert trio.current_time() - start == 3
+
+
 @pytest.mark.parametrize("call", [Call("prompts/list"), Call("tools/call")])
 async def test_a_method_that_is_not_routed_is_not_found(call: Call, autojump_clock: MockClock) -> None:
     async with open_fabric() as fabric:

@@ -345,13 +345,13 @@ class Sources:
         return await self._handlers[found[0]](call)
 
     async def _wait_for_owners(self, name: str, deadline: float) -> None:
-        """Wait for the first attempt of those sources that may own a tool of this name."""
+        """Wait for the first attempt of those sources that may own a tool of this name, as long as a call of theirs."""
         for link in tuple(self.links.values()):
             prefix = link.source.export_prefix
             if not link.tried and (
                 not prefix or name.startswith(f"{prefix}__") or self._finder.source(name) == link.name
             ):
-                with trio.move_on_at(deadline):
+                with trio.move_on_at(min(deadline, trio.current_time() + link.source.deadline)):
                     await link.wait_tried()
 
     async def _find_late(self, late: list[str], found: Callable[[str], bool], sink: Callable[[str], None]) -> None:

@@ -368,6 +368,19 @@ async def test_a_journal_that_fails_fails_the_conversation_and_not_the_fabric() 
         assert agents.counters["agents.journal_failed"] == 1
 
 
+async def test_a_full_disk_is_told_and_ends_nothing_else(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path / "journal.sqlite")
+    async with world(journal) as agents:
+        agents.add("echo", echo)
+        assert await (await agents.jobs.start("echo", 1)).result() == 1
+        await journal._in_thread(lambda: journal._execute("pragma max_page_count = 8"))
+        with pytest.raises(AgentError, match="cannot be used: database or disk is full"):
+            await agents.jobs.start("echo", "f" * 100_000)
+        assert not agents.jobs.running
+        await journal._in_thread(lambda: journal._execute("pragma max_page_count = 1000"))
+        assert await (await agents.jobs.start("echo", 2)).result() == 2
+
+
 async def test_memory_keeps_no_more_than_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cord_trio.agents.journal.KEPT", 1)
     async with world(rng=random.Random(1)) as agents:

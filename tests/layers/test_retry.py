@@ -19,6 +19,7 @@ from cord_trio.errors import (
     ConnectionLost,
     DeadlineExceeded,
     Draining,
+    HttpFailed,
     InputNeeded,
     Overloaded,
     Refused,
@@ -82,7 +83,13 @@ async def attempts(
 
 @pytest.mark.parametrize(
     "failure",
-    [ConnectionLost("not written", "no"), Refused("busy"), Overloaded("web.waiting", 1), CallError("layer", "no")],
+    [
+        ConnectionLost("not written", "no"),
+        Refused("busy"),
+        HttpFailed(408),
+        Overloaded("web.waiting", 1),
+        CallError("layer", "no"),
+    ],
     ids=lambda failure: type(failure).__name__,
 )
 async def test_what_did_not_run_is_tried_again(failure: Exception, autojump_clock: MockClock) -> None:
@@ -147,6 +154,8 @@ async def test_a_read_may_run_twice(method: str, repeated: bool, autojump_clock:
     "failure",
     [
         CallFailed(-32602, "no"),
+        HttpFailed(401, "log in first"),
+        HttpFailed(307, "redirects to itself"),
         CallFailed(-32000, "not run", executed="no"),
         BadReply("no"),
         InputNeeded("web", ["elicitation/create"]),

@@ -156,8 +156,7 @@ class SqliteJournal:
         """All that is kept."""
 
         def read() -> list[bytes]:
-            rows = self._open_connection().execute("select data from conversations order by begun").fetchall()
-            return [data for (data,) in rows]
+            return [data for (data,) in self._execute("select data from conversations order by begun")]
 
         return [msgspec.json.decode(data, type=Saved) for data in await self._in_thread(read)]
 
@@ -184,9 +183,18 @@ class SqliteJournal:
 
     async def _write(self, statement: str, values: tuple[object, ...]) -> None:
         def write() -> None:
-            self._open_connection().execute(statement, values)
+            self._execute(statement, values)
 
         await self._in_thread(write)
+
+    def _execute(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[bytes]]:
+        import sqlite3
+
+        connection = self._open_connection()
+        try:
+            return connection.execute(statement, values).fetchall()
+        except sqlite3.Error as exc:  # a full disk, for one
+            raise AgentError(f"the journal {self.path} cannot be used: {exc}") from exc
 
     def _open_connection(self) -> sqlite3.Connection:
         if self._connection is None:

@@ -21,6 +21,7 @@ from cord_trio.errors import (
     CallError,
     CallFailed,
     Draining,
+    HttpFailed,
     InputNeeded,
     Refused,
     SourceDown,
@@ -62,6 +63,9 @@ READS: Final = frozenset({"resources/read", "completion/complete", "server/disco
 
 FINAL: Final = (BadReply, CallFailed, Draining, InputNeeded, SourceDown, ToolNotFound)
 """Failures that another attempt would only repeat. Whoever raises `SourceDown` has waited for it already."""
+
+PASSING: Final = (408, 425)
+"""HTTP statuses below 500, beside those of `Refused`, that another attempt may not meet again."""
 
 
 class RetryBudget:
@@ -156,7 +160,7 @@ def retry(
 
     def pause_before(call: Call, error: CallError) -> float | None:
         """Seconds until the next attempt of `call`; None if there must be none."""
-        if isinstance(error, FINAL) or call.attempt >= attempts or error.executed == "yes":
+        if _is_final(error) or call.attempt >= attempts or error.executed == "yes":
             return None
         if error.executed == "unknown" and not may_run_twice(call):
             return None
@@ -191,6 +195,13 @@ def retry(
         return retried
 
     return layer
+
+
+def _is_final(error: CallError) -> bool:
+    """Whether another attempt would only repeat it, as it would a denial (401, 403) or a redirect."""
+    if isinstance(error, FINAL):
+        return True
+    return type(error) is HttpFailed and error.status < 500 and error.status not in PASSING
 
 
 async def _sleep(seconds: float, timer: Timer, clock: Callable[[], float]) -> None:

@@ -155,7 +155,7 @@ async def _opened(
         try:
             connection = await _shake(tasks, shake, patience)
             if connection is None:
-                why = f"no answer within {patience:g} s" if tasks.failure is None and not tasks.over.is_set() else ""
+                why = f"no answer within {patience:.3g} s" if tasks.failure is None and not tasks.over.is_set() else ""
                 why = why or carrier.fault or "it broke the opening off, or it is no WebSocket server"
                 raise OpeningFailed(why) from tasks.failure
             carrier.open = True

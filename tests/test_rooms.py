@@ -39,6 +39,7 @@ ROWS: list[list[str]] = [
         "following",
         "pages",
         "parking",
+        "running",
         "pool",
         "surroundings",
         "connecting",

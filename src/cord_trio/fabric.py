@@ -98,7 +98,7 @@ class Fabric(Verbs, Sources):
     async def _ask_exported(self, call: Call) -> Outcome:
         """Ask an agent that is listed as a tool."""
         route = self.registry.snapshot.tools[call.name or ""]
-        return await answer_call(self.agents, route.tool.name, call, self.counters)
+        return await answer_call(self.agents, route.tool.name, call, self.counters, self._parks)
 
     # Tools
 

@@ -1,15 +1,15 @@
-"""Calls of legacy servers that ask in the middle of them, while the caller's own request has ended.
+"""Calls that ask in the middle of them, while the caller's own request has ended.
 
-A modern caller's request ends when it is asked something; the server's call goes on, and waits. So such a call
-has no task: its entry among the session's open requests is told of its end itself, and a caller attaches to it,
-is detached when it is asked, and attaches again with its answers. It is never made anew: it may have had effects.
+A modern caller's request ends when it is asked something; the work that it asked for goes on, and waits. So a caller
+attaches to such a call, is detached when it is asked, and attaches again with its answers. It is never made anew: it
+may have had effects. Legacy servers make such calls (`running`), and agents (`agents.inquiring`).
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import secrets
+from abc import ABC, abstractmethod
 from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -18,24 +18,20 @@ import outcome
 import trio
 from msgspec import Raw
 
-from cord_trio.background import RESULT, awaiting, begin_task, cancel_task, ended, longest
-from cord_trio.call import Error, InputRequired
+from cord_trio.call import InputRequired
 from cord_trio.cell import Cell
-from cord_trio.errors import BadReply, CallError, CallFailed, DeadlineExceeded, Malformed, Overloaded
-from cord_trio.pending import Pending
-from cord_trio.protocol.jsonrpc import INTERNAL_ERROR, INVALID_PARAMS, encode, members, object_of
+from cord_trio.errors import BadReply, CallFailed, DeadlineExceeded, Malformed, Overloaded
+from cord_trio.protocol.jsonrpc import INTERNAL_ERROR, INVALID_PARAMS, members, object_of
 from cord_trio.protocol.questions import CANCELLED, ELICIT, answer_fault, inner, progress_token
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from cord_trio.call import Call, Outcome
     from cord_trio.cell import Timer
-    from cord_trio.client import Client
     from cord_trio.counters import Counters
+    from cord_trio.errors import Executed
     from cord_trio.protocol.jsonrpc import Id
-
-log = logging.getLogger("cord_trio.parking")
 
 GATHER: Final = 0.03
 """Seconds in which further questions join the first, to be put together."""
@@ -83,24 +79,6 @@ class Question:
             self.settled.set()
 
 
-class Held(Pending):
-    """An open request whose end is told to a function: there is no task that waits for it."""
-
-    __slots__ = ("ended",)
-
-    ended: Callable[[outcome.Outcome[Raw]], None]
-
-    def settle(self, value: Raw) -> bool:
-        return self._end(outcome.Value(value))
-
-    def _end(self, result: outcome.Outcome[Any]) -> bool:
-        if self.settled:
-            return False
-        self.settled = True
-        self.ended(result)
-        return True
-
-
 class Parks:
     """The calls of one fabric that wait for answers, each under a token that is good for one retry.
 
@@ -113,13 +91,13 @@ class Parks:
         self.counters = counters
         self._bound = bound
         self._total = total
-        self._calls: dict[str, Running] = {}
+        self._calls: dict[str, Parked] = {}
         self._held: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._calls)
 
-    def park(self, running: Running) -> str:
+    def park(self, running: Parked) -> str:
         """A token for `running`.
 
         Raises:
@@ -137,7 +115,7 @@ class Parks:
         self.counters.add("parks.parked")
         return token
 
-    def find(self, call: Call) -> Running:
+    def find(self, call: Call) -> Parked:
         """The call that waits for `call`.
 
         Raises:
@@ -178,36 +156,25 @@ class Parks:
             running.cancel("the fabric has ended")
 
 
-class Running:
-    """One call on its way at a legacy server that may ask in the middle of it.
+class Parked(ABC):
+    """One call on its way that may ask its caller in the middle of it.
 
     It is attached to one caller, or parked under a token, or over. Over and parked: the result waits too.
 
     Attributes:
         call: as it was made first.
-        id: of the request.
-        over: whether the server's call has ended.
-
-    Args:
-        client: of a session that may ask its caller.
-        call: what to call.
-        parks: where it waits for its caller.
-        done: told when it is over, and whether the server may still be at it.
+        over: whether it has ended.
 
     """
 
-    def __init__(self, client: Client, call: Call, parks: Parks, done: Callable[[Running, bool], None]) -> None:
+    def __init__(self, call: Call, parks: Parks) -> None:
+        """Make one: `call`, and where it waits for its caller."""
         self.call = call
-        self.id = client.session.peer.mint()
         self.over = False
-        self._client = client
         self._parks = parks
-        self._done = done
-        self._pending: Held | None = None
         self._waiter: Cell[Outcome] | None = None
         self._attached = call
         self._token = ""
-        self._task = ""
         self._questions: dict[Question, None] = {}
         self._asked = 0
         self._result: outcome.Outcome[Any] | None = None
@@ -221,45 +188,40 @@ class Running:
         return bool(self._token)
 
     @property
+    @abstractmethod
     def source(self) -> str:
         """Whose call it is."""
-        return self._client.session.name
 
-    async def start(self, name: str | None) -> Outcome:
-        """Make the call, of what the server knows as `name`, and wait until it ends or asks.
+    @abstractmethod
+    def _stop(self, reason: str) -> bool:
+        """Have the work end, which has not; nobody wants its result. Returns whether it may still go on for a while."""
 
-        Raises:
-            CallError: it ended without an answer of the server.
+    @abstractmethod
+    def _executed(self) -> Executed:
+        """Whether it may have run."""
 
-        """
-        call, session = self.call, self._client.session
-        if call.log_level is not None:
-            session.logging[self.id] = call.log_level
-        method, message = call.method, b""
-        try:
-            if name is not None and name in self._client.tasked and method == "tools/call":
-                task = await begin_task(self._client, call, name, self.id)
-                if not isinstance(task, str):
-                    self._finish()
-                    return task
-                self._task, method, message = task, RESULT, awaiting(self.id, task)
-            pending = Held(session, self.id, method, call.deadline, self._told, not self._task, 0.0, call.latest)
-            pending.ended = self._ended
-            await session.begin(pending, message or self._client.message(self.id, call, name), name=name)
-        except BaseException as exc:
-            if self._task:
-                cancel_task(session, self._task, exc)
-            self._finish()
-            raise
-        self._pending = pending
-        return await self._attach(call)
+    @abstractmethod
+    def _until(self, deadline: float) -> None:
+        """Trio time by which it ends from now on."""
+
+    def _ordered(self, open: list[Question]) -> list[Question]:
+        """The open questions in the order in which they are put."""
+        return open
+
+    @abstractmethod
+    def _tick(self, token: int | str, ticks: int) -> None:
+        """Show whoever asked a question that it is being answered."""
+
+    @abstractmethod
+    def _over(self, left: bool) -> None:
+        """It is over; `left`: it may still go on for a while."""
 
     async def resume(self, call: Call) -> Outcome:
-        """Bring the answers of `call`, and wait until the server's call ends or asks again.
+        """Bring the answers of `call`, and wait until the work ends or asks again.
 
         Raises:
             CallFailed: the answers make no sense; they can be brought again.
-            CallError: it ended without an answer of the server.
+            CallError: it ended without a result.
 
         """
         answers = self._checked(call)
@@ -269,7 +231,7 @@ class Running:
         return await self._attach(call)
 
     async def ask(self, id: Id, method: str, params: Raw) -> bytes:
-        """The caller's answer to the question `id` of the server.
+        """The caller's answer to the question `id` of whoever does the work.
 
         Raises:
             CallFailed: nobody answers.
@@ -297,20 +259,14 @@ class Running:
 
     @trio.lowlevel.enable_ki_protection
     def cancel(self, reason: str) -> None:
-        """Stop the server's call, and forget it."""
+        """Stop the work, and forget it."""
         self._unpark()
-        pending = self._pending
-        if not self.over and pending is not None:
-            pending.settled = True
-            self._client.session.withdraw(pending, reason)
-            if self._task:
-                cancel_task(self._client.session, self._task)
-        self._finish(left=pending is not None)
+        self._finish(left=not self.over and self._stop(reason))
         self._give_up(reason)
 
     @trio.lowlevel.enable_ki_protection
     def expire(self, reason: str = "nobody answered in time") -> None:
-        """Nobody will come back: the server hears that its questions have no answer, and may end by itself."""
+        """Nobody will come back: whoever asks hears that its questions have no answer, and may end by itself."""
         self._parks.counters.add("parks.expired")
         self._unpark()
         if self.over:
@@ -322,9 +278,8 @@ class Running:
     # Its caller
 
     async def _attach(self, call: Call) -> Outcome:
-        call = self._attached = longest(call) if self._task else call
-        if self._pending is not None:
-            self._pending.deadline = call.deadline
+        self._attached = call
+        self._until(call.deadline)
         result, self._result = self._result, None
         if result is not None:
             await trio.lowlevel.checkpoint()
@@ -350,11 +305,10 @@ class Running:
     def _late(self) -> None:
         """The caller's deadline passed."""
         waiter, self._waiter = self._waiter, None
-        session = self._client.session
-        executed = session.executed(self.id)
+        executed = self._executed()
         self.cancel("the deadline passed")
         if waiter is not None:
-            waiter.fail(DeadlineExceeded(f"{session.name}: {self.call.method}", executed))
+            waiter.fail(DeadlineExceeded(f"{self.source}: {self.call.method}", executed))
 
     def _checked(self, call: Call) -> Mapping[Question, Raw]:
         """The answers of `call` to questions that are open, each as its method wants it."""
@@ -370,20 +324,11 @@ class Running:
                 raise CallFailed(INVALID_PARAMS, what, executed="no")
         return answers
 
-    # Its server
+    # Whoever does the work
 
     @trio.lowlevel.enable_ki_protection
-    def _ended(self, result: outcome.Outcome[Raw]) -> None:
-        """The server's call has ended, in whichever way."""
-        final: outcome.Outcome[Any]
-        if isinstance(result, outcome.Value):
-            value = ended(result.value) if self._task else result.value
-            final = outcome.capture(self._client.outcome, self.call.method, value)
-        elif isinstance(result, outcome.Error) and isinstance(result.error, CallFailed):
-            error = result.error
-            final = outcome.Value(Error(error.code, error.message, error.data))
-        else:
-            final = result
+    def _conclude(self, final: outcome.Outcome[Any]) -> None:
+        """The work has ended, in whichever way."""
         self._finish()
         self._give_up("the call has ended")
         waiter, self._waiter = self._waiter, None
@@ -395,7 +340,7 @@ class Running:
             waiter.fail(final.error if isinstance(final.error, Exception) else BadReply(repr(final.error)))
 
     def _told(self, method: str, params: Raw) -> None:
-        """Progress or a log notification of the server's call."""
+        """Progress or a log notification of the call."""
         call, waiter = self._attached, self._waiter
         if waiter is None:
             if method == "notifications/progress":
@@ -406,13 +351,6 @@ class Running:
             self._parks.timer.add(waiter, max(deadline, call.deadline), self._late)
         if call.events is not None:
             call.events(method, params)
-
-    def _tick(self, token: int | str, ticks: int) -> None:
-        params = b'{"progressToken":%b,"progress":%d}' % (encode(token), ticks)
-        try:
-            self._client.session.notify("notifications/progress", params)
-        except CallError as exc:
-            log.debug("tick unsent peer=%s error=%s", self._client.session.name, exc)
 
     # In between
 
@@ -435,9 +373,7 @@ class Running:
             self.cancel("too many calls wait for answers")
             waiter.fail(exc)
             return
-        # In the order in which they came; the tasks that answer them may have begun in another.
-        order = {id: place for place, (_, id) in enumerate(self._client.session.peer.asked)}
-        open.sort(key=lambda each: order.get(each.id, 0))
+        open = self._ordered(open)
         for each in open:
             if not each.key:
                 self._asked += 1
@@ -445,8 +381,7 @@ class Running:
         asked = object_of({each.key: inner(each.method, each.params) for each in open})
         self._leaving = Cell()
         self._parks.timer.add(self._leaving, trio.current_time() + self._parks.time, self.expire)
-        if self._pending is not None:
-            self._pending.deadline = math.inf  # for whoever looks: none runs while nobody waits
+        self._until(math.inf)  # none runs while nobody waits
         result = Raw(b'{"resultType":"input_required","inputRequests":%b}' % asked)
         waiter.settle(InputRequired(result, self._token))
 
@@ -457,14 +392,13 @@ class Running:
         self._parks.timer.discard(self._leaving)
 
     def _finish(self, *, left: bool = False) -> None:
-        """The server's call is over."""
+        """The work is over."""
         if not self.over:
             self.over = True
-            self._client.session.logging.pop(self.id, None)
             self._parks.timer.discard(self._gathering)
             if not self._token:
                 self._parks.timer.discard(self._leaving)
-            self._done(self, left)
+            self._over(left)
 
     def _give_up(self, why: str) -> None:
         for question in self._questions:

@@ -17,9 +17,9 @@ import trio
 from cord_trio.cell import Cell
 from cord_trio.errors import CallFailed, ConnectFailed, DeadlineExceeded, SourceDown
 from cord_trio.handshake import FreshNeeded
-from cord_trio.parking import Running
 from cord_trio.protocol.jsonrpc import INTERNAL_ERROR, METHOD_NOT_FOUND, parse
 from cord_trio.protocol.questions import CANCELLED, ELICIT, NOBODY, ROOTS, askable, may_ask
+from cord_trio.running import Running
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
     from trio.testing import MockClock
 
+    from cord_trio.agents import Context
+
 Json: TypeAlias = Any
 
 CAN: Json = {"elicitation": {"form": {}, "url": {}}, "sampling": {}, "roots": {}}
@@ -591,3 +593,57 @@ async def test_row_32_hints_reach_those_who_know_them(client: str, server: str, 
         if person.modern:
             assert result["cacheScope"] == "private"
             assert (result["ttlMs"] > 0) == behind.modern  # without a hint nothing may be kept
+
+
+# Agents as tools
+
+
+async def greets(ctx: Context, payload: object) -> object:
+    await ctx.emit({"progress": 1, "message": "asking"})
+    filled = await ctx.elicit("Name?", FORM["requestedSchema"])
+    await ctx.emit(2)
+    return "nobody" if filled is None else f"hello {filled['name']}"
+
+
+@pytest.mark.parametrize("client", ["legacy", "modern"])
+async def test_an_exported_agent_asks_the_person_behind_its_client(client: str, autojump_clock: MockClock) -> None:
+    async with open_gate(far("modern")) as gate:
+        gate.fabric.agent("greets", greets, export=True, turn=4)
+        persons = [await gate.come(client, name) for name in ("ann", "bob")]
+        told: list[Json] = []
+
+        async def ask(person: Person) -> None:
+            call = {"name": "agent__greets", "arguments": {}}
+            told.append((await person.ask("tools/call", call, {"progressToken": person.name}))["result"])
+
+        async with trio.open_nursery() as nursery:
+            for person in persons:
+                nursery.start_soon(ask, person)
+        assert sorted(each["content"][0]["text"] for each in told) == ["hello ann", "hello bob"]
+        for person in persons:
+            progress = person.told("notifications/progress")
+            assert {each["progressToken"] for each in progress} == {person.name}
+            assert (progress[0]["progress"], progress[-1]["progress"]) == (1, 2)  # and a sign that she is asked
+        unable = await gate.come(client, "eve", can={})
+        refused = await unable.ask("tools/call", {"name": "agent__greets", "arguments": {}})
+        assert refused["result"]["isError"]
+        assert "elicitation/create" in refused["result"]["content"][0]["text"]
+        assert not gate.fabric.agents.roots
+
+
+@pytest.mark.parametrize("client", ["legacy", "modern"])
+async def test_a_client_that_cancels_an_exported_agent_while_it_is_asked_ends_it(
+    client: str, autojump_clock: MockClock
+) -> None:
+    async with open_gate(far("modern")) as gate:
+        gate.fabric.agent("greets", greets, export=True)
+        person = await gate.come(client)
+        id = person.send("tools/call", {"name": "agent__greets", "arguments": {}})
+        await trio.sleep(1)
+        if person.modern:  # its request has ended; the one that brings the answers is cancelled
+            (result,) = [each["result"] for each in person.pipe.got if each.get("id") == id]
+            state = {"requestState": result["requestState"], "inputResponses": {}}
+            id = person.send("tools/call", {"name": "agent__greets", "arguments": {}, **state})
+        person.pipe.send(notice("notifications/cancelled", {"requestId": id}))
+        await trio.sleep(2)
+        assert not gate.fabric.agents.roots

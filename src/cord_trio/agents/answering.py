@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -36,6 +37,37 @@ class Question(msgspec.Struct, frozen=True):
 
 Answer: TypeAlias = Callable[[Mapping[str, Question]], Awaitable[Mapping[str, Json]]]
 """Answers questions: the result of each under its key. What is left out is asked again."""
+
+
+class Asker(ABC):
+    """Whoever asked an agent from outside, as its handlers meet it."""
+
+    @abstractmethod
+    async def __call__(self, value: object) -> None:
+        """Show what a handler emits."""
+
+    @abstractmethod
+    async def inquire(self, questions: Mapping[str, Question]) -> Mapping[str, Json]:
+        """The result of each question under its key.
+
+        Raises:
+            InputNeeded: one of them cannot be put.
+            CallError: it was not answered.
+
+        """
+
+
+class Answering(Asker):
+    """One in this process, who answers with a function, and sees nothing of what is emitted."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+
+    async def __call__(self, value: object) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def inquire(self, questions: Mapping[str, Question]) -> Mapping[str, Json]:
+        return await self._answer(questions)
 
 
 async def go_on(handler: Handler, call: Call, outcome: Outcome, answer: Answer) -> Outcome:

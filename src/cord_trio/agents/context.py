@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from cord_trio.agents.agent import Handoff
+from cord_trio.agents.answering import Asker, Question
 from cord_trio.agents.budget import charge
 from cord_trio.agents.crew import open_crew
 from cord_trio.agents.exporting import CALLING, EXPORTED
@@ -15,7 +16,7 @@ from cord_trio.agents.monitor import Monitor
 from cord_trio.agents.stream import open_stream
 from cord_trio.agents.tools import call_tool
 from cord_trio.agents.turn import Branch
-from cord_trio.errors import AgentError, AgentNotGranted, CallError, NoMailbox, ToolNotGranted
+from cord_trio.errors import AgentError, AgentNotGranted, CallError, InputNeeded, NoMailbox, ToolNotGranted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -242,6 +243,49 @@ class Context:
             await trio.lowlevel.checkpoint()
         else:
             await sink(value)
+
+    async def inquire(self, questions: Mapping[str, Question]) -> Mapping[str, Json]:
+        """What whoever asked from outside answers: the result of each question under its key.
+
+        That is who called the agent as a tool, or `Fabric.ask` with `answer`; other agents in between are passed
+        by. It has the shape of `answer`: `ctx.call(tool, …, answer=ctx.inquire)` puts what a server asks to the
+        same person. The turn is held meanwhile.
+
+        Args:
+            questions: by keys of your choice; `cord_trio.agents.Question(method, params)`, of the methods
+                `elicitation/create`, `sampling/createMessage` and `roots/list` (MCP 2026-07-28).
+
+        Raises:
+            InputNeeded: nobody is there, or it cannot be asked that.
+            CallError: it was not answered.
+
+        """
+        branch: Branch | None = self.branch
+        while branch is not None:
+            if isinstance(branch.sink, Asker):
+                return await branch.sink.inquire(questions)
+            branch = branch.parent
+        await trio.lowlevel.checkpoint()
+        raise InputNeeded(self.agent.name, sorted({each.method for each in questions.values()}))
+
+    async def elicit(self, message: str, schema: Mapping[str, Json]) -> Mapping[str, Json] | None:
+        """What the person behind `inquire` fills into a form; None if she declines, or does not answer.
+
+        Args:
+            message: what she is asked.
+            schema: of the form: `{"type": "object", "properties": {…}, "required": […]}`, of texts, numbers,
+                booleans and choices alone (MCP 2026-07-28, elicitation). Its server checks what she filled in.
+
+        Raises:
+            InputNeeded: nobody is there, or forms cannot be shown.
+
+        """
+        form = {"mode": "form", "message": message, "requestedSchema": schema}
+        answer = (await self.inquire({"form": Question("elicitation/create", form)})).get("form")
+        if not isinstance(answer, dict) or answer.get("action") != "accept":
+            return None
+        content = answer.get("content")
+        return content if isinstance(content, dict) else {}
 
     async def start(
         self, agent: str, payload: object = None, *, owner: Owner = "fabric", deadline: float | None = None

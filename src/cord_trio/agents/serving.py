@@ -3,47 +3,55 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
-from cord_trio.agents.exporting import CALLING, failure_of, payload_of, progress_of, result_of
+from cord_trio.agents.exporting import CALLING, failure_of, payload_of, result_of
+from cord_trio.agents.inquiring import Inquiry, Unasked
 from cord_trio.call import Complete
 from cord_trio.errors import CallError, DeadlineExceeded
+from cord_trio.protocol.eras import LATEST_LEGACY
+from cord_trio.protocol.questions import NOBODY, askable
 from cord_trio.trace import trace_of
 
 if TYPE_CHECKING:
+    from cord_trio.agents.answering import Asker
     from cord_trio.agents.directory import Agents
-    from cord_trio.call import Call
+    from cord_trio.agents.turn import Branch
+    from cord_trio.call import Call, Outcome
     from cord_trio.counters import Counters
+    from cord_trio.parking import Parks
 
 log = logging.getLogger("cord_trio.agents")
 
 
-async def answer_call(agents: Agents, name: str, call: Call, counters: Counters) -> Complete:
-    """What agent `name` made of `call`. Whoever leaves cancels it.
+async def answer_call(agents: Agents, name: str, call: Call, counters: Counters, parks: Parks) -> Outcome:
+    """What agent `name` made of `call`, or what it wants to know. Whoever leaves cancels it.
 
     Raises:
         CallError: a call of its own, its deadline, or a bound ended it.
 
     """
-    events = call.events
+    work = partial(_work, agents, name, call, counters, CALLING.get())
+    if call.capabilities != NOBODY and askable(call.capabilities, LATEST_LEGACY) != NOBODY:
+        return await Inquiry(call, parks, work).start(agents.jobs.nursery)
+    with trio.CancelScope(deadline=call.deadline):
+        return await work(Unasked(call))
+    raise DeadlineExceeded(f"agent {name}", "unknown")
 
-    async def emit(value: object) -> None:
-        progress = None if events is None else progress_of(value)
-        if events is not None and progress is not None:
-            events("notifications/progress", progress)
-        await trio.lowlevel.checkpoint()
 
-    asker = CALLING.get()
+async def _work(
+    agents: Agents, name: str, call: Call, counters: Counters, parent: Branch | None, asker: Asker
+) -> Complete:
     token = CALLING.set(None)  # whoever the agent asks in other ways is asked by itself
     try:
-        with trio.CancelScope(deadline=call.deadline):
-            answer = await agents.converse(
-                name, payload_of(call), principal=call.principal, parent=asker, sink=emit,
-                trace=trace_of(call.trace, call.meta),
-            )  # fmt: skip
-            return Complete(result_of(answer))
+        answer = await agents.converse(
+            name, payload_of(call), principal=call.principal, parent=parent, sink=asker,
+            trace=trace_of(call.trace, call.meta),
+        )  # fmt: skip
+        return Complete(result_of(answer))
     except CallError:
         raise
     except Exception as exc:
@@ -52,4 +60,3 @@ async def answer_call(agents: Agents, name: str, call: Call, counters: Counters)
         return Complete(failure_of(exc))
     finally:
         CALLING.reset(token)
-    raise DeadlineExceeded(f"agent {name}", "unknown")

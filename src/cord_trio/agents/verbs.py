@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from cord_trio.agents.agent import GRACE
+from cord_trio.agents.answering import Answering
 from cord_trio.agents.monitor import Monitor
 from cord_trio.agents.stream import open_stream
 from cord_trio.errors import AgentNotFound, Draining
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import trio
 
     from cord_trio.agents.agent import Agent, AgentMade, Restart
+    from cord_trio.agents.answering import Answer
     from cord_trio.agents.budget import Budget
     from cord_trio.agents.directory import Agents
     from cord_trio.agents.job import Job, Owner
@@ -96,8 +98,9 @@ class Verbs(ABC):
         return agent
 
     async def ask(
-        self, name: str, payload: object = None, *, budget: Budget | None = None, trace: TraceContext | None = None
-    ) -> object:
+        self, name: str, payload: object = None, *, budget: Budget | None = None, trace: TraceContext | None = None,
+        answer: Answer | None = None,
+    ) -> object:  # fmt: skip
         """What agent `name` answers to `payload`, or whoever it hands the work to.
 
         The handler runs in this task: the deadline and the cancellation of the caller reach it natively,
@@ -109,6 +112,8 @@ class Verbs(ABC):
             payload: given to it as it is.
             budget: what it may use.
             trace: that it is part of; None for none, or for a new one where the fabric is `traced`.
+            answer: `async (questions by key) -> results by key`, for what its handlers ask with `elicit` and
+                `inquire`.
 
         Raises:
             AgentError: it could not be asked.
@@ -116,7 +121,7 @@ class Verbs(ABC):
             Overloaded: too much is running.
 
         """
-        return await self._ask(name, payload, budget, None, trace)
+        return await self._ask(name, payload, budget, None if answer is None else Answering(answer), trace)
 
     async def _ask(
         self, name: str, payload: object, budget: Budget | None, sink: Sink | None, trace: TraceContext | None

@@ -1,0 +1,242 @@
+"""Agents that ask whoever asked them: a client of either era, another agent, or a program."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import pytest
+import trio
+from msgspec import Raw
+
+from cord_trio.agents import Mailbox, Question
+from cord_trio.call import Call, Complete, InputRequired, Outcome
+from cord_trio.errors import CallError, CallFailed, DeadlineExceeded, InputNeeded, Overloaded
+from cord_trio.fabric import Fabric, open_fabric
+from cord_trio.parking import LAST_WORD, MAX_QUESTIONS
+from tests.full_server import FullServer, settled
+from tests.test_parking import asking
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from trio.testing import MockClock
+
+    import cord_trio as cord
+
+Json: TypeAlias = Any
+
+CAN = b'{"elicitation":{"form":{}},"sampling":{},"roots":{}}'
+FORM = {"type": "object", "properties": {"name": {"type": "string"}}}
+ADA = {"action": "accept", "content": {"name": "Ada"}}
+ROOTS = Question("roots/list", {})
+
+
+async def greets(ctx: cord.Context, payload: object) -> object:
+    await ctx.emit(1)
+    filled = await ctx.elicit("Name?", FORM)
+    await ctx.emit(2)
+    return "nobody" if filled is None else f"hello {filled.get('name')}"
+
+
+def first(name: str = "agent__greets", capabilities: bytes = CAN, **more: Json) -> Call:
+    return Call("tools/call", name, {"arguments": Raw(b"{}")}, capabilities=capabilities, **more)
+
+
+def again(outcome: Outcome, answers: Json, name: str = "agent__greets", **more: Json) -> Call:
+    assert isinstance(outcome, InputRequired)
+    params = {"inputResponses": Raw(json.dumps(answers).encode())}
+    return Call("tools/call", name, params, capabilities=CAN, park=outcome.park, **more)
+
+
+def asked(outcome: Outcome) -> Json:
+    assert isinstance(outcome, InputRequired)
+    return json.loads(bytes(outcome.result))["inputRequests"]
+
+
+def said(outcome: Outcome) -> str:
+    assert isinstance(outcome, Complete)
+    return str(json.loads(bytes(outcome.result))["content"][0]["text"])
+
+
+def quiet(fabric: Fabric) -> bool:
+    return len(fabric._parks) == 0 and not fabric.agents.roots
+
+
+@pytest.mark.parametrize("mailbox", [None, Mailbox(8)])
+async def test_a_client_is_asked_and_its_answer_reaches_the_handler(
+    mailbox: Mailbox | None, autojump_clock: MockClock
+) -> None:
+    told: list[Json] = []
+
+    def events(method: str, params: Raw) -> None:
+        told.append((method, json.loads(bytes(params))["progress"]))
+
+    async with open_fabric() as fabric:
+        fabric.agent("greets", greets, export=True, mailbox=mailbox)
+        outcome = await fabric.handle(first(events=events))
+        form = {"mode": "form", "message": "Name?", "requestedSchema": FORM}
+        assert asked(outcome) == {"q1": {"method": "elicitation/create", "params": form}}
+        await trio.sleep(100)
+        assert said(await fabric.handle(again(outcome, {"q1": ADA}, events=events))) == "hello Ada"
+        assert told == [("notifications/progress", 1), ("notifications/progress", 2)]
+        assert quiet(fabric)
+
+
+@pytest.mark.parametrize("answer", [{"action": "decline"}, {"action": "cancel"}])
+async def test_a_person_who_declines_has_filled_in_nothing(answer: Json, autojump_clock: MockClock) -> None:
+    async with open_fabric() as fabric:
+        fabric.agent("greets", greets, export=True)
+        outcome = await fabric.handle(first())
+        assert said(await fabric.handle(again(outcome, {"q1": answer}))) == "nobody"
+
+
+async def test_whoever_cannot_be_asked_that_is_not(autojump_clock: MockClock) -> None:
+    async with open_fabric() as fabric:
+        fabric.agent("greets", greets, export=True)
+        for capabilities in (b"{}", b'{"sampling":{}}', b'{"elicitation":{"url":{}}}'):
+            with pytest.raises(InputNeeded, match="agent__greets asks for elicitation/create"):
+                await fabric.handle(first(capabilities=capabilities))
+        with pytest.raises(InputNeeded):
+            await fabric.call("agent__greets")
+        with pytest.raises(InputNeeded):
+            await fabric.ask("greets")
+        assert quiet(fabric)
+
+
+async def test_a_program_answers_by_a_function(autojump_clock: MockClock) -> None:
+    questions: list[Mapping[str, Question]] = []
+
+    async def answer(given: Mapping[str, Question]) -> Mapping[str, Json]:  # noqa: ASYNC124  # async by contract
+        questions.append(given)
+        return dict.fromkeys(given, ADA)
+
+    async def asks(ctx: cord.Context, payload: object) -> object:
+        await ctx.emit("shown to nobody")
+        return await ctx.ask("greets")
+
+    async with open_fabric() as fabric:
+        fabric.agent("greets", greets, export=True)
+        fabric.agent("asks", asks)
+        assert await fabric.ask("greets", answer=answer) == "hello Ada"
+        assert await fabric.ask("asks", answer=answer) == "hello Ada"  # past the agent in between
+        assert (await fabric.call("agent__greets", answer=answer)).text == "hello Ada"
+        assert len(questions) == 3
+
+
+async def test_what_a_server_asks_an_agent_is_passed_on_to_its_client(autojump_clock: MockClock) -> None:
+    server = FullServer()
+    server.tools["ask"] = asking()
+
+    async def passes(ctx: cord.Context, payload: object) -> object:
+        return (await ctx.call("x__ask", {}, answer=ctx.inquire)).text
+
+    async with open_fabric([server.source()]) as fabric:
+        await fabric.wait_started()
+        fabric.agent("passes", passes, export=True)
+        outcome = await fabric.handle(first("agent__passes"))
+        assert asked(outcome)["q1"]["params"]["message"] == "Name?"
+        assert json.loads(said(await fabric.handle(again(outcome, {"q1": ADA}, "agent__passes")))) == ADA
+        assert quiet(fabric)
+
+
+async def test_several_questions_are_one_round_and_keep_their_answers(autojump_clock: MockClock) -> None:
+    async def asks(ctx: cord.Context, payload: object) -> object:
+        sample = {"messages": [], "maxTokens": 5}
+        questions = {"a": ROOTS, "b": Question("sampling/createMessage", sample)}
+        return await ctx.inquire(questions)
+
+    async with open_fabric() as fabric:
+        fabric.agent("asks", asks, export=True)
+        outcome = await fabric.handle(first("agent__asks"))
+        assert [each["method"] for each in asked(outcome).values()] == ["roots/list", "sampling/createMessage"]
+        words = {"role": "assistant", "content": {"type": "text", "text": "w"}, "model": "m"}
+        with pytest.raises(CallFailed, match="makes no sense"):
+            await fabric.handle(again(outcome, {"q1": {}}, "agent__asks"))
+        outcome = await fabric.handle(again(outcome, {"q2": words}, "agent__asks"))
+        assert list(asked(outcome)) == ["q1"]
+        final = await fabric.handle(again(outcome, {"q1": {"roots": []}}, "agent__asks"))
+        assert json.loads(said(final)) == {"a": {"roots": []}, "b": words}
+
+
+async def test_questions_have_a_bound(autojump_clock: MockClock) -> None:
+    async def asks(ctx: cord.Context, payload: object) -> object:
+        return await ctx.inquire({str(each): ROOTS for each in range(MAX_QUESTIONS + 1)})
+
+    async with open_fabric() as fabric:
+        fabric.agent("asks", asks, export=True)
+        with pytest.raises(Overloaded, match="questions"):
+            await fabric.handle(first("agent__asks"))
+
+
+async def test_who_leaves_cancels_the_handler(autojump_clock: MockClock) -> None:
+    cancelled: list[str] = []
+
+    async def waits(ctx: cord.Context, payload: object) -> object:
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            cancelled.append("cancelled")
+            raise
+
+    async with open_fabric() as fabric:
+        fabric.agent("waits", waits, export=True)
+        with trio.move_on_after(1):
+            await fabric.handle(first("agent__waits"))
+        await settled()
+        with pytest.raises(DeadlineExceeded) as late:
+            await fabric.handle(first("agent__waits", deadline=trio.current_time() + 1))
+        await settled()
+        assert late.value.executed == "unknown"
+        assert cancelled == ["cancelled"] * 2
+        assert quiet(fabric)
+
+
+async def test_a_client_that_never_answers_has_declined(autojump_clock: MockClock) -> None:
+    heard: list[object] = []
+
+    async def asks(ctx: cord.Context, payload: object) -> object:
+        heard.append(await ctx.elicit("Name?", FORM))
+        with pytest.raises(CallFailed):
+            await ctx.inquire({"a": ROOTS})
+        heard.append("refused")
+        await trio.sleep(100)
+        raise AssertionError("it is cancelled before")
+
+    async with open_fabric() as fabric:
+        fabric.agent("asks", asks, export=True)
+        outcome = await fabric.handle(first("agent__asks"))
+        assert isinstance(outcome, InputRequired)
+        fabric.abandon(outcome.park, "the client left")
+        await trio.sleep(LAST_WORD + 1)
+        assert heard[:1] == [None]
+        assert quiet(fabric)
+
+
+async def test_a_crash_is_an_answer_and_the_end_of_the_fabric_is_an_error(autojump_clock: MockClock) -> None:
+    async def crashes(ctx: cord.Context, payload: object) -> object:
+        await ctx.elicit("Name?", FORM)
+        raise ValueError("no such name")
+
+    ends: list[object] = []
+
+    async def last(fabric: Fabric) -> None:
+        try:
+            await fabric.handle(first("agent__waits"))
+        except CallError as exc:
+            ends.append(str(exc))
+
+    async def waits(ctx: cord.Context, payload: object) -> None:
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as outside:
+        async with open_fabric() as fabric:
+            fabric.agent("crashes", crashes, export=True)
+            fabric.agent("waits", waits, export=True)
+            outcome = await fabric.handle(first("agent__crashes"))
+            assert said(await fabric.handle(again(outcome, {"q1": ADA}, "agent__crashes"))) == "no such name"
+            await fabric.handle(first("agent__crashes"))  # nobody comes back
+            outside.start_soon(last, fabric)  # noqa: ASYNC111  # that it outlives the fabric is the point
+            await settled()
+        assert quiet(fabric)
+    assert ends == ["the fabric has ended"]

@@ -36,6 +36,10 @@ class Collect:
     def head(self, status: int, headers: Headers) -> None:
         self.told += [status, tuple(headers), b""]
 
+    def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        self.told += [status, tuple(headers), body, "end"]
+        self.over.set()
+
     def body(self, data: bytes) -> None:
         before = self.told.pop()
         assert isinstance(before, bytes)
@@ -229,6 +233,48 @@ async def test_how_a_response_is_split_never_matters(reply: bytes, places: list[
     split = await receive(cut(reply, places))
     # A body that breaks off may be told further with smaller pieces; how it ended may not differ.
     assert (split == told) if told[-1] == "end" else (split[-1] == told[-1])
+
+
+async def receive_second(first: bytes, pieces: Sequence[bytes], *, at_once: bool) -> list[object]:
+    """What a sink is told of what comes, in these pieces, behind a first answer on the same connection."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(first)
+        await stream.receive_some()
+        await send_pieces(stream, pieces)
+        await stream.send_eof()
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(trio.serve_tcp, serve, 0)
+        async with open_pool(f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}") as pool:
+            for _ in range(2):
+                sink = Collect()
+                pool.start("POST", pool.prepare("POST", "/", ()), b"x", sink, sink.whole if at_once else None)
+                with trio.fail_after(3):
+                    await sink.over.wait()
+        nursery.cancel_scope.cancel("over")
+    headers = sink.told[1] if len(sink.told) > 1 else ()
+    assert isinstance(headers, tuple)
+    return [*sink.told[:1], [field for field in headers if field[0] != "Content-Length"], *sink.told[2:]]
+
+
+sized = st.builds(
+    lambda fields, length, body: b"HTTP/1.1 200 OK\r\n%bContent-Length: %b\r\n\r\n%b" % (fields, length, body),
+    st.sampled_from([b"", b"Connection: close\r\n", b"Transfer-Encoding: chunked\r\n", b"Content-Length: 2\r\n"]),
+    st.sampled_from([b"2", b"02", b"3", b"0", b"-1", b"2 ", b"2\r\n 2", b"99999999999"]),
+    st.sampled_from([b"", b"ok", b"abc"]),
+)
+
+
+@given(st.one_of(sized, replies), st.lists(st.integers(0, 200), max_size=2))
+@example(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", [])
+async def test_an_answer_with_the_head_of_the_one_before_is_judged_as_if_it_were_the_first(
+    reply: bytes, places: list[int]
+) -> None:
+    first = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    pieces = cut(reply, places)
+    assert await receive_second(first, pieces, at_once=True) == await receive_second(first, pieces, at_once=False)
 
 
 @given(st.binary(max_size=80), st.lists(st.integers(0, 80), max_size=5), st.lists(st.integers(0, 500), max_size=12))

@@ -168,6 +168,61 @@ async def test_h11_understands_requests_and_is_understood(target: str, size: int
     assert counters["http_client.connected"] == 1
 
 
+class Whole(Collect):
+    def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        self.told.append("whole")
+        self.status, self.headers, self.content = status, headers, body
+        self.over.set()
+
+
+async def fetch_whole(pool: Pool, method: str = "POST") -> Whole:
+    sink = Whole()
+    pool.start(method, pool.prepare(method, "/", ()), b"x", sink, sink.whole)
+    await sink.over.wait()
+    return sink
+
+
+async def test_only_an_answer_with_the_head_of_the_one_before_is_told_at_once() -> None:
+    replies = (
+        answer(),
+        answer(b"longer"),
+        answer(head="A: b\r\n"),
+        answer(head="A: b\r\n"),
+        answer(b"")[:-2] + b"B: c\r\n\r\n",
+    )
+    async with serving(replying(*replies, close=False)) as url, open_pool(url) as pool:
+        told = [await fetch_whole(pool) for _ in replies]
+    apart = ["head", "body", "end"]
+    assert [sink.told for sink in told] == [apart, ["whole"], apart, ["whole"], ["head", "end"]]
+    assert [sink.content for sink in told] == [b"ok", b"longer", b"ok", b"ok", b""]
+    assert [*told[3].headers] == [("A", "b")]
+
+
+async def test_the_bound_on_a_body_holds_for_known_heads_too() -> None:
+    async with serving(replying(answer(), answer(b"12345"))) as url:
+        async with open_pool(url, limits=PoolLimits(body=4)) as pool:
+            await fetch_whole(pool)
+            sink = await fetch_whole(pool)
+    assert "larger than the bound" in str(sink.error)
+
+
+async def test_a_sink_that_raises_when_told_at_once_hurts_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    raised = trio.Event()
+
+    def whole(_status: int, _headers: Headers, _body: bytes) -> None:
+        raised.set()
+        raise RuntimeError("a bug")
+
+    counters = Counters()
+    async with serving(replying(answer(), answer(), answer())) as url, open_pool(url, counters=counters) as pool:
+        await fetch_whole(pool)
+        pool.start("POST", pool.prepare("POST", "/", ()), b"x", Whole(), whole)
+        await raised.wait()
+        assert (await fetch_whole(pool)).told == ["whole"]
+    assert "a sink raised at the end" in caplog.text
+    assert counters["http_client.connected"] == 1
+
+
 async def test_the_request_is_one_segment_with_the_headers_of_pool_and_call() -> None:
     got: list[bytes] = []
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from cord_trio.errors import CallError, ConnectionLost
+from cord_trio.errors import BadReply, CallError, ConnectionLost
 from cord_trio.protocol import eras
 from cord_trio.protocol.headers import encode_header_value
 from cord_trio.transports import Transport
@@ -46,6 +46,12 @@ HELD: Final = 16
 STREAM_BACKOFF: Final = (1.0, 30.0)
 """Seconds to wait before the standing stream is opened again: at first, and at most."""
 
+MAX_HEADS: Final = 1_000
+"""Heads of requests that are kept, one for each name that is called."""
+
+PROBE: Final = "server/discover"
+"""What asks a server for the modern era, before it is known to speak it."""
+
 FAREWELL: Final = 1.0
 """Seconds for ending a legacy session at its server, as far as it lets us."""
 
@@ -55,9 +61,7 @@ class HttpTransport(Transport):
 
     Attributes:
         url: as configured.
-        target: path and query that requests go to.
         modern: the era; None before the handshake has told.
-        session_id: of a legacy server that keeps one.
         redirects: whether redirects within the origin are followed.
         max_message: bytes of one message.
 
@@ -65,12 +69,14 @@ class HttpTransport(Transport):
 
     def __init__(self, pool: Pool, source: Http, name: str, counters: Counters) -> None:
         self.url = source.url
-        self.target = target_of(source.url)
         self.modern: bool | None = None
-        self.session_id: str | None = None
         self.redirects = source.redirects
         self.max_message = source.max_message
         self.request = pool.request
+        self._pool = pool
+        self._target = target_of(source.url)
+        self._session_id: str | None = None
+        self._heads: dict[tuple[str, str | None] | None, bytes] = {}
         self._name = name
         self._counters = counters
         self._receiver: Receiver | None = None
@@ -88,6 +94,7 @@ class HttpTransport(Transport):
     def speak(self, revision: str, *, modern: bool) -> None:
         self._revision = revision
         self.modern = modern
+        self._heads.clear()
         self._greeted.set()
 
     def send(
@@ -106,22 +113,70 @@ class HttpTransport(Transport):
             self._held += 1
             self._nursery.start_soon(self._cancel_later, unread, message)
             return
-        own = [("Content-Type", JSON), *self._headers()]
-        if self.modern or (self.modern is None and method == "server/discover"):
-            own.append(("MCP-Protocol-Version", self._revision))
-            if method:
-                own.append(("Mcp-Method", method))
-            if name is not None:
-                own.append(("Mcp-Name", encode_header_value(name)))
-            own += headers
-        post = Post(self, id, method, message, own)
+        # The head of a request is kept with what it says of it, since making it costs as much as the exchange.
+        key = (method, name) if self.modern or (self.modern is None and method == PROBE) else None
+        head = self._heads.get(key)
+        if head is None:
+            head = self._prepare(key)
+        if headers and key is not None:
+            head = self._pool.more(head, headers)
+        post = Post(self, id, method, message, name, headers)
         if id is not None:
             self._posts[id] = post
         try:
-            post.start()
+            post.start(head)
         except CallError:
             self._forget(post)
             raise
+
+    def begin(self, head: bytes, post: Post, message: bytes) -> Exchange:
+        return self._pool.start("POST", head, message, post, post.whole)
+
+    def again(self, post: Post, target: str, message: bytes) -> Exchange:
+        key = (post.method, post.name) if self.modern or (self.modern is None and post.method == PROBE) else None
+        headers = self._own_headers(key)
+        if key is not None:
+            headers += post.headers
+        return self._pool.request("POST", target, headers, message, post)
+
+    def _prepare(self, key: tuple[str, str | None] | None) -> bytes:
+        """The head of requests of this method and name; None stands for all of the legacy era."""
+        head = self._pool.prepare("POST", self._target, self._own_headers(key))
+        if len(self._heads) >= MAX_HEADS:
+            self._heads.clear()
+        self._heads[key] = head
+        return head
+
+    def _own_headers(self, key: tuple[str, str | None] | None) -> list[tuple[str, str]]:
+        headers = [("Content-Type", JSON), *self._headers()]
+        if key is not None:
+            method, name = key
+            headers.append(("MCP-Protocol-Version", self._revision))
+            if method:
+                headers.append(("Mcp-Method", method))
+            if name is not None:
+                headers.append(("Mcp-Name", encode_header_value(name)))
+        return headers
+
+    @property
+    def target(self) -> str:
+        """Path and query that requests go to."""
+        return self._target
+
+    @target.setter
+    def target(self, target: str) -> None:
+        self._target = target
+        self._heads.clear()
+
+    @property
+    def session_id(self) -> str | None:
+        """Of a legacy server that keeps one."""
+        return self._session_id
+
+    @session_id.setter
+    def session_id(self, session_id: str | None) -> None:
+        self._session_id = session_id
+        self._heads.clear()
 
     def withdraw(self, id: Id) -> bool:
         post = self._posts.get(id)
@@ -195,6 +250,16 @@ class HttpTransport(Transport):
         id = post.id
         if id is not None and not receiver.waits(id) and self._posts.get(id) is post:
             self._answered[post] = trio.current_time()
+
+    def answered(self, post: Post, message: bytes, /) -> None:
+        receiver, id = self._receiver, post.id
+        if receiver is None or id is None:
+            return
+        receiver.feed((message,), id)
+        if self._posts.get(id) is post:
+            del self._posts[id]
+        if receiver.waits(id):
+            receiver.fail(id, BadReply("the body held no response"))
 
     def waits(self, post: Post, /) -> bool:
         return post.id is not None and self._receiver is not None and self._receiver.waits(post.id)

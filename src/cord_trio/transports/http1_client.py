@@ -11,7 +11,7 @@ import logging
 import os
 from collections import deque
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import attrs
 import trio
@@ -21,19 +21,24 @@ from cord_trio.errors import CallError, ConnectionLost, Overloaded
 from cord_trio.transports.dial import find_proxy
 from cord_trio.transports.http1 import BODY_LIMIT, HEAD_LIMIT, HEADER_COUNT, Headers, check_target, encode_headers
 from cord_trio.transports.http1_reply import Connection
-from cord_trio.transports.http1_wire import CONNECT_LIMIT, Origin, Wire, connect, make_tls, parse_origin
+from cord_trio.transports.http1_wire import CONNECT_LIMIT, SMALL, Origin, Wire, connect, make_tls, parse_origin
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from cord_trio.errors import Executed
     from cord_trio.transports.dial import Proxy
+
+    Whole: TypeAlias = Callable[[int, Headers, bytes], None]
 
 logger = logging.getLogger("cord_trio.transports")
 
 OWN_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept-encoding", "expect"})
 """Headers that the pool alone sets."""
+
+BODIED = frozenset({"POST", "PUT", "PATCH"})
+"""Methods of which a request says that its body is empty."""
 
 
 @attrs.frozen(kw_only=True)
@@ -89,14 +94,17 @@ class Exchange:
 
     """
 
-    __slots__ = ("_pool", "before", "connection", "method", "over", "payload", "request_head", "sink")
+    __slots__ = ("_pool", "before", "connection", "method", "over", "payload", "request_head", "sink", "whole")
 
-    def __init__(self, pool: Pool, method: str, head: bytes, payload: bytes, sink: ResponseSink) -> None:
+    def __init__(
+        self, pool: Pool, method: str, head: bytes, payload: bytes, sink: ResponseSink, whole: Whole | None
+    ) -> None:
         self._pool = pool
         self.method = method
         self.request_head = head
         self.payload = payload
         self.sink = sink
+        self.whole = whole
         self.connection: Connection | None = None
         self.before = 0
         self.over = False
@@ -177,7 +185,6 @@ class Pool:
         """Connections that requests use, or that are being made for them."""
         return len(self._open) - len(self._idle) + min(len(self._connecting), len(self._waiting))
 
-    @trio.lowlevel.enable_ki_protection
     def request(
         self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes, sink: ResponseSink
     ) -> Exchange:
@@ -196,33 +203,68 @@ class Pool:
             ConnectionLost: the pool is closed.
 
         """
-        if self._closed:
-            raise ConnectionLost("the pool is closed", executed="no")
+        return self.start(method, self.prepare(method, target, headers), body, sink)
+
+    def prepare(self, method: str, target: str, headers: Sequence[tuple[str, str]]) -> bytes:
+        """A request's head, up to its length, for `start`. To be kept: making it costs as much as the exchange.
+
+        Raises:
+            CallError: the method, target or a header cannot be sent as it is.
+
+        """
         try:
             if not (method.isascii() and method.isalpha()):
                 raise ValueError("not a method")
             check_target(target)
-            for name, _ in headers:
-                if name.lower() in self._names:
-                    raise ValueError(f"header {name} is set by the pool")
-            size = f"Content-Length: {len(body)}\r\n" if body or method in ("POST", "PUT", "PATCH") else ""
-            head = b"%b%b%b%b\r\n" % (
-                f"{method} {self._before}{target} HTTP/1.1\r\n".encode(),
-                self._common,
-                encode_headers(headers),
-                size.encode(),
-            )
+            line = f"{method} {self._before}{target} HTTP/1.1\r\n".encode()
+            return b"%b%b%b" % (line, self._common, self.encode(headers))
         except ValueError as exc:
-            raise CallError(f"the request was not sent: {exc}", executed="no") from None
-        exchange = Exchange(self, method, head, body, sink)
-        horizon = trio.current_time() - self.limits.idle
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.idle_since < horizon or not connection.wire.quiet() or not connection.start(exchange):
+            raise _unsendable(exc) from None
+
+    def more(self, head: bytes, headers: Sequence[tuple[str, str]]) -> bytes:
+        """A prepared head with further headers. Raises as `prepare` does."""
+        try:
+            return head + self.encode(headers)
+        except ValueError as exc:
+            raise _unsendable(exc) from None
+
+    def encode(self, headers: Sequence[tuple[str, str]]) -> bytes:
+        """Header lines beside those of the pool. Raises ValueError for others."""
+        for name, _ in headers:
+            if name.lower() in self._names:
+                raise ValueError(f"header {name} is set by the pool")
+        return encode_headers(headers)
+
+    @trio.lowlevel.enable_ki_protection
+    def start(self, method: str, head: bytes, body: bytes, sink: ResponseSink, whole: Whole | None = None) -> Exchange:
+        """Start one exchange with a prepared head. For the rest see `request`.
+
+        Args:
+            method: that of the head.
+            head: from `prepare` or `more`.
+            body: all of it; empty for none.
+            sink: who is told.
+            whole: told instead, once and for all, of an answer that came in one piece and whose head is that of the
+                answer before it; its `headers` are then without `Content-Length`.
+
+        """
+        if self._closed:
+            raise ConnectionLost("the pool is closed", executed="no")
+        if len(body) > SMALL:
+            head = b"%bContent-Length: %d\r\n\r\n" % (head, len(body))
+        elif body or method in BODIED:  # in one piece with its head: one copy, one packet
+            head, body = b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body), b""
+        else:
+            head += b"\r\n"
+        exchange = Exchange(self, method, head, body, sink, whole)
+        if self._idle:
+            horizon = trio.current_time() - self.limits.idle
+            while self._idle:
+                connection = self._idle.pop()
+                if connection.idle_since >= horizon and connection.wire.quiet() and connection.start(exchange):
+                    return exchange
                 self.counters.add("http_client.stale")
                 connection.close()
-                continue
-            return exchange
         if len(self._waiting) >= self.limits.waiting and self._full:
             self.counters.add("http_client.overloaded")
             raise Overloaded("http_waiting", self.limits.waiting)
@@ -321,6 +363,10 @@ class Pool:
         for exchange in waiting:
             exchange.over = True
             self.tell_failed(exchange, ConnectionLost("the pool was closed", executed="no"))
+
+
+def _unsendable(exc: ValueError) -> CallError:
+    return CallError(f"the request was not sent: {exc}", executed="no")
 
 
 def _say(exc: BaseException) -> str:

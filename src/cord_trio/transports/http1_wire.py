@@ -117,7 +117,13 @@ class SocketWire(Wire):
             self.waiting += sum(map(len, parts))
             return
         try:
-            taken = self.sock.send(parts[0]) if len(parts) == 1 else self.sock.sendmsg(parts)
+            if len(parts) == 1:
+                taken = self.sock.send(parts[0])
+                if taken == len(parts[0]):  # nearly always
+                    self.sent += taken
+                    return
+            else:
+                taken = self.sock.sendmsg(parts)
         except (BlockingIOError, InterruptedError):
             taken = 0
         self.sent += taken

@@ -42,7 +42,7 @@ STALE_SESSION: Final = "the server no longer knows the session (404)"
 
 
 class Endpoint(Protocol):
-    """What a sink asks of its transport, and tells it. Nothing here blocks or raises, except `request`."""
+    """What a sink asks of its transport, and tells it. Nothing here blocks; what raises says so."""
 
     url: str
     target: str
@@ -58,6 +58,12 @@ class Endpoint(Protocol):
         self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes, sink: ResponseSink
     ) -> Exchange: ...
 
+    def begin(self, head: bytes, post: Post, message: bytes, /) -> Exchange:
+        """Send `message` for the first time, with a prepared head. Raises `CallError`."""
+
+    def again(self, post: Post, target: str, message: bytes, /) -> Exchange:
+        """Send it to another target. Raises `CallError`."""
+
     def feed(self, messages: Sequence[bytes], post: Post | None, /) -> None:
         """Messages came: on the response of `post`, or on the standing stream."""
 
@@ -66,6 +72,9 @@ class Endpoint(Protocol):
 
     def over(self, post: Post, error: CallError | None, /) -> None:
         """Nothing more comes for `post`; `error` is for whoever still waits."""
+
+    def answered(self, post: Post, message: bytes, /) -> None:
+        """`message` is all that comes for `post`."""
 
     def resume(self, post: Post, seconds: float, /) -> None:
         """Call `post.resume` in so many seconds, unless the request is withdrawn before."""
@@ -83,42 +92,55 @@ class Post:
     Attributes:
         id: of a request; None for notifications and replies.
         method: "" for replies.
+        name: what it is about, for `Mcp-Name`.
+        headers: its further headers.
         since: Trio time at which it was handed over.
         answering: whether an answer has begun, so that the server has read it.
 
     """
 
-    __slots__ = ("_attempts", "_body", "_challenge", "_endpoint", "_event_id", "_events", "_exchange", "_failure",
-                 "_headers", "_message", "_muted", "_redirects", "_resumed", "_retry", "_retry_after", "_size",
-                 "_status", "_target", "answering", "id", "method", "since")  # fmt: skip
+    # What few need is the class's own until it is set: one of these is made for each message.
+    answering = False
+    _muted: trio.Event | None = None
+    _exchange: Exchange | None = None
+    _redirects = 0
+    _resumed = False
+    _attempts = 0
+    _event_id: str | None = None
+    _retry: int | None = None
+    _status = 0
+    _failure: CallError | None = None
+    _events: SseSplitter | None = None
+    _body: list[bytes] | None = None
+    _size = 0
+    _retry_after: float | None = None
+    _challenge = ""
 
     def __init__(
-        self, endpoint: Endpoint, id: Id | None, method: str, message: bytes, headers: Sequence[tuple[str, str]]
+        self,
+        endpoint: Endpoint,
+        id: Id | None,
+        method: str,
+        message: bytes,
+        name: str | None,
+        headers: Sequence[tuple[str, str]],
     ) -> None:
         self.id = id
         self.method = method
+        self.name = name
+        self.headers = headers
         self.since = trio.current_time()
-        self.answering = False
         self._endpoint = endpoint
-        self._muted: trio.Event | None = None
         self._message = message
-        self._headers = headers
         self._target = endpoint.target
-        self._exchange: Exchange | None = None
-        self._redirects = 0
-        self._resumed = False
-        self._attempts = 0
-        self._event_id: str | None = None
-        self._retry: int | None = None
-        self._reset(0)
 
     def _reset(self, status: int) -> None:
         self._status = status
-        self._failure: CallError | None = None
-        self._events: SseSplitter | None = None
-        self._body: list[bytes] | None = None
+        self._failure = None
+        self._events = None
+        self._body = None
         self._size = 0
-        self._retry_after: float | None = None
+        self._retry_after = None
         self._challenge = ""
 
     @property
@@ -126,9 +148,9 @@ class Post:
         """Whether any byte of the message may have reached the server."""
         return self._resumed or (self._exchange is not None and self._exchange.written)
 
-    def start(self) -> None:
+    def start(self, head: bytes) -> None:
         """Send it. Raises `CallError` if that cannot be."""
-        self._exchange = self._endpoint.request("POST", self._target, self._headers, self._message, self)
+        self._exchange = self._endpoint.begin(head, self, self._message)
 
     def resume(self, headers: Sequence[tuple[str, str]]) -> None:
         """Ask for the rest of the stream (MCP 2025-11-25, transports, resumability)."""
@@ -153,6 +175,26 @@ class Post:
         await self._muted.wait()
 
     # What the pool tells
+
+    def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        """`head`, `body` and `end` of an answer that came at once. See `http1_client.Pool.start`."""
+        if self._muted is not None:
+            self.answering = True
+            self._muted.set()
+        elif (
+            status == 200
+            and headers.index.get(b"content-type") == b"application/json"
+            and body
+            and self.id is not None
+            and self.method != "initialize"
+        ):
+            self.answering = True
+            self._message = b""
+            self._endpoint.answered(self, body)
+        else:
+            self.head(status, headers)
+            self.body(body)
+            self.end()
 
     def head(self, status: int, headers: Headers) -> None:
         self.answering = True
@@ -286,7 +328,7 @@ class Post:
         if self._status == 308:
             self._endpoint.target = self._target
         try:
-            self.start()
+            self._exchange = self._endpoint.again(self, self._target, self._message)
         except CallError as exc:
             self._endpoint.over(self, exc)
 

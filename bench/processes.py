@@ -33,14 +33,19 @@ def adopt_orphans():
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def begotten():
+    """Ids of our children, whichever thread started them; also of the dead whom nobody has waited for."""
+    ids = []
+    for task in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            ids += map(int, task.read_text().split())
+    return ids
+
+
 def children():
-    """Ids of our living children."""
-    try:
-        ids = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    except OSError:
-        return []
+    """Ids of our living children; the dead are waited for."""
     living = []
-    for pid in map(int, ids):
+    for pid in begotten():
         with contextlib.suppress(ChildProcessError):
             if os.waitpid(pid, os.WNOHANG) == (0, 0):
                 living.append(pid)

@@ -16,7 +16,7 @@ from cord_trio.background import call_as_task, call_in_background, insists, only
 from cord_trio.call import Call, Complete, Error, InputRequired, Outcome, Task
 from cord_trio.errors import BadReply, CallError, CallFailed, ConnectionLost, Malformed
 from cord_trio.protocol import items, jsonrpc, mcp
-from cord_trio.protocol.eras import HEADER_MISMATCH, INPUT_METHODS, UNSUPPORTED_VERSION
+from cord_trio.protocol.eras import HEADER_MISMATCH, INPUT_METHODS, MISSING_CAPABILITY, UNSUPPORTED_VERSION
 from cord_trio.protocol.mcp import LEVELS, declared_upstream
 from cord_trio.protocol.uris import export_uri, relink
 from cord_trio.session import LISTEN
@@ -133,6 +133,7 @@ class Client:
         self.tasked: dict[str, None] = {} if tasked is None else tasked
         self._mirrored: dict[str, Tool] = {}
         """Tools some of whose arguments are sent as headers too (MCP 2026-07-28, x-mcp-header)."""
+        self._reserved: Mapping[str, bytes] = {}
         self._special: dict[str, object] = {**self.tasked}
         """Tools that are called otherwise than most."""
 
@@ -150,6 +151,9 @@ class Client:
         method = call.method
         headers: Sequence[tuple[str, str]] = ()
         if name in self._special and name is not None:
+            if name in self._reserved and method == "tools/call":
+                what = f"{name!r} is only for callers that can be asked (elicitation, sampling or roots)"
+                return Error(MISSING_CAPABILITY, what, b'{"requiredCapabilities":%b}' % self._reserved[name])
             if name in self.tasked and method == "tools/call":
                 return await (call_in_background if self._modern else call_as_task)(self, call, name)
             headers = self.headers(call, name)
@@ -179,6 +183,11 @@ class Client:
             if session.logging:
                 session.logging.pop(id, None)
         return self.outcome(method, result)
+
+    def reserve(self, tools: Mapping[str, bytes]) -> None:
+        """Refuse to call these: the server shows them only to who declares the capabilities beside each."""
+        self._reserved = tools
+        self._special = {**self._mirrored, **self.tasked, **tools}
 
     def headers(self, call: Call, name: str) -> Sequence[tuple[str, str]]:
         """What of a call's arguments is sent as headers too (MCP 2026-07-28, x-mcp-header)."""
@@ -370,7 +379,7 @@ class Client:
                 for tool in tools:
                     self.tasked.pop(tool.name, None)
                 self.tasked |= only_as_tasks(self.greeting.capabilities, tools)
-            self._special = {**self._mirrored, **self.tasked}
+            self.reserve(self._reserved)
         return Listed(listed, tuple(notes))
 
     @property

@@ -16,7 +16,7 @@ from cord_trio.protocol.mcp import Tool
 from cord_trio.snapshot import KINDS, Listed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
     from typing import TypeAlias
 
     from msgspec import Raw
@@ -132,6 +132,7 @@ class Following:
         self._found: dict[Kind, Listed] = {}
         self._published = False
         self._late = set(subscriptions.uris)
+        self._reserved: dict[str, tuple[Tool, bytes]] = {}
 
     async def first(self, nursery: trio.Nursery) -> None:
         """List everything and publish it. What goes on after that runs in `nursery`.
@@ -186,10 +187,24 @@ class Following:
                     self._counters.add("link.list_changed")
                     event.set()
 
+    def shown(self, declares: bytes, tools: Iterable[Tool]) -> None:
+        """The server lists `tools` for who declares this: list anew if some of them are new."""
+        known = {*self._reserved, *(item.key for item in self._found["tools"].items)} if self._published else set()
+        found = {tool.name: (tool, declares) for tool in tools if tool.name not in known}
+        if found and self._published:
+            self._reserved |= found
+            self._counters.add("link.reserved", len(found))
+            self._dirty["tools"].set()
+
     # Lists
 
     async def _tools(self) -> Listed:
         listed = await self._client.list_all("tools", deadline=trio.current_time() + self._source.first_list)
+        if self._reserved:
+            names = {item.key for item in listed.items}
+            more = {name: each for name, each in self._reserved.items() if name not in names}
+            self._client.reserve({name: declares for name, (_, declares) in more.items()})
+            listed = Listed((*listed.items, *(tool for tool, _ in more.values())), listed.notes)
         if not isinstance(self._source, Http):
             return listed
         # Such a tool must not be called over HTTP (MCP 2026-07-28, tools); the others may.

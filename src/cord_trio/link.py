@@ -27,7 +27,7 @@ from cord_trio.surroundings import Surroundings
 from cord_trio.transports.opening import alone
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Mapping
+    from collections.abc import Awaitable, Mapping, Sequence
 
     from msgspec import Raw
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from cord_trio.config import Source
     from cord_trio.handshake import Greeting
     from cord_trio.protocol.jsonrpc import Id
+    from cord_trio.protocol.mcp import Tool
     from cord_trio.snapshot import Kind, Listed, State
 
 __all__ = ["Link", "Surroundings"]
@@ -87,6 +88,7 @@ class Link:
             source.name, self._connecting.alone, parks=around.parks, timer=around.timer, counters=around.counters,
             size=around.bounds.interactive, idle=around.bounds.interactive_idle, roots=around.roots,
         )  # fmt: skip
+        self.pool.shown = self._shown
         self._around = around
         self._waiting: dict[Cell[Client], None] = {}
         self._following: Following | None = None
@@ -259,7 +261,7 @@ class Link:
         """From here on calls go to `client`."""
         self.state, self.reason, self.failure = "draining" if self.retired else "ready", "", None
         self.sessions[SHARED] = client
-        self.pool.modern_alone = False
+        self.pool.forget()
         self.starts += 1
         self._ready_at = trio.current_time()
         self._tried.set()
@@ -307,6 +309,8 @@ class Link:
                 await following.first(nursery)
                 self._admit(client)
                 following.keep(nursery)
+                if self.source.asks and not client.greeting.modern:
+                    nursery.start_soon(self.pool.look_around)
                 reason = await client.session.wait_lost()
             except ConnectionLost as exc:
                 failure = await unreached(client.session, exc, "list")
@@ -318,6 +322,11 @@ class Link:
         if failure is not None:
             raise failure
         return reason
+
+    def _shown(self, declares: bytes, tools: Sequence[Tool]) -> None:
+        client = self.sessions.get(SHARED)
+        if self._following is not None and client is not None and not client.greeting.modern:
+            self._following.shown(declares, tools)
 
     def _told(self, method: str, params: Raw, _within: Id | None) -> None:
         """Take what belongs to no call. A server may tell of changes on the one session on which they were made."""

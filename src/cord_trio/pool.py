@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from cord_trio.cell import Cell
-from cord_trio.errors import CallFailed, ConnectFailed, DeadlineExceeded, SourceDown
+from cord_trio.errors import CallError, CallFailed, ConnectFailed, DeadlineExceeded, SourceDown
 from cord_trio.handshake import FreshNeeded
 from cord_trio.protocol.jsonrpc import INTERNAL_ERROR, METHOD_NOT_FOUND, parse
-from cord_trio.protocol.questions import CANCELLED, ELICIT, NOBODY, ROOTS, askable, may_ask
+from cord_trio.protocol.questions import ANYTHING, CANCELLED, ELICIT, NOBODY, ROOTS, askable, may_ask
 from cord_trio.running import Running
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
     from typing import TypeAlias
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from cord_trio.counters import Counters
     from cord_trio.parking import Parks
     from cord_trio.protocol.jsonrpc import Id, Json
+    from cord_trio.protocol.mcp import Tool
 
     Key: TypeAlias = tuple[str, bytes]
     Converse: TypeAlias = Callable[[Json, Answer], AbstractAsyncContextManager[Client]]
@@ -41,6 +42,9 @@ log = logging.getLogger("cord_trio.link")
 
 FAREWELL: Final = 1.0
 """Seconds until a session is closed on which a call was left."""
+
+LOOK: Final = 30.0
+"""Seconds for a list of what a server shows to those who can be asked."""
 
 AGAIN: Final = 60.0
 """Seconds until another session is tried where one could not be opened: some servers bear only one of themselves."""
@@ -56,6 +60,7 @@ class Pool:
         sessions: what is open or being opened, the oldest first. Each call has one to itself while it runs, since
             the people behind one principal may be many, and even over HTTP a server may ask beside the stream of
             the call that it asks for (the Python SDK 1.x does so for sampling).
+        shown: told what its server lists for who declares what, once for each such declaration of a connection.
         modern_alone: whether a server that speaks the modern era was found to speak no other.
 
     """
@@ -81,6 +86,8 @@ class Pool:
         self.roots = roots
         self.sessions: dict[Interactive, None] = {}
         self.modern_alone = False
+        self.shown: Callable[[bytes, Sequence[Tool]], None] = lambda _declares, _tools: None
+        self._looked: set[bytes] = set()
         self._size = size
         self._nursery: trio.Nursery | None = None
         self._not_before = -math.inf
@@ -121,6 +128,36 @@ class Pool:
         if found is not None:
             found.users += 1
         return found
+
+    def forget(self) -> None:
+        """The source is another one from now on, with other lists."""
+        self.modern_alone = False
+        self._looked.clear()
+
+    async def look_around(self) -> None:
+        """See what the server lists for who can be asked everything, on a session of its own that ends then."""
+
+        async def nobody(asked: Asked) -> bytes:
+            return await refuse(asked, self.roots, declared=True)
+
+        try:
+            async with self.converse(parse(ANYTHING), nobody) as client:
+                await self.look(client, ANYTHING)
+        except (ConnectFailed, FreshNeeded) as exc:
+            self.put_off()
+            log.debug("not listed as who can be asked source=%s error=%s", self.name, exc)
+
+    async def look(self, client: Client, declares: bytes) -> None:
+        """See what the server lists on this session, whose `declares` says what it can ask, unless that is known."""
+        if declares in self._looked:
+            return
+        self._looked.add(declares)
+        try:
+            tools, _ = await client.list_tools(deadline=trio.current_time() + LOOK)
+        except CallError as exc:
+            log.debug("not listed source=%s error=%s", self.name, exc)
+        else:
+            self.shown(declares, tools)
 
     def put_off(self) -> None:
         """One could not be opened: try no other for a while."""
@@ -181,6 +218,7 @@ class Interactive:
                         cell.settle(client)
                     self.waiting.clear()
                     self._rest()
+                    await pool.look(client, self.key[1])
                     reason = await client.session.wait_lost()
         except (ConnectFailed, FreshNeeded) as exc:
             reason = str(exc)

@@ -29,6 +29,7 @@ from tests.gateway.fakes import (
     notice,
 )
 from tests.test_background import ModernTaskServer, TaskServer
+from tests.test_reserved import ShyServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -593,6 +594,26 @@ async def test_row_32_hints_reach_those_who_know_them(client: str, server: str, 
         if person.modern:
             assert result["cacheScope"] == "private"
             assert (result["ttlMs"] > 0) == behind.modern  # without a hint nothing may be kept
+
+
+@pytest.mark.parametrize("client", ["legacy", "modern"])
+async def test_rows_4_5_who_cannot_be_asked_is_told_so_of_a_tool_that_is_not_shown_to_such(
+    client: str, autojump_clock: MockClock
+) -> None:
+    async with open_gate(ShyServer(), asks=True) as gate:
+        await trio.sleep(1)
+        ann, eve = await gate.come(client), await gate.come(client, "eve", can={})
+        call = {"name": "x__ask", "arguments": {}}
+        tools = (await eve.ask("tools/list"))["result"]["tools"]
+        assert [tool["name"] for tool in tools] == ["x__echo", "x__ask", "x__sample"]  # a list is the same for all
+        assert (await ann.ask("tools/call", call))["result"]["content"] == text("asked")["content"]
+        told = await eve.ask("tools/call", call)
+        if eve.modern:
+            assert told["error"]["code"] == -32021
+            assert "elicitation" in told["error"]["data"]["requiredCapabilities"]
+        else:
+            assert told["result"]["isError"]
+            assert "only for callers that can be asked" in told["result"]["content"][0]["text"]
 
 
 # Agents as tools

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from cord_trio.call import InputRequired
 from cord_trio.errors import BadReply, InputNeeded, Malformed
 from cord_trio.protocol.jsonrpc import Json, encode, members, parse
+from cord_trio.protocol.questions import ANYTHING
 
 if TYPE_CHECKING:
     from cord_trio.call import Call, Handler, Outcome
@@ -24,7 +25,7 @@ ROUNDS: Final = 10
 FIRST_WAIT: Final = 0.05
 """Seconds before a server is visited again that asked nothing but to come back; doubles each time."""
 
-ANY_QUESTION: Final = b'{"elicitation":{"form":{},"url":{}},"roots":{},"sampling":{"context":{},"tools":{}}}'
+ANY_QUESTION: Final = ANYTHING
 """What is declared for a call whose agent answers: all that there is to ask."""
 
 

@@ -24,7 +24,7 @@ STDIO_MEMBERS = ("command", "args", "env", "cwd")
 HTTP_MEMBERS = ("url", "headers", "redirects")
 COMMON_MEMBERS = (
     "prefix", "deadline", "connect", "first_list", "slots", "rate", "burst", "retries", "breaker", "trust", "era",
-    "tools", "tell_deadline", "enabled", "max_message",
+    "asks", "tools", "tell_deadline", "enabled", "max_message",
 )  # fmt: skip
 OUR_MEMBERS = (*STDIO_MEMBERS, *HTTP_MEMBERS, *COMMON_MEMBERS, "type", "transport")
 
@@ -263,6 +263,7 @@ def _common(name: str, table: Table, bounds: Bounds) -> dict[str, Json]:
     given = {
         "prefix": table.text("prefix"),
         "trust": table.flag("trust"),
+        "asks": table.flag("asks"),
         "enabled": table.flag("enabled"),
         "tell_deadline": table.flag("tell_deadline"),
         "era": table.text("era"),

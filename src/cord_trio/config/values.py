@@ -158,6 +158,7 @@ class Common:
         breaker: failures of its calls one after the other, from which on they are refused until a probe of it
             succeeds; None for never.
         trust: whether the annotations of its tools are believed.
+        asks: whether it may show some tools only to those who can be asked, and is listed as one of them too.
         era: which protocol era to speak; "auto" finds out.
         tools: which tools are exported, and as what.
         tell_deadline: whether it is told how long each call may take, as `_meta["cord_trio/deadlineMs"]`.
@@ -177,6 +178,7 @@ class Common:
     retries: int = 2
     breaker: int | None = None
     trust: bool = False
+    asks: bool = False
     era: Literal["auto", "modern", "legacy"] = "auto"
     tools: ToolFilter = EVERY_TOOL
     tell_deadline: bool = False

@@ -27,6 +27,9 @@ CANCELLED: Final = b'{"action":"cancel"}'
 NOBODY: Final = b"{}"
 """Capabilities of a client that can be asked nothing."""
 
+ANYTHING: Final = b'{"elicitation":{"form":{},"url":{}},"roots":{},"sampling":{"context":{},"tools":{}}}'
+"""Capabilities of a client that can be asked all that there is to ask."""
+
 _ASKS: Final[Mapping[str, str]] = {"elicitation": ELICIT, "sampling": SAMPLE, "roots": ROOTS}
 _HOP_LOCAL: Final = frozenset({"_meta", "task", "elicitationId"})
 _sorted = msgspec.json.Encoder(order="deterministic").encode

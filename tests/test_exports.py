@@ -23,8 +23,9 @@ PUBLIC = {
     "Fabric", "Handler", "Handoff", "HandoffRefused", "Http", "HttpFailed", "InDoubt", "InProcess", "InputNeeded",
     "Job", "JobCancelled", "JobNotFound", "Layer", "Mailbox", "Malformed", "MemoryJournal", "NoMailbox", "Notice",
     "Outcome", "Overloaded", "Refused", "RestartIntensity", "Snapshot", "SourceDown", "SqliteJournal", "Stdio",
-    "Supervisor", "Tool", "ToolNotFound", "ToolNotGranted", "ToolResult", "TraceContext", "WebSocket", "__version__",
-    "deadline", "last", "latest", "limit", "load_config", "open_fabric", "rate", "retry", "serve_gateway", "stack",
+    "Supervisor", "Tool", "ToolNotFound", "ToolNotGranted", "ToolResult", "ToolSettings", "TraceContext", "WebSocket",
+    "__version__", "deadline", "last", "latest", "limit", "load_config", "open_fabric", "rate", "retry",
+    "serve_gateway", "stack",
 }  # fmt: skip
 """The public API; what else can be reached may change."""
 

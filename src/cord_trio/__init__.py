@@ -31,6 +31,7 @@ from cord_trio.config import Config as Config
 from cord_trio.config import Http as Http
 from cord_trio.config import InProcess as InProcess
 from cord_trio.config import Stdio as Stdio
+from cord_trio.config import ToolSettings as ToolSettings
 from cord_trio.config import WebSocket as WebSocket
 from cord_trio.errors import AgentCrashed as AgentCrashed
 from cord_trio.errors import AgentDown as AgentDown

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from cord_trio.agents import Agent, Answer, Journal
     from cord_trio.agents.agent import AgentMade
-    from cord_trio.call import Call, EventSink, Outcome
+    from cord_trio.call import Call, EventSink, Layer, Outcome
     from cord_trio.config import Source
     from cord_trio.observe.hogs import Watch
     from cord_trio.protocol.jsonrpc import Json
@@ -241,6 +241,7 @@ def _roots(given: Sequence[str]) -> bytes:
 async def open_fabric(
     config: Config | Mapping[str, Source] | Sequence[Source] | None = None,
     *,
+    layers: Sequence[Layer] = (),
     rng: Random | None = None,
     journal: Journal | None = None,
     traced: bool = False,
@@ -252,6 +253,7 @@ async def open_fabric(
 
     Args:
         config: whole, or only the sources; None for no sources.
+        layers: around the calls of every source, the first of them outermost.
         rng: draws the pauses; seeded where a run is to repeat.
         journal: keeps started conversations; None for memory.
         traced: whether what agents are asked begins a trace where nobody gave one.
@@ -288,6 +290,7 @@ async def open_fabric(
             bounds=config.bounds,
             starts=trio.CapacityLimiter(config.bounds.starts or STARTS_PER_CORE * cores),
             roots=_roots(config.gateway.roots),
+            layers=tuple(layers),
         )
         await core.start(service, registry.run)
         await core.start(service, timer.run)

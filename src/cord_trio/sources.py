@@ -409,7 +409,12 @@ class Sources:
             route = self.registry.snapshot.tools.get(public)
             return None if route is None else route.tool.annotations
 
-        return stacked(source, Ends(send, self._parks.resume, partial(_probe, link), annotations), self._around)
+        def own_name(public: str) -> str | None:
+            route = self.registry.snapshot.tools.get(public)
+            return None if route is None or route.source != source.name else route.tool.name
+
+        ends = Ends(send, self._parks.resume, partial(_probe, link), annotations, own_name)
+        return stacked(source, ends, self._around)
 
 
 async def _probe(link: Link) -> None:

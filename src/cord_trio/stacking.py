@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
 
 from cord_trio import layers
 from cord_trio.call import stack
+from cord_trio.config import Http, ToolSettings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from cord_trio.call import Handler, Layer
+    from cord_trio.call import Call, Handler, Layer, Outcome
     from cord_trio.config import Source
     from cord_trio.protocol.tools import Annotations
     from cord_trio.surroundings import Surroundings
+
+MOST_TOOLS: Final = 10_000
+"""Tools of one source with a stack of their own: as many as a source may list."""
 
 
 @attrs.frozen
@@ -28,6 +33,7 @@ class Ends:
         resume: takes the answer to a call that waits for it.
         probe: sees whether the source answers what has no effects; raises as a call does.
         annotations: of the tool with an exported name; None if there is no such tool.
+        own_name: what the server calls the tool with an exported name; None if there is no such tool.
 
     """
 
@@ -35,6 +41,7 @@ class Ends:
     resume: Handler
     probe: Callable[[], Awaitable[object]]
     annotations: Callable[[str], Annotations | None]
+    own_name: Callable[[str], str | None]
 
 
 @attrs.frozen
@@ -55,29 +62,111 @@ class Stacked:
     breaker: layers.Breaker | None
 
 
+class _Builder:
+    """Builds the stacks of one source: of the source, and of those of its tools that have settings of their own.
+
+    All of them share the source's slots, rate, circuit and budget of retries.
+    """
+
+    def __init__(self, source: Source, ends: Ends, around: Surroundings) -> None:
+        self.source = source
+        self._ends = ends
+        self._around = around
+        # The run's own clock, without the calls that lead to it from `trio.current_time`.
+        self._clock = clock = trio.lowlevel.current_clock().current_time
+        timer, counters, name = around.timer, around.counters, source.name
+        self.slots = layers.Slots(source.slots, waiting=source.queue, timer=timer, counters=counters, name=name)
+        self._held = layers.Times()
+        self._retries = layers.RetryBudget(clock=clock)
+        self.breaker: layers.Breaker | None = None
+        self._shared: list[Layer] = []
+        """Around each attempt of whatever it calls."""
+        if source.breaker is not None:
+            self.breaker = layers.Breaker(
+                source.breaker, probe=ends.probe, rng=around.rng, counters=counters, name=name, clock=clock
+            )
+            self._shared.append(layers.breaker(self.breaker))
+        self._limits = [self._limit(self.slots, name)]
+        if source.rate is not None or isinstance(source, Http):  # only HTTP has words for a pause
+            per_second = math.inf if source.rate is None else source.rate
+            self._limits.insert(0, self._rate(per_second, source.burst, name))
+        if source.adaptive:
+            self._limits.append(layers.adapt(self.slots, most=source.slots, counters=counters))
+        if source.shed:
+            self._limits.append(layers.timed(self._held, clock=clock))
+
+    def whole(self, own: ToolSettings, public: str = "") -> Handler:
+        """The stack for what has the settings `own` beside those of the source."""
+        source, counters, clock = self.source, self._around.counters, self._clock
+        ours: list[Layer] = [*self._around.layers, *source.layers, *own.layers, self._deadline(own.deadline)]
+        if source.shed:
+            ours.append(
+                layers.shed(self.slots, self._held, most=source.queue, counters=counters, name=source.name, clock=clock)
+            )
+        retries = source.retries if own.retries is None else own.retries
+        if retries:
+            ours.append(
+                layers.retry(
+                    retries + 1, budget=self._retries, rng=self._around.rng, trusted=source.trust,
+                    annotations=self._ends.annotations, safe=own.repeatable, clock=clock,
+                    timer=self._around.timer, counters=counters,
+                )
+            )  # fmt: skip
+        ours += self._shared
+        if own.rate is not None:
+            ours.append(self._rate(own.rate, own.burst, public))
+        if own.slots is not None:
+            ours.append(self._limit(own.slots, public))
+        ours += self._limits
+        attempt = source.attempt if own.attempt is None else own.attempt
+        if attempt is not None:
+            ours.append(layers.attempt(attempt, clock=clock))
+        if source.tell_deadline:
+            ours.append(layers.tell_deadline())
+        return stack(self._ends.send, *ours)
+
+    def resumed(self) -> Handler:
+        """The stack for answers to calls that wait: they are never made anew, so nothing is retried."""
+        limit = self._limit(self.slots, self.source.name)
+        return stack(self._ends.resume, *self._around.layers, *self.source.layers, self._deadline(None), limit)
+
+    def _limit(self, slots: int | layers.Slots, name: str) -> Layer:
+        return layers.limit(slots, timer=self._around.timer, counters=self._around.counters, name=name)
+
+    def _rate(self, per_second: float, burst: int | None, name: str) -> Layer:
+        around = self._around
+        return layers.rate(
+            per_second, burst, timer=around.timer, counters=around.counters, name=name, clock=self._clock
+        )
+
+    def _deadline(self, own: float | None) -> Layer:
+        seconds = self.source.deadline if own is None else own
+        return layers.deadline(seconds, longest=self._around.bounds.call_longest, clock=self._clock)
+
+
 def stacked(source: Source, ends: Ends, around: Surroundings) -> Stacked:
     """The layers that `source` is configured with. One that is off is not there."""
-    timer, counters, rng, name = around.timer, around.counters, around.rng, source.name
-    # The run's own clock, without the calls that lead to it from `trio.current_time`.
-    clock = trio.lowlevel.current_clock().current_time
-    deadline = layers.deadline(source.deadline, longest=around.bounds.call_longest, clock=clock)
-    attempts: list[Layer] = [
-        layers.retry(
-            source.retries + 1, budget=layers.RetryBudget(clock=clock), rng=rng, timer=timer, counters=counters,
-            trusted=source.trust, annotations=ends.annotations, clock=clock,
-        ),
-    ]  # fmt: skip
-    circuit = None
-    if source.breaker is not None:
-        circuit = layers.Breaker(
-            source.breaker, probe=ends.probe, rng=rng, counters=counters, name=name, clock=clock
-        )  # fmt: skip
-        attempts.append(layers.breaker(circuit))
-    if source.rate is not None:
-        attempts.append(layers.rate(source.rate, source.burst, timer=timer, counters=counters, name=name))
-    slots = layers.Slots(source.slots, timer=timer, counters=counters, name=name)
-    limit = layers.limit(slots, timer=timer, counters=counters, name=name)
-    telling = [layers.tell_deadline()] if source.tell_deadline else []
-    return Stacked(
-        stack(ends.send, deadline, *attempts, limit, *telling), stack(ends.resume, deadline, limit), slots, circuit
-    )
+    build = _Builder(source, ends, around)
+    plain = build.whole(ToolSettings())
+    call = plain if not source.tool else _by_tool(source, build, plain, ends)
+    return Stacked(call, build.resumed(), build.slots, build.breaker)
+
+
+def _by_tool(source: Source, build: _Builder, plain: Handler, ends: Ends) -> Handler:
+    """The stack of each tool, made when it is first called, and kept for as long as the source is configured so."""
+    known: dict[str, Handler] = {}
+
+    def choose(call: Call) -> Awaitable[Outcome]:
+        public = call.name or ""
+        if call.method != "tools/call":
+            return plain(call)
+        handler = known.get(public)
+        if handler is None:
+            name = ends.own_name(public)
+            settings = None if name is None else source.settings_of(name)
+            handler = plain if settings is None else build.whole(settings, public)
+            if name is not None and len(known) < MOST_TOOLS:
+                known[public] = handler
+        return handler(call)
+
+    return choose

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
     from random import Random
 
+    from cord_trio.call import Layer
     from cord_trio.cell import Timer
     from cord_trio.config import Bounds
     from cord_trio.counters import Counters
@@ -48,6 +49,9 @@ class Surroundings:
     """Pages that people were sent to, and are done with."""
     roots: bytes = NO_ROOTS
     """What servers are told that ask for roots and whose callers have none, as JSON."""
+
+    layers: tuple[Layer, ...] = ()
+    """The user's own, around the calls of every source, the first of them outermost."""
 
     @parks.default
     def _parks(self) -> Parks:

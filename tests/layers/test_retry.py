@@ -62,6 +62,7 @@ async def attempts(
     budget: RetryBudget | None = None,
     counters: Counters | None = None,
     limit: int = 3,
+    safe: bool = False,
 ) -> Outcome:
     timer = Timer()
     layer = retry(
@@ -72,6 +73,7 @@ async def attempts(
         counters=counters or Counters(),
         trusted=trusted,
         annotations=lambda _: annotations,
+        safe=safe,
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(timer.run)
@@ -261,3 +263,27 @@ def test_first_attempts_add_to_the_budget_while_they_are_in_the_window() -> None
     assert not budget.withdraw()
     now[0] = 30.0
     assert not budget.withdraw()
+
+
+async def test_a_tool_that_the_operator_calls_repeatable_is_tried_again(autojump_clock: MockClock) -> None:
+    source = Source(ConnectionLost("mid-call"))
+    assert await attempts(source, safe=True) is DONE
+    other = Source(ConnectionLost("mid-call"))
+    with pytest.raises(ConnectionLost):
+        await attempts(other, Call("logging/setLevel"), safe=True)  # said of tools alone
+
+
+async def test_no_attempt_is_made_that_would_only_be_cut_off(autojump_clock: MockClock) -> None:
+    budget = RetryBudget()
+    budget.times.last.extend([4.0, 5.0, 6.0])
+    source = Source(Refused("busy"))
+    with pytest.raises(Refused):
+        await attempts(source, Call("tools/call", "web__get", deadline=trio.current_time() + 4.9), budget=budget)
+    assert source.attempts == [1]
+    assert await attempts(Source(Refused("busy")), Call("tools/call", "x", deadline=trio.current_time() + 6)) is DONE
+
+
+async def test_how_long_attempts_take_is_kept_without_the_pauses(autojump_clock: MockClock) -> None:
+    budget = RetryBudget()
+    await attempts(Source(Refused("busy", retry_after=9.0)), budget=budget)
+    assert list(budget.times.last) == [0.0]

@@ -437,6 +437,8 @@ async def test_h12_a_status_reaches_the_caller_at_once(code: int, revision: str)
         (429, ("Retry-After: 7",), 7.0),
         (503, ("Retry-After: 2",), 2.0),
         (429, ("Retry-After: Fri, 31 Dec 2027 23:59:59 GMT",), None),
+        (429, ("Retry-After: Fri, 31 Dec 2027 23:59:59 GMT", "Date: Fri, 31 Dec 2027 23:59:49 GMT"), 10.0),
+        (503, ("Retry-After: Fri Dec 31 23:59:49 2027", "Date: Fri, 31 Dec 2027 23:59:59 GMT"), 0.0),
     ],
 )
 async def test_a_refusal_for_now_says_when_to_come_back(

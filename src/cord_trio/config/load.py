@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import attrs
 
 from cord_trio.config.documents import MAX_FILE, decode_document, decode_text, guess_format
+from cord_trio.config.layering import LAYER_MEMBERS, Layered, read_layers
 from cord_trio.config.settings import (
     AgentConfig,
     Bounds,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 DEFAULT_FILES = ("cord.toml", ".mcp.json")
 """Looked for in the working folder, in this order."""
 
-OUR_TABLES = ("sources", "gateway", "profiles", "agents", "bounds")
+OUR_TABLES = ("sources", "layers", "gateway", "profiles", "agents", "bounds")
 
 CONTAINERS: tuple[tuple[tuple[str, ...], Dialect], ...] = (
     (("sources",), "ours"),
@@ -84,10 +85,11 @@ def parse_config(
     report = Report(file)
     top = Table(document, "", report)
     foreign = any(dialect != "ours" for _, dialect, _ in containers)
-    ours = not foreign or any(name in document for name in ("sources", "gateway", "bounds"))
+    ours = not foreign or any(name in document for name in ("sources", "gateway", "bounds", "layers"))
     if ours:
         _check_names(document, containers, report)
     bounds = _bounds(top if ours else Table({}, "", report))
+    layers = _layers(top) if ours else {}
     gateway = _gateway(top if ours else Table({}, "", report), bounds)
     profiles = _profiles(top) if ours else {}
     agents = _agents(top) if ours or _holds_agents(document.get("agents")) else {}
@@ -108,7 +110,7 @@ def parse_config(
             seen[name] = place
             words: Dialect = "gemini" if dialect == "plain" and _is_gemini(entries, file) else dialect
             source, found = read_source(
-                name, entry, path=place, dialect=words, bounds=bounds, environ=environ, file=file
+                name, entry, path=place, dialect=words, bounds=bounds, layers=layers, environ=environ, file=file
             )
             problems += found
             if source is not None:
@@ -205,6 +207,21 @@ def _bounds(top: Table) -> Bounds:
     except ConfigError as exc:
         _move(exc, "bounds", table)
         return Bounds()
+
+
+def _layers(top: Table) -> dict[str, Json]:
+    """What sources are surrounded with that do not say."""
+    table = top.table("layers")
+    if table is None:
+        return {}
+    table.only(LAYER_MEMBERS)
+    given = read_layers(table, LAYER_MEMBERS)
+    try:
+        Layered(**given)
+    except ConfigError as exc:
+        _move(exc, "layers", table)
+        return {}
+    return given
 
 
 def _gateway(top: Table, bounds: Bounds) -> GatewayConfig:

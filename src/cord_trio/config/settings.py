@@ -6,11 +6,15 @@ import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 import attrs
 
-from cord_trio.config.values import Fault, Source, check_numbers, raise_problems
+from cord_trio.config.checks import Fault, check_numbers, raise_problems
 from cord_trio.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from cord_trio.config.values import Source
 
 HTTP_HOST = "127.0.0.1"
 """Where the gateway listens unless told otherwise."""

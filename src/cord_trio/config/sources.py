@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import attrs
 
 from cord_trio.config.expand import expand
+from cord_trio.config.layering import LAYER_MEMBERS, read_layers, read_tools
 from cord_trio.config.table import Member, Report, Table, below, kind, nearest
 from cord_trio.config.values import EVERY_TOOL, Http, Source, Stdio, ToolFilter, WebSocket
 from cord_trio.errors import ConfigError
@@ -23,8 +24,8 @@ Dialect: TypeAlias = Literal["ours", "plain", "gemini", "vscode", "zed", "codex"
 STDIO_MEMBERS = ("command", "args", "env", "cwd")
 HTTP_MEMBERS = ("url", "headers", "redirects")
 COMMON_MEMBERS = (
-    "prefix", "deadline", "connect", "first_list", "slots", "rate", "burst", "retries", "breaker", "trust", "era",
-    "asks", "tools", "tell_deadline", "enabled", "max_message",
+    "prefix", "connect", "first_list", "trust", "era", "asks", "tools", "tool", "enabled", "max_message",
+    *LAYER_MEMBERS,
 )  # fmt: skip
 OUR_MEMBERS = (*STDIO_MEMBERS, *HTTP_MEMBERS, *COMMON_MEMBERS, "type", "transport")
 
@@ -78,12 +79,14 @@ def read_source(
     path: str,
     dialect: Dialect,
     bounds: Bounds,
+    layers: Mapping[str, Json],
     environ: Mapping[str, str],
     file: str,
 ) -> tuple[Source | None, list[Problem]]:
     """The source that `entry` describes, None if it cannot be used, and what is wrong or was passed over.
 
-    A disabled source that cannot be used is left out without a word.
+    A disabled source that cannot be used is left out without a word. `layers` are those of a source that does
+    not say.
     """
     report = Report(file, name)
     if not isinstance(entry, Mapping):
@@ -92,7 +95,7 @@ def read_source(
     table = Table(entry, path, report) if dialect == "ours" else _translate(entry, path, dialect, report, environ)
     if dialect == "ours":
         table.only(OUR_MEMBERS)
-    source = _build(name, table, dialect, bounds, environ)
+    source = _build(name, table, {**_bounded(bounds), **layers}, environ)
     if table.members.get("enabled") is False and any(problem.source for problem in report.problems):
         return None, []
     return source, report.problems
@@ -172,9 +175,9 @@ def _add_from_environment(
         members["env"] = {**forwarded, **(variables or {})}
 
 
-def _build(name: str, table: Table, dialect: Dialect, bounds: Bounds, environ: Mapping[str, str]) -> Source | None:
+def _build(name: str, table: Table, defaults: Mapping[str, Json], environ: Mapping[str, str]) -> Source | None:
     how = _kind(table)
-    common = _common(name, table, bounds)
+    common = _common(name, table, defaults)
     expander = _Expander(table, environ)
     try:
         match how:
@@ -252,26 +255,29 @@ def _tell_misplaced(table: Table, others: tuple[str, ...], has: str) -> None:
             table.report.note(table.at(name), f"means nothing for a source with a {has}", "remove it")
 
 
-def _common(name: str, table: Table, bounds: Bounds) -> dict[str, Json]:
-    options: dict[str, Json] = {
+def _bounded(bounds: Bounds) -> dict[str, Json]:
+    return {
         "deadline": bounds.call,
         "connect": bounds.connect,
         "first_list": bounds.first_list,
         "slots": bounds.slots,
         "max_message": bounds.message_in,
     }
+
+
+def _common(name: str, table: Table, defaults: Mapping[str, Json]) -> dict[str, Json]:
     given = {
         "prefix": table.text("prefix"),
         "trust": table.flag("trust"),
         "asks": table.flag("asks"),
         "enabled": table.flag("enabled"),
-        "tell_deadline": table.flag("tell_deadline"),
         "era": table.text("era"),
-        **{member: table.number(member) for member in ("deadline", "connect", "first_list", "rate")},
-        **{member: table.count(member) for member in ("slots", "burst", "retries", "breaker", "max_message")},
+        "max_message": table.count("max_message"),
+        **{member: table.number(member) for member in ("connect", "first_list")},
+        **read_layers(table, LAYER_MEMBERS),
     }
-    options |= {member: value for member, value in given.items() if value is not None}
-    return {"name": name, "tools": _tools(table), **options}
+    options = {**defaults, **{member: value for member, value in given.items() if value is not None}}
+    return {"name": name, "tools": _tools(table), "tool": read_tools(table), **options}
 
 
 def _tools(table: Table) -> ToolFilter:

@@ -13,22 +13,17 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from cord_trio.errors import ConfigError, Problem
+from cord_trio.config.checks import check_numbers, raise_problems, texts
+from cord_trio.config.layering import Layered, ToolSettings, in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
-Fault: TypeAlias = tuple[str, str, str]
-"""A field's path within its value, what is wrong with it, what to do."""
+    from cord_trio.call import Layer
+    from cord_trio.config.checks import Fault
 
 MAX_PREFIX = 40
 """Characters of a prefix: an exported name has 64 in all, and must leave room to tell tools apart."""
-
-MAX_SECONDS = 1e9
-"""Seconds that a duration may be set to; more is a slip of the pen."""
-
-MAX_COUNT = 2**40
-"""What a count or a size in bytes may be set to."""
 
 RESERVED_PREFIXES = frozenset({"agent", "cord"})
 """Prefixes of the fabric's own tools."""
@@ -47,11 +42,11 @@ _OTHER_CHARACTERS = re.compile(r"[^A-Za-z0-9_-]")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
-def _texts(values: Iterable[str]) -> tuple[str, ...]:
-    return (values,) if isinstance(values, str) else tuple(values)
-
-
 def _copied(values: Mapping[str, str]) -> Mapping[str, str]:
+    return dict(values)
+
+
+def _copied_settings(values: Mapping[str, ToolSettings]) -> Mapping[str, ToolSettings]:
     return dict(values)
 
 
@@ -77,27 +72,6 @@ def _public_repr(url: str) -> str:
     return repr(public_url(url))
 
 
-def check_numbers(value: object, least: Mapping[str, int | float]) -> Iterator[Fault]:
-    """A fault for each number of `value` out of its range: from an `int` on upwards, or above a `float`."""
-    for name, low in least.items():
-        number, above = getattr(value, name), isinstance(low, float)
-        if number is None:
-            continue
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or number != number:  # NaN
-            yield name, "is not a number", "give a number"
-        elif number < low or (above and number == low):
-            yield name, "is too small", f"give a number above {low:g}" if above else f"give {low} or more"
-        elif number > (MAX_SECONDS if above else MAX_COUNT):
-            yield name, "is too large", f"give {MAX_SECONDS if above else MAX_COUNT:g} or less"
-
-
-def raise_problems(place: str, faults: Iterable[Fault]) -> None:
-    """Raise `ConfigError` if there are faults, each at its path below `place`."""
-    problems = [Problem("", f"{place}.{path}" if path else place, what, remedy) for path, what, remedy in faults]
-    if problems:
-        raise ConfigError(problems)
-
-
 @attrs.frozen
 class ToolFilter:
     """Which tools of a source are exported, and under which base names.
@@ -111,8 +85,8 @@ class ToolFilter:
 
     """
 
-    allow: tuple[str, ...] = attrs.field(default=("*",), converter=_texts)
-    deny: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+    allow: tuple[str, ...] = attrs.field(default=("*",), converter=texts)
+    deny: tuple[str, ...] = attrs.field(default=(), converter=texts)
     rename: Mapping[str, str] = attrs.field(factory=dict, converter=_copied)
 
     def __attrs_post_init__(self) -> None:
@@ -142,26 +116,20 @@ EVERY_TOOL = ToolFilter()
 
 
 @attrs.frozen(kw_only=True)
-class Common:
-    """What every source has.
+class Common(Layered):
+    """What every source has, beside its layers.
 
     Attributes:
         name: what the user calls it.
         prefix: of its exported names; None for the name itself, "" to export names unchanged.
-        deadline: seconds for one call, all attempts together.
         connect: seconds to connect and greet.
         first_list: seconds for the first list of tools.
-        slots: calls in flight at once.
-        rate: calls a second; None for no limit.
-        burst: calls that may go at once when the rate was not used; None for one second's worth.
-        retries: further attempts of a call that is known not to have run, or safe to run again.
-        breaker: failures of its calls one after the other, from which on they are refused until a probe of it
-            succeeds; None for never.
         trust: whether the annotations of its tools are believed.
         asks: whether it may show some tools only to those who can be asked, and is listed as one of them too.
         era: which protocol era to speak; "auto" finds out.
         tools: which tools are exported, and as what.
-        tell_deadline: whether it is told how long each call may take, as `_meta["cord_trio/deadlineMs"]`.
+        tool: settings of single tools: globs over the server's names; the first that matches counts.
+        layers: of the user's own, around its calls, the first of them outermost; in code only.
         enabled: False to leave it out.
         max_message: bytes of one message from it.
 
@@ -169,19 +137,14 @@ class Common:
 
     name: str
     prefix: str | None = None
-    deadline: float = 60.0
     connect: float = 10.0
     first_list: float = 30.0
-    slots: int = 32
-    rate: float | None = None
-    burst: int | None = None
-    retries: int = 2
-    breaker: int | None = None
     trust: bool = False
     asks: bool = False
     era: Literal["auto", "modern", "legacy"] = "auto"
     tools: ToolFilter = EVERY_TOOL
-    tell_deadline: bool = False
+    tool: Mapping[str, ToolSettings] = attrs.field(factory=dict, converter=_copied_settings)
+    layers: tuple[Layer, ...] = attrs.field(default=(), converter=in_order)
     enabled: bool = True
     max_message: int = 16 * 1024 * 1024
 
@@ -193,14 +156,17 @@ class Common:
         """What its exported names begin with, before `__`; "" if they go out unchanged."""
         return _OTHER_CHARACTERS.sub("_", self.name) if self.prefix is None else self.prefix
 
+    def settings_of(self, tool: str) -> ToolSettings | None:
+        """The settings of the server's `tool`, if it has any of its own."""
+        return next((each for glob, each in self.tool.items() if fnmatchcase(tool, glob)), None)
+
     def faults(self) -> Iterator[Fault]:
         """What is wrong with this value; nothing, once it exists."""
         if not self.name or not self.name.isprintable():
             yield "", "the name is empty or holds control characters", "give it a plain name"
         yield from self._prefix_faults()
-        least: dict[str, int | float] = {"deadline": 0.0, "connect": 0.0, "first_list": 0.0, "rate": 0.0}
-        least |= {"slots": 1, "burst": 1, "retries": 0, "breaker": 1}
-        yield from check_numbers(self, least | {"max_message": 1024})
+        yield from self.layer_faults()
+        yield from check_numbers(self, {"connect": 0.0, "first_list": 0.0, "max_message": 1024})
         if self.era not in ("auto", "modern", "legacy"):
             yield "era", "is not an era", 'write "auto", "modern" or "legacy"'
 
@@ -230,7 +196,7 @@ class Stdio(Common):
     """
 
     command: str
-    args: tuple[str, ...] = attrs.field(default=(), converter=_texts, repr=_only_count)
+    args: tuple[str, ...] = attrs.field(default=(), converter=texts, repr=_only_count)
     env: Mapping[str, str] = attrs.field(factory=dict, converter=_copied, repr=_only_names)
     cwd: str | None = None
 

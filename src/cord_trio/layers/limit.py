@@ -24,8 +24,9 @@ WAITING: Final = 1024
 class Slots:
     """`size` slots and the queue for them.
 
-    Invariants: 0 ≤ taken ≤ size; nobody waits while a slot is free; a slot goes to whoever waits longest;
-    a slot is given to a waiter at the moment that it is given back, so nobody can take it in between.
+    Invariants: 0 ≤ taken ≤ size, but for slots that are in use while there are made fewer; nobody waits while a
+    slot is free; a slot goes to whoever waits longest; a slot is given to a waiter at the moment that it is given
+    back, so nobody can take it in between.
 
     Attributes:
         size: calls at once.
@@ -70,12 +71,24 @@ class Slots:
     @trio.lowlevel.enable_ki_protection
     def release(self) -> None:
         """Give a slot back."""
-        if self.queue:
+        if self.queue and self.taken <= self.size:
             cell, _ = self.queue.popitem(last=False)
             self._timer.discard(cell)
             cell.settle(None)
         else:
             self.taken -= 1
+
+    @trio.lowlevel.enable_ki_protection
+    def resize(self, size: int) -> None:
+        """Have `size` slots from now on. Those in use stay in use; who waits gets what became free."""
+        if size < 1:
+            raise ValueError("there must be a slot")
+        self.size = size
+        while self.queue and self.taken < size:
+            self.taken += 1
+            cell, _ = self.queue.popitem(last=False)
+            self._timer.discard(cell)
+            cell.settle(None)
 
     @trio.lowlevel.enable_ki_protection
     def _leave(self, cell: Cell[None]) -> None:

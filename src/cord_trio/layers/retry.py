@@ -27,6 +27,8 @@ from cord_trio.errors import (
     SourceDown,
     ToolNotFound,
 )
+from cord_trio.layers.safety import repeatable
+from cord_trio.layers.times import Times
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,9 +60,6 @@ WINDOW: Final = 10.0
 PARTS: Final = 10
 """Parts in which the window moves on."""
 
-READS: Final = frozenset({"resources/read", "completion/complete", "server/discover"})
-"""Methods that change nothing, beside those that end in `/list` and `/get` (MCP 2026-07-28)."""
-
 FINAL: Final = (BadReply, CallFailed, Draining, InputNeeded, SourceDown, ToolNotFound)
 """Failures that another attempt would only repeat. Whoever raises `SourceDown` has waited for it already."""
 
@@ -73,6 +72,10 @@ class RetryBudget:
 
     One for each source, shared by all who call it: then an outage multiplies the load by no more than
     1 + `ratio`, whatever each call would like.
+
+    Attributes:
+        times: how long attempts took that were answered.
+
     """
 
     def __init__(
@@ -91,13 +94,16 @@ class RetryBudget:
         """[number of the part, first attempts, retries], oldest first."""
         self._newest = [0, 0, 0]
         self._newest_ends = -math.inf
+        self.times = Times()
 
-    def deposit(self) -> None:
-        """Count a first attempt."""
-        if self._clock() < self._newest_ends:
+    def deposit(self) -> float:
+        """Count a first attempt; returns when that was."""
+        now = self._clock()
+        if now < self._newest_ends:
             self._newest[1] += 1
         else:
             self._current()[1] += 1
+        return now
 
     def withdraw(self) -> bool:
         """Whether a retry is within the budget; if so, it counts."""
@@ -131,6 +137,7 @@ def retry(
     counters: Counters,
     trusted: bool = False,
     annotations: Callable[[str], Annotations | None] | None = None,
+    safe: bool = False,
     clock: Callable[[], float] = trio.current_time,
 ) -> Layer:
     """Calls that did not run, or may run twice, get up to `attempts` attempts, with growing random pauses.
@@ -145,18 +152,12 @@ def retry(
         counters: counts retries, and those that the budget did not allow.
         trusted: whether the server's annotations are believed.
         annotations: of the tool with an exported name; None if there is no such tool.
+        safe: whether the operator says that every tool that comes here may run twice.
         clock: Trio's time.
 
     """
-
-    def may_run_twice(call: Call) -> bool:
-        method = call.method
-        if method in READS or method.endswith(("/list", "/get")):
-            return True
-        if not trusted or annotations is None or call.name is None or method != "tools/call":
-            return False
-        hints = annotations(call.name)
-        return hints is not None and (hints.read_only_hint or hints.idempotent_hint)
+    times = budget.times
+    may_run_twice = repeatable(trusted=trusted, annotations=annotations, said=safe)
 
     def pause_before(call: Call, error: CallError) -> float | None:
         """Seconds until the next attempt of `call`; None if there must be none."""
@@ -167,8 +168,8 @@ def retry(
         pause = rng.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(call.attempt - 1, 16)))
         if isinstance(error, Refused) and error.retry_after is not None and error.retry_after > 0:
             pause += error.retry_after
-        if not clock() + pause < call.deadline:
-            return None
+        if not clock() + pause + times.quantile(0.5) < call.deadline:
+            return None  # it would only be cut off
         if not budget.withdraw():
             counters.add("retry.over_budget")
             return None
@@ -176,11 +177,13 @@ def retry(
 
     def layer(handler: Handler) -> Handler:
         async def retried(call: Call) -> Outcome:
-            budget.deposit()
+            begun = budget.deposit()
             may_have_run = False
             while True:
                 try:
-                    return await handler(call)
+                    outcome = await handler(call)
+                    times.last.append(clock() - begun)
+                    return outcome
                 except CallError as exc:
                     pause = pause_before(call, exc)
                     may_have_run = may_have_run or exc.executed == "unknown"
@@ -190,6 +193,7 @@ def retry(
                         raise
                 counters.add("retry.retry")
                 await _sleep(pause, timer, clock)
+                begun = clock()
                 call = replace(call, attempt=call.attempt + 1)
 
         return retried

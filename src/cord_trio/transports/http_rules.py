@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin, urlsplit
 
@@ -76,6 +78,23 @@ def may_pass(status: int) -> bool:
     return status == 429 or (status >= 500 and status != 501)
 
 
-def parse_seconds(text: str | None) -> float | None:
-    """`Retry-After` in seconds; a date counts as none."""
-    return float(text) if text is not None and text.isascii() and text.isdigit() else None
+def parse_seconds(text: str | None, date: str | None = None) -> float | None:
+    """`Retry-After` in seconds, None if it makes no sense. A date counts from `date`, that of the response.
+
+    So the server's clock need not agree with ours (RFC 9110, 10.2.3). Without `date` a date counts as none.
+    """
+    if text is not None and text.isascii() and text.isdigit():
+        return float(text)
+    until, since = _seconds_of(text), _seconds_of(date)
+    return None if until is None or since is None else max(0.0, until - since)
+
+
+def _seconds_of(date: str | None) -> float | None:
+    """Seconds since the epoch of an HTTP date."""
+    if date is None:
+        return None
+    try:
+        moment = parsedate_to_datetime(date)
+    except (ValueError, OverflowError):
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()  # one of its forms names no zone

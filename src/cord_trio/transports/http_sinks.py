@@ -218,7 +218,7 @@ class Post:
         self._message = b""  # a stream may live for days
         if status >= 400:
             self._challenge = headers.get("www-authenticate") or ""
-            self._retry_after = parse_seconds(headers.get("retry-after"))
+            self._retry_after = parse_seconds(headers.get("retry-after"), headers.get("date"))
             self._body = []
         elif self.id is None:
             pass  # any success will do for a notification, whatever its body (MCP 2025-11-25, transports)

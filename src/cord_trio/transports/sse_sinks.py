@@ -111,7 +111,7 @@ class Message:
     def head(self, status: int, headers: Headers) -> None:
         self._status = status
         self._location = headers.get("location") or ""
-        self._retry_after = parse_seconds(headers.get("retry-after"))
+        self._retry_after = parse_seconds(headers.get("retry-after"), headers.get("date"))
         self._challenge = headers.get("www-authenticate") or ""
         if 200 <= status < 300:  # any of them, whatever the body: the answer comes on the stream
             self._done(None)

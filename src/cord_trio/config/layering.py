@@ -1,0 +1,146 @@
+"""What lies around the calls of sources and of single tools, as frozen values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from cord_trio.config.checks import check_numbers, raise_problems
+from cord_trio.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from cord_trio.call import Layer
+    from cord_trio.config.checks import Fault
+    from cord_trio.config.table import Table
+    from cord_trio.protocol.jsonrpc import Json
+
+
+def in_order(layers: Iterable[Layer]) -> tuple[Layer, ...]:
+    """The layers as they are kept."""
+    return tuple(layers)
+
+
+LEAST: Mapping[str, int | float] = {
+    "deadline": 0.0, "attempt": 0.0, "slots": 1, "queue": 0, "rate": 0.0, "burst": 1, "retries": 0, "breaker": 1,
+}  # fmt: skip
+"""What the numbers are at least, or above where it is a `float`."""
+
+
+@attrs.frozen(kw_only=True)
+class Layered:
+    """The layers of a source. As a value of its own: those of all sources that do not say.
+
+    Attributes:
+        deadline: seconds for one call, all attempts together.
+        attempt: seconds for one attempt, from when it has a slot; None for as long as the call may take.
+        slots: calls in flight at once.
+        adaptive: whether the slots follow what it can take, up to `slots`.
+        queue: calls that may wait for a slot.
+        shed: whether calls are refused at once that would probably wait for a slot longer than they have.
+        rate: calls a second; None for no limit.
+        burst: calls that may go at once when the rate was not used; None for one second's worth.
+        retries: further attempts of a call that is known not to have run, or safe to run again.
+        breaker: failures of its calls one after the other, from which on they are refused until a probe of it
+            succeeds; None for never.
+        tell_deadline: whether it is told how long each call may take, as `_meta["cord_trio/deadlineMs"]`.
+
+    """
+
+    deadline: float = 60.0
+    attempt: float | None = None
+    slots: int = 32
+    adaptive: bool = False
+    queue: int = 1024
+    shed: bool = False
+    rate: float | None = None
+    burst: int | None = None
+    retries: int = 2
+    breaker: int | None = None
+    tell_deadline: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        raise_problems("layers", self.layer_faults())
+
+    def layer_faults(self) -> Iterator[Fault]:
+        """What is wrong with the layers; nothing, once the value exists."""
+        yield from check_numbers(self, LEAST)
+
+
+@attrs.frozen(kw_only=True)
+class ToolSettings:
+    """What is different for some tools of a source; None for what is not.
+
+    Slots and rate of tools count beside those of their source, and of every tool for itself.
+
+    Attributes:
+        deadline: as of a source.
+        attempt: likewise.
+        slots: calls of one such tool in flight at once.
+        rate: calls a second of one such tool.
+        burst: as of a source, for `rate`.
+        retries: as of a source.
+        repeatable: whether they may run twice, whatever the server says of them.
+        layers: of the user's own, around their calls and within those of the source; in code only.
+
+    """
+
+    deadline: float | None = None
+    attempt: float | None = None
+    slots: int | None = None
+    rate: float | None = None
+    burst: int | None = None
+    retries: int | None = None
+    repeatable: bool = False
+    layers: tuple[Layer, ...] = attrs.field(default=(), converter=in_order)
+
+    def __attrs_post_init__(self) -> None:
+        raise_problems("tool", self._faults())
+
+    def _faults(self) -> Iterator[Fault]:
+        names = {field.name for field in attrs.fields(ToolSettings)}
+        yield from check_numbers(self, {name: low for name, low in LEAST.items() if name in names})
+        if self.burst is not None and self.rate is None:
+            yield "burst", "means nothing without a rate", "give a rate too"
+
+
+LAYER_MEMBERS = tuple(field.name for field in attrs.fields(Layered))
+"""What may be said of all sources, and of one."""
+
+TOOL_MEMBERS = tuple(field.name for field in attrs.fields(ToolSettings) if field.name != "layers")
+"""What may be said of some tools of one source."""
+
+_NUMBERS = ("deadline", "attempt", "rate")
+_COUNTS = ("slots", "queue", "burst", "retries", "breaker")
+_FLAGS = ("adaptive", "shed", "tell_deadline", "repeatable")
+
+
+def read_layers(table: Table, known: Iterable[str]) -> dict[str, Json]:
+    """Those of the members `known` that `table` has, each of its type; what is not is reported."""
+    readers: dict[str, Callable[[str], Json]] = {
+        **dict.fromkeys(_NUMBERS, table.number),
+        **dict.fromkeys(_COUNTS, table.count),
+    }
+    readers |= dict.fromkeys(_FLAGS, table.flag)
+    found: dict[str, Json] = {name: readers[name](name) for name in known}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def read_tools(table: Table) -> dict[str, ToolSettings]:
+    """The settings of single tools: each a table below `tool`, named by the server's name or a glob over it."""
+    tools: dict[str, ToolSettings] = {}
+    inner = table.table("tool")
+    for name in inner.members if inner else ():
+        entry = inner.table(name) if inner else None
+        if entry is None:
+            continue
+        entry.only(TOOL_MEMBERS)
+        try:
+            tools[name] = ToolSettings(**read_layers(entry, TOOL_MEMBERS))
+        except ConfigError as exc:
+            for problem in exc.problems:
+                place = problem.path.removeprefix("tool").removeprefix(".")
+                entry.report.add(entry.at(place), problem.what, problem.remedy)
+    return tools

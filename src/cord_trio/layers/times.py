@@ -1,0 +1,50 @@
+"""How long calls took lately: what those layers know that must guess how long one will take."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cord_trio.call import Call, Handler, Layer, Outcome
+
+KEPT: Final = 128
+"""Durations that are kept, the newest."""
+
+
+class Times:
+    """The durations of the last calls that were answered, in seconds.
+
+    Attributes:
+        last: them, the oldest first.
+
+    """
+
+    __slots__ = ("last",)
+
+    def __init__(self, kept: int = KEPT) -> None:
+        self.last: deque[float] = deque(maxlen=kept)
+
+    def quantile(self, part: float, least: int = 1) -> float:
+        """The duration that `part` of the calls did not exceed; 0 if there were fewer than `least`."""
+        count = len(self.last)
+        if count < least:
+            return 0.0
+        return sorted(self.last)[min(count - 1, int(part * count))]
+
+
+def timed(times: Times, *, clock: Callable[[], float]) -> Layer:
+    """Calls that are answered add how long they took to `times`."""
+
+    def layer(handler: Handler) -> Handler:
+        async def measured(call: Call) -> Outcome:
+            begun = clock()
+            outcome = await handler(call)
+            times.last.append(clock() - begun)
+            return outcome
+
+        return measured
+
+    return layer

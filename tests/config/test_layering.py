@@ -1,0 +1,102 @@
+"""What is said of the layers of all sources, of one, and of one tool."""
+
+from __future__ import annotations
+
+import pytest
+
+from cord_trio.config import Config, Layered, Stdio, ToolSettings, parse_config
+from cord_trio.errors import ConfigError
+
+
+def toml(text: str) -> Config:
+    return parse_config(text, format="toml", file="cord.toml", environ={})
+
+
+def test_layers_are_those_of_every_source_that_does_not_say() -> None:
+    config = toml("""
+        [bounds]
+        slots = 9
+        call = 50
+
+        [layers]
+        deadline = 20
+        attempt = 5
+        retries = 1
+
+        [sources.a]
+        command = "a"
+
+        [sources.b]
+        command = "b"
+        deadline = 7
+        retries = 0
+    """)
+    a, b = config.sources.values()
+    assert (a.deadline, a.attempt, a.retries, a.slots) == (20.0, 5.0, 1, 9)
+    assert (b.deadline, b.attempt, b.retries, b.slots) == (7.0, 5.0, 0, 9)
+
+
+def test_a_tool_has_settings_of_its_own_and_the_first_glob_counts() -> None:
+    config = toml("""
+        [sources.a]
+        command = "a"
+        tools = { allow = ["s*"] }
+
+        [sources.a.tool.search]
+        deadline = 5
+        repeatable = true
+
+        [sources.a.tool."s*"]
+        rate = 2
+        burst = 1
+    """)
+    source = config.sources["a"]
+    assert source.settings_of("search") == ToolSettings(deadline=5.0, repeatable=True)
+    assert source.settings_of("send") == ToolSettings(rate=2.0, burst=1)
+    assert source.settings_of("other") is None
+
+
+def test_what_is_wrong_with_layers_is_told_where_it_stands() -> None:
+    with pytest.raises(ConfigError) as caught:
+        toml("[layers]\ndeadline = -1\nshed = 3\nbrake = 2\n[sources.a]\ncommand = 'a'")
+    assert [(problem.path, problem.what) for problem in caught.value.problems] == [
+        ("layers.brake", "is not known"),
+        ("layers.shed", "is a number"),
+        ("layers.deadline", "is too small"),
+    ]
+
+
+def test_what_is_wrong_with_a_tools_settings_breaks_its_source_alone() -> None:
+    config = toml("""
+        [sources.a]
+        command = "a"
+        [sources.a.tool.x]
+        retries = -1
+        burst = 3
+        trust = true
+        [sources.b]
+        command = "b"
+        [sources.c]
+        command = "c"
+        tool = { y = 3 }
+    """)
+    assert list(config.sources) == ["b"]
+    assert [(problem.path, problem.what) for problem in config.problems] == [
+        ("sources.a.tool.x.trust", "is not known"),
+        ("sources.a.tool.x.retries", "is too small"),
+        ("sources.a.tool.x.burst", "means nothing without a rate"),
+        ("sources.c.tool.y", "is a number"),
+    ]
+
+
+def test_layers_beside_a_pasted_block_count_for_it() -> None:
+    text = '{"mcpServers": {"a": {"command": "a", "attempt": 3}}, "layers": {"deadline": 9}}'
+    [source] = parse_config(text, format="json", environ={}).sources.values()
+    assert (source.deadline, source.attempt) == (9.0, 3.0)
+
+
+def test_layers_are_checked_in_code_too() -> None:
+    with pytest.raises(ConfigError, match=r"layers\.slots: is too small"):
+        Layered(slots=0)
+    with pytest.raises(ConfigError, match=r"sources\.a\.attempt: is too small"):
+        Stdio(name="a", command="a", attempt=0.0)

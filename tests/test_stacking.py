@@ -1,0 +1,119 @@
+"""Which layers lie around a call, and in which order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+import cord_trio as cord
+from cord_trio.config import ToolSettings
+from cord_trio.errors import DeadlineExceeded, Overloaded
+from cord_trio.fabric import open_fabric
+from cord_trio.testing import ToolServer
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from trio.testing import MockClock
+
+
+async def ending(ask: Callable[[], Awaitable[object]], into: list[object]) -> None:
+    try:
+        into.append(await ask())
+    except cord.CallError as exc:
+        into.append(exc)
+
+
+def noting(mark: str, seen: list[str]) -> cord.Layer:
+    """A layer of the user's own: three lines, and the call passes."""
+
+    def layer(handler: cord.Handler) -> cord.Handler:
+        async def noted(call: cord.Call) -> cord.Outcome:
+            seen.append(f"{mark} {call.name}")
+            return await handler(call)
+
+        return noted
+
+    return layer
+
+
+async def test_the_users_own_layers_lie_around_all_sources_one_or_one_tool(autojump_clock: MockClock) -> None:
+    seen: list[str] = []
+    x = ToolServer().in_process(
+        name="x", layers=[noting("source", seen)], tool={"ad*": ToolSettings(layers=[noting("tool", seen)])}
+    )
+    async with open_fabric([x, ToolServer().in_process(name="y")], layers=[noting("all", seen)]) as fabric:
+        await fabric.call("x__echo", {"text": ""})
+        await fabric.call("x__add", {"a": 1, "b": 2})
+        await fabric.call("x__add", {"a": 1, "b": 2})
+        await fabric.call("y__echo", {"text": ""})
+    assert seen == [
+        *("all x__echo", "source x__echo"),
+        *("all x__add", "source x__add", "tool x__add") * 2,
+        "all y__echo",
+    ]
+
+
+async def test_the_documented_layer_is_one(autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text("utf-8")
+    code = page[page.index("def noting(") : page.index("cord.open_fabric(config, layers=[noting])")]
+    namespace: dict[str, cord.Layer] = {"cord": cord}  # type: ignore[dict-item]  # a module for its annotations
+    exec(code, namespace)
+    async with open_fabric([ToolServer().in_process(name="x")], layers=[namespace["noting"]]) as fabric:
+        await fabric.call("x__echo", {"text": ""})
+    assert capsys.readouterr().out == "tools/call x__echo\n"
+
+
+async def test_a_tool_has_a_deadline_and_slots_of_its_own(autojump_clock: MockClock) -> None:
+    own = {"sleep": ToolSettings(deadline=2, slots=1), "*": ToolSettings(deadline=7)}
+    async with open_fabric([ToolServer().in_process(name="x", tool=own)]) as fabric:
+        await fabric.wait_started()
+        begun = trio.current_time()
+        ends: list[object] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ending, lambda: fabric.call("x__sleep", {"seconds": 1.5}), ends)
+            nursery.start_soon(ending, lambda: fabric.call("x__sleep", {"seconds": 1.5}), ends)
+            await fabric.call("x__progress", {"steps": 0, "seconds": 1})  # it waits for nobody
+            assert trio.current_time() == pytest.approx(begun + 1)
+        assert trio.current_time() == pytest.approx(begun + 2)
+        assert isinstance(ends[1], DeadlineExceeded)
+
+
+async def test_an_attempt_begins_when_it_has_a_slot(autojump_clock: MockClock) -> None:
+    async with open_fabric([ToolServer().in_process(name="x", slots=1, attempt=3.0)]) as fabric:
+        await fabric.wait_started()
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(fabric.call, "x__sleep", {"seconds": 2})
+        with pytest.raises(DeadlineExceeded):
+            await fabric.call("x__sleep", {"seconds": 4})
+
+
+async def test_a_source_sheds_and_adapts_if_it_is_told_to(autojump_clock: MockClock) -> None:
+    source = ToolServer().in_process(name="x", slots=4, adaptive=True, shed=True, attempt=1.0, queue=2, retries=0)
+    async with open_fabric([source]) as fabric:
+        with pytest.raises(DeadlineExceeded):
+            await fabric.call("x__sleep", {"seconds": 5})
+        assert fabric.slots["x"].size == 2
+        ends: list[object] = []
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(ending, lambda: fabric.call("x__sleep", {"seconds": 0.5}), ends)
+                await wait_all_tasks_blocked()
+            with pytest.raises(Overloaded) as caught:
+                await fabric.call("x__echo", {"text": ""})
+            assert (caught.value.bound, caught.value.limit) == ("x.queue", 2)
+        assert not any(isinstance(end, Exception) for end in ends)
+
+
+async def test_a_queue_that_is_full_refuses_without_shedding_too(autojump_clock: MockClock) -> None:
+    async with open_fabric([ToolServer().in_process(name="x", slots=1, queue=0, retries=0)]) as fabric:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fabric.call, "x__sleep", {"seconds": 1})
+            await wait_all_tasks_blocked()
+            with pytest.raises(Overloaded, match=r"x\.waiting"):
+                await fabric.call("x__echo", {"text": ""})

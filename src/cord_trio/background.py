@@ -225,7 +225,7 @@ async def _follow(client: Client, call: Call, task: str) -> Outcome:
                 if new:
                     parts = {"inputRequests": object_of(new), "requestState": encode(MARK + task)}
                     return InputRequired(Raw(object_of({"resultType": b'"input_required"', **parts})))
-        await trio.sleep(_pause(state))
+        await trio.sleep(poll_pause(state.get("pollIntervalMs")))
 
 
 async def _about(
@@ -242,12 +242,13 @@ async def _about(
         raise BadReply(f"{session.name}: not about a task: {exc}") from exc
 
 
-def _pause(state: Mapping[str, Raw]) -> float:
+def poll_pause(told: Raw | None) -> float:
+    """Seconds until a task is looked at again, of which its server said that these milliseconds are the least."""
     least, usual, most = PAUSES
-    told = parse(state.get("pollIntervalMs", Raw(b"null")))
-    if isinstance(told, bool) or not isinstance(told, int | float):
+    given = None if told is None else parse(told)
+    if isinstance(given, bool) or not isinstance(given, int | float):
         return usual
-    return min(max(told / 1000, least), most)
+    return min(max(given / 1000, least), most)
 
 
 def _with_tasks(capabilities: bytes) -> bytes:

@@ -9,10 +9,24 @@ import trio
 from msgspec import Raw
 
 from cord_trio.call import Call, Complete, Error, Outcome, Task
+from cord_trio.errors import CallError, ConnectionLost
+from cord_trio.gateway.requests import MAX_TASKS
 from cord_trio.protocol.jsonrpc import encode, parse
-from tests.gateway.fakes import CAPABILITIES, SERVER_INFO, FakeFabric, initialize, legacy, modern, open_http, open_pipe
+from tests.gateway.fakes import (
+    CAPABILITIES,
+    SERVER_INFO,
+    SUBSCRIPTION,
+    FakeFabric,
+    initialize,
+    legacy,
+    modern,
+    open_http,
+    open_pipe,
+)
 
 if TYPE_CHECKING:
+    from trio.testing import MockClock
+
     from cord_trio.protocol.jsonrpc import Json
 
 EXTENSION = "io.modelcontextprotocol/tasks"
@@ -103,3 +117,84 @@ async def test_a_task_that_is_none_is_the_servers_fault(result: bytes) -> None:
     async with open_pipe(FakeFabric(t=server)) as client:
         (answer,) = await client.ask(modern(1, "tools/call", {"name": "t"}, CAN))
         assert answer["error"]["code"] == -32603
+
+
+async def test_row_22_who_listens_is_told_of_each_state_of_a_task_under_its_id(autojump_clock: MockClock) -> None:
+    states: list[dict[str, Json]] = [
+        {"status": "working", "pollIntervalMs": 5_000},
+        {"status": "working", "pollIntervalMs": 5_000},
+        {"status": "completed", "result": {"content": []}},
+    ]
+
+    async def server(call: Call) -> Outcome:
+        await trio.lowlevel.checkpoint()
+        if call.method == "tools/call":
+            return Task(Raw(encode({"resultType": "task", "taskId": "up-1", **STATUS})))
+        assert (call.method, call.name) == ("tasks/get", "t")
+        assert EXTENSION.encode() in call.capabilities
+        seen.append(trio.current_time())
+        return Complete(Raw(encode({"resultType": "complete", "taskId": "up-1", **states.pop(0), "_meta": {"a": 1}})))
+
+    seen: list[float] = []
+    async with open_pipe(FakeFabric(t=server)) as client:
+        (made,) = await client.ask(modern(1, "tools/call", {"name": "t"}, CAN))
+        id = made["result"]["taskId"]
+        client.got.clear()
+        client.send(modern("L", "subscriptions/listen", {"notifications": {"taskIds": [id, "other", id]}}, CAN))
+        await trio.sleep(30)
+        acknowledged, working, completed = client.got
+        subscription = {SUBSCRIPTION: "L"}
+        assert acknowledged["params"] == {"notifications": {"taskIds": [id]}, "_meta": subscription}
+        assert (working["method"], working["params"]) == (
+            "notifications/tasks",
+            {"taskId": id, "status": "working", "pollIntervalMs": 5_000, "_meta": subscription},
+        )
+        assert completed["params"] == {
+            "taskId": id, "status": "completed", "result": {"content": []}, "_meta": subscription,
+        }  # fmt: skip
+        assert [round(second - seen[0]) for second in seen] == [0, 5, 10]
+
+
+async def test_row_22_a_task_that_fails_to_be_seen_is_looked_at_again_until_it_is_none(
+    autojump_clock: MockClock,
+) -> None:
+    looks: list[Outcome | CallError] = [
+        ConnectionLost("gone"),
+        Complete(Raw(b"[]")),
+        Complete(Raw(b'{"status":"working"}')),
+        Error(-32602, "unknown"),
+    ]
+
+    async def server(call: Call) -> Outcome:
+        await trio.lowlevel.checkpoint()
+        if call.method == "tools/call":
+            return Task(Raw(b'{"taskId":"up-1"}'))
+        look = looks.pop(0)
+        if isinstance(look, CallError):
+            raise look
+        return look
+
+    async with open_pipe(FakeFabric(t=server)) as client:
+        (made,) = await client.ask(modern(1, "tools/call", {"name": "t"}, CAN))
+        wanted = {"notifications": {"taskIds": [made["result"]["taskId"]]}}
+        client.got.clear()
+        client.send(modern("L", "subscriptions/listen", wanted, CAN))
+        await trio.sleep(30)
+        assert [each["method"] for each in client.got] == [
+            "notifications/subscriptions/acknowledged",
+            "notifications/tasks",
+        ]
+        assert looks == []
+
+
+async def test_row_22_only_who_knows_tasks_listens_to_them_and_to_so_many(autojump_clock: MockClock) -> None:
+    async with open_pipe(FakeFabric(t=Server())) as client:
+        for wanted, meta, code in (
+            (["x"], {}, -32021),
+            ("x", CAN, -32602),
+            ([5], CAN, -32602),
+            (["x"] * (MAX_TASKS + 1), CAN, -32602),
+        ):
+            listen = {"notifications": {"taskIds": wanted}}
+            (answer,) = await client.ask(modern(1, "subscriptions/listen", listen, meta))
+            assert answer["error"]["code"] == code

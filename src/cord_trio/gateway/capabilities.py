@@ -23,6 +23,12 @@ ROOTS: Final = "roots/list"
 TASKS: Final = "io.modelcontextprotocol/tasks"
 """The extension for work in the background, which legacy revisions do not have."""
 
+NEEDS_TASKS: Final[Mapping[str, Json]] = {"extensions": {TASKS: {}}}
+"""What who asks of a task must declare, in each request."""
+
+NEEDED_DATA: Final = b'{"requiredCapabilities":%b}' % encode(NEEDS_TASKS)
+"""The `data` of an error that says so."""
+
 _ASKING: Final = {"elicitation": ELICIT, "sampling": SAMPLE, "roots": ROOTS}
 
 

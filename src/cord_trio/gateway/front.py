@@ -184,7 +184,7 @@ class Front:
             case "server/discover":
                 return Reply(encode_result(id, self._discovery()))
             case "subscriptions/listen":
-                return read_listen(id, era, params, caller.principal)
+                return read_listen(id, era, params, bytes(capabilities), caller.principal)
         return refuse(id, METHOD_NOT_FOUND, f"method {method!r} is not served", NOT_FOUND)
 
     def _param_fault(self, run: Run, headers: Lines) -> str | None:

@@ -9,12 +9,12 @@ import trio
 from cord_trio.cell import Cell
 from cord_trio.errors import CallError, Overloaded
 from cord_trio.gateway.asking import Channel
-from cord_trio.gateway.listen import Updated, follow
+from cord_trio.gateway.listen import follow
 from cord_trio.gateway.outlet import EVENTS, JSON, JSON_FIELDS, Outlet, accepted
 from cord_trio.gateway.relay import failure
 from cord_trio.gateway.routing import SESSION_HEADER, says_modern
 from cord_trio.gateway.running import MAX_RUNNING
-from cord_trio.gateway.service import Service, error_code, listen_messages
+from cord_trio.gateway.service import Service, error_code
 from cord_trio.gateway.steps import (
     ACCEPTED,
     BAD_REQUEST,
@@ -235,11 +235,8 @@ class Exchanges:
         if not outlet.events:
             outlet.answer(Reply(encode_error(step.id, INVALID_REQUEST, f"Accept must allow {EVENTS}"), 406))
             return
-        ack, meta, end = listen_messages(step, self.service.front.identity)
         try:
-            with self.service.listening(step) as watch:
-                outlet.tell(ack)
-                await follow(watch, outlet, meta)
+            end = await self.service.listen(step, outlet, outlet.tell)
         except CallError as exc:
             status = UNAVAILABLE if isinstance(exc, Overloaded) else OK
             outlet.answer(Reply(encode_error(step.id, error_code(exc), str(exc)), status))
@@ -290,7 +287,7 @@ class Exchanges:
         changes = self.service.changes
 
         def told(news: News) -> None:
-            if not isinstance(news, Updated):
+            if isinstance(news, str):
                 session.saw(news, changes.generation)
 
         try:

@@ -50,8 +50,16 @@ class Updated:
     uri: str
 
 
-News: TypeAlias = str | Updated
-"""A kind whose list has changed, or a resource that has."""
+@attrs.frozen
+class Changed:
+    """A task has another state: the parameters of the notification, without `_meta`. The last one counts."""
+
+    id: str
+    state: bytes = attrs.field(eq=False)
+
+
+News: TypeAlias = str | Updated | Changed
+"""A kind whose list has changed, or a resource or a task that has."""
 
 
 class Watch:
@@ -71,6 +79,7 @@ class Watch:
 
     def ring(self, news: News) -> None:
         """There is news."""
+        self._news.pop(news, None)  # an equal one may say less
         self._news[news] = None
         self._wake.set()
 
@@ -161,6 +170,8 @@ class Changes:
 
 def news_message(news: News, meta: bytes = b"") -> bytes:
     """The notification of `news`; `meta` is JSON text, empty for a legacy client."""
+    if isinstance(news, Changed):
+        return encode_notification("notifications/tasks", b'%b,"_meta":%b}' % (news.state[:-1], meta))
     if isinstance(news, Updated):
         more = b',"_meta":%b' % meta if meta else b""
         return encode_notification("notifications/resources/updated", b'{"uri":%b%b}' % (encode(news.uri), more))

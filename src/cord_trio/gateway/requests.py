@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec import Raw
 
+from cord_trio.gateway.capabilities import NEEDED_DATA, NEEDS_TASKS, TASKS, lacks
 from cord_trio.gateway.params import decode_string, is_object, token_text
 from cord_trio.gateway.routing import invalid
-from cord_trio.gateway.steps import ANSWERS, STATE, Level, List, Listen, Run, Subscribe
+from cord_trio.gateway.steps import ANSWERS, BAD_REQUEST, STATE, Level, List, Listen, Reply, Run, Subscribe
 from cord_trio.protocol import jsonrpc
-from cord_trio.protocol.eras import INPUT_METHODS
-from cord_trio.protocol.jsonrpc import encode
+from cord_trio.protocol.eras import INPUT_METHODS, MISSING_CAPABILITY
+from cord_trio.protocol.jsonrpc import encode, encode_error
 from cord_trio.protocol.mcp import HOP_LOCAL_META, META_LOG_LEVEL, PROGRESS_TOKEN
 from cord_trio.trace import take_trace
 
@@ -28,6 +29,9 @@ LEVELS: Final = ("debug", "info", "notice", "warning", "error", "critical", "ale
 
 MAX_URIS: Final = 1_000
 """Resources that one subscription names."""
+
+MAX_TASKS: Final = 64
+"""Tasks that one subscription names."""
 
 LISTS: Final[Mapping[str, Kind]] = {
     "tools/list": "tools",
@@ -125,7 +129,7 @@ def read_list(id: Id, era: Era, kind: Kind, params: Mapping[str, Raw], principal
     return invalid(id, "cursor is not a string") if cursor is None else List(id, era, cursor, kind, principal)
 
 
-def read_listen(id: Id, era: Era, params: Mapping[str, Raw], principal: str) -> Step:
+def read_listen(id: Id, era: Era, params: Mapping[str, Raw], capabilities: bytes, principal: str) -> Step:
     """`subscriptions/listen`. What we do not know of its filter is not honoured, and so not acknowledged."""
     raw = params.get("notifications")
     if raw is None or not is_object(raw):
@@ -146,7 +150,20 @@ def read_listen(id: Id, era: Era, params: Mapping[str, Raw], principal: str) -> 
             return invalid(id, "resourceSubscriptions is not a list of URIs")
         if len(uris) > MAX_URIS:
             return invalid(id, f"resourceSubscriptions names more than {MAX_URIS} resources (gateway.uris)")
-    return Listen(id, era, tuple(kinds), tuple(dict.fromkeys(uris)), principal)
+    tasks: list[str] = []
+    if "taskIds" in wanted:
+        if lacks(capabilities, NEEDS_TASKS):
+            error = encode_error(id, MISSING_CAPABILITY, f"taskIds needs the extension {TASKS}", NEEDED_DATA)
+            return Reply(error, BAD_REQUEST)
+        try:
+            tasks = _decode_texts(wanted["taskIds"])
+        except msgspec.DecodeError:
+            return invalid(id, "taskIds is not a list of ids")
+        if len(tasks) > MAX_TASKS:
+            return invalid(id, f"taskIds names more than {MAX_TASKS} tasks (gateway.tasks)")
+    return Listen(
+        id, era, tuple(kinds), tuple(dict.fromkeys(uris)), principal, tuple(dict.fromkeys(tasks)), capabilities
+    )
 
 
 def read_subscribe(id: Id, params: Mapping[str, Raw], *, wanted: bool) -> Step:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -13,10 +14,11 @@ from cord_trio.errors import CallError, CallFailed, Draining
 from cord_trio.gateway.catalogue import PAGE_ITEMS, Catalogue
 from cord_trio.gateway.events import Events
 from cord_trio.gateway.front import Front
-from cord_trio.gateway.listen import Changes, Updated
+from cord_trio.gateway.listen import Changed, Changes, Updated, follow
 from cord_trio.gateway.performing import Performer
 from cord_trio.gateway.sessions import SWEEP, Sessions
 from cord_trio.gateway.steps import UNAVAILABLE, Reply
+from cord_trio.gateway.tasks import open_tasks, watch_task
 from cord_trio.protocol.jsonrpc import (
     INTERNAL_ERROR,
     encode,
@@ -28,12 +30,12 @@ from cord_trio.protocol.jsonrpc import (
 from cord_trio.protocol.mcp import META_SERVER_INFO, META_SUBSCRIPTION_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Sequence
 
     from msgspec import Raw
 
     from cord_trio.gateway.asking import Channel
-    from cord_trio.gateway.listen import News, Watch
+    from cord_trio.gateway.listen import News, Outlet, Watch
     from cord_trio.gateway.ports import Fabric, PromptRoute, ResourceRoute, Route
     from cord_trio.gateway.steps import List, Listen, Run, Subscribe
     from cord_trio.gateway.subscriptions import Subscriptions
@@ -134,6 +136,28 @@ class Service:
                 )
             yield watch
 
+    async def listen(self, step: Listen, outlet: Outlet, tell: Callable[[bytes], None]) -> bytes:
+        """Acknowledge `step` with `tell`, then tell `outlet` of what it wants to hear; the result, once that ends.
+
+        Raises:
+            CallError: it cannot be had, and was not acknowledged.
+
+        """
+        tasks = open_tasks(self.sealer, step, trio.current_time()) if step.tasks else {}
+        ack, meta, end = listen_messages(step, self.front.identity, tuple(tasks))
+        with self.listening(step) as watch:
+            tell(ack)
+            async with trio.open_nursery() as nursery:
+                for id, ref in tasks.items():
+                    told = partial(self._task_changed, watch, id)
+                    nursery.start_soon(watch_task, self.fabric.handle, step, id, ref, told)
+                await follow(watch, outlet, meta)
+                nursery.cancel_scope.cancel("the subscription has ended")
+        return end
+
+    def _task_changed(self, watch: Watch, id: str, state: bytes) -> None:
+        watch.ring(Changed(id, state))
+
     async def list(self, step: List) -> Reply:
         """The answer to a list request, from the snapshot."""
         if not self.fabric.ready:
@@ -178,16 +202,19 @@ def error_code(error: CallError) -> int:
     return error.code if isinstance(error, CallFailed) else INTERNAL_ERROR
 
 
-def listen_messages(step: Listen, identity: bytes) -> tuple[bytes, bytes, bytes]:
+def listen_messages(step: Listen, identity: bytes, tasks: Sequence[str] = ()) -> tuple[bytes, bytes, bytes]:
     """Acknowledgment, `_meta` of all news, and final result of one listen request (MCP 2026-07-28, subscriptions).
 
-    The subscription's id is the request's, and stands in all of them. `identity` is our `serverInfo`.
+    The subscription's id is the request's, and stands in all of them. `identity` is our `serverInfo`, `tasks` are those
+    that are honoured.
     """
     own: dict[str, bytes | Raw] = {META_SUBSCRIPTION_ID: encode(step.id)}
     meta = object_of(own)
     honoured: dict[str, Json] = {f"{kind}ListChanged": True for kind in step.kinds}
     if step.uris:
         honoured["resourceSubscriptions"] = list(step.uris)
+    if tasks:
+        honoured["taskIds"] = list(tasks)
     return (
         encode_notification(
             "notifications/subscriptions/acknowledged", b'{"_meta":%b,"notifications":%b}' % (meta, encode(honoured))

@@ -13,7 +13,7 @@ from cord_trio.gateway.asking import Asked, Channel
 from cord_trio.gateway.listen import follow
 from cord_trio.gateway.relay import failure
 from cord_trio.gateway.running import MAX_RUNNING, Running
-from cord_trio.gateway.service import Service, error_code, listen_messages
+from cord_trio.gateway.service import Service, error_code
 from cord_trio.gateway.sessions import FIRST_LEVEL
 from cord_trio.gateway.steps import (
     Answered,
@@ -221,14 +221,10 @@ class Pipe:
         return (await self._service.list(step)).message or b""
 
     async def _listen(self, step: Listen) -> bytes:
-        ack, meta, end = listen_messages(step, self._service.front.identity)
         try:
-            with self._service.listening(step) as watch:
-                self.send(ack)
-                await follow(watch, self, meta)
+            return await self._service.listen(step, self, self.send)
         except CallError as exc:
             return encode_error(step.id, error_code(exc), str(exc))
-        return end
 
     async def _follow(self) -> None:
         """Tell the legacy client of changes."""

@@ -167,6 +167,8 @@ class Listen:
         kinds: of lists whose changes are told.
         uris: of resources whose updates are told.
         principal: who listens.
+        tasks: sealed ids of tasks whose states are told.
+        capabilities: what the client declares, as JSON text.
 
     """
 
@@ -175,6 +177,8 @@ class Listen:
     kinds: tuple[str, ...]
     uris: tuple[str, ...] = ()
     principal: str = LOCAL
+    tasks: tuple[str, ...] = ()
+    capabilities: bytes = b"{}"
 
 
 @attrs.frozen

@@ -198,6 +198,7 @@ class Child:
             nursery.start_soon(self.drain_stderr)
             await self.sweep(graces)
             nursery.cancel_scope.cancel("the child has been stopped")
+        self.read_stderr()  # its last words may have come in the tick in which it exited
         return self.gone
 
     async def sweep(self, graces: Graces) -> bool:

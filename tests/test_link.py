@@ -19,8 +19,8 @@ from cord_trio.counters import Counters
 from cord_trio.errors import CallError, ConnectionLost, DeadlineExceeded, SourceDown
 from cord_trio.following import DEBOUNCE, LISTEN_PATIENCE, STEADY, Following
 from cord_trio.link import Link, Surroundings
+from cord_trio.nodes import node_of
 from cord_trio.registry import Registry
-from cord_trio.sources import node_of
 from cord_trio.surroundings import START_HOLD
 from cord_trio.testing import ToolServer
 from cord_trio.transports.guardian import open_guardian

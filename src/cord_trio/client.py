@@ -117,6 +117,7 @@ class Client:
         tasked: dict[str, None] | None = None,
     ) -> None:
         self.session = session
+        self.asked = self.asking = 0
         self.prefix = prefix
         self.greeting = greeting
         self._modern = greeting.modern
@@ -303,7 +304,12 @@ class Client:
         params = dict(members)
         if self._envelope:
             params["_meta"] = b"{%b}" % self._envelope
-        return await self.session.request(method, jsonrpc.object_of(params), deadline=deadline)
+        self.asked += 1
+        self.asking += 1
+        try:
+            return await self.session.request(method, jsonrpc.object_of(params), deadline=deadline)
+        finally:
+            self.asking -= 1
 
     async def probe(self) -> None:
         """Ask what every server answers, and what changes nothing. An error is an answer too."""
@@ -381,6 +387,16 @@ class Client:
                 self.tasked |= only_as_tasks(self.greeting.capabilities, tools)
             self.reserve(self._reserved)
         return Listed(listed, tuple(notes))
+
+    @property
+    def made(self) -> int:
+        """Requests made so far that are no list or the like of our own: calls."""
+        return self.session.peer.minted - self.asked
+
+    @property
+    def calls(self) -> int:
+        """Calls that await their reply."""
+        return len(self.session.peer.open) - self.asking
 
     @property
     def announces_tools(self) -> bool:

@@ -291,6 +291,7 @@ async def open_fabric(
             starts=trio.CapacityLimiter(config.bounds.starts or STARTS_PER_CORE * cores),
             roots=_roots(config.gateway.roots),
             layers=tuple(layers),
+            state_dir=config.state_dir,
         )
         await core.start(service, registry.run)
         await core.start(service, timer.run)

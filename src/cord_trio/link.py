@@ -18,6 +18,7 @@ from cord_trio.connecting import Connecting
 from cord_trio.errors import CallError, ConnectFailed, ConnectionLost, DeadlineExceeded, SourceDown
 from cord_trio.following import STEADY, Following, Subscriptions
 from cord_trio.handshake import unreached
+from cord_trio.manifests import Stored, state_folder
 from cord_trio.pages import COMPLETED
 from cord_trio.pool import Pool
 from cord_trio.protocol.eras import LEGACY
@@ -43,6 +44,9 @@ __all__ = ["Link", "Surroundings"]
 
 log = logging.getLogger("cord_trio.link")
 
+IDLE_LOOKS: Final = 8
+"""Looks at whether a source is used, in the time after which it is stopped."""
+
 SHARED: Final = "shared"
 """Key of the session that everybody may use: it declares nothing that could be asked of one person."""
 
@@ -54,13 +58,15 @@ class Link:
 
     Attributes:
         source: as configured.
-        state: configured, starting, ready or down.
+        state: configured, manifest, starting, ready or down.
+        resting: whether it is not connected because nobody needs it. A call, or `wake`, starts it.
         reason: why it is down; "" otherwise.
         failure: the last failure to connect, with its step and remedy; None once it is ready.
         next_try: Trio time of the next attempt while it is down.
         epoch: counts what it told the registry.
         sessions: what is open to everybody, by key: the shared one.
         notes: what was left out of the last list.
+        known: whether its lists are, from itself or from what is stored.
         starts: how often it became ready.
         pid: of its process, if it is a child of ours and running.
         subscriptions: who wants to hear of which of its resources.
@@ -74,6 +80,7 @@ class Link:
         """Make a link; `epoch` is that of the registry's view, and `before` the link whose place it takes."""
         self.source = source
         self.retired = False
+        self.resting = source.start == "lazy"
         self.state: State = "configured"
         self.reason = ""
         self.failure: ConnectFailed | None = None
@@ -82,6 +89,7 @@ class Link:
         self.sessions: dict[str, Client] = {}
         self.notes: tuple[str, ...] = ()
         self.starts = 0
+        self.known = False
         self.subscriptions: Subscriptions = Subscriptions() if before is None else before.subscriptions
         self._connecting = Connecting(source, around, self._told)
         self.pool = Pool(
@@ -93,6 +101,13 @@ class Link:
         self._waiting: dict[Cell[Client], None] = {}
         self._following: Following | None = None
         self._tried = trio.Event()
+        self._woken = trio.Event()
+        self._attempted = trio.Event()
+        self._stored: Stored | None = None
+        if self.resting:
+            self._tried.set()
+        if source.start == "manifest":
+            self._stored = Stored(source, state_folder(around.state_dir), around.counters)
         self._ready_at: float | None = None
         self._over = False
         self._scope = trio.CancelScope()
@@ -134,12 +149,24 @@ class Link:
 
     @property
     def tried(self) -> bool:
-        """Whether the first attempt to connect has ended, in whichever way."""
+        """Whether the first attempt to connect has ended, in whichever way, or nobody has needed one."""
         return self._tried.is_set()
 
     async def wait_tried(self) -> None:
-        """Return once the first attempt to connect has ended, in whichever way."""
+        """Return once it is `tried`."""
         await self._tried.wait()
+
+    async def wait_attempted(self) -> None:
+        """Return once the first attempt to connect has ended, in whichever way."""
+        await self._attempted.wait()
+
+    def wake(self) -> None:
+        """Start it, if it rests."""
+        self._woken.set()
+        if self.resting:
+            self.resting = False
+            if not self.known:
+                self._tried = trio.Event()
 
     def call(self, call: Call, name: str | None) -> Awaitable[Outcome]:
         """How the source ended `call`, which it knows as `name`. Waits for one attempt to connect if it must.
@@ -196,10 +223,19 @@ class Link:
     async def _keep(self) -> None:
         failures = 0
         try:
+            if self._stored is not None:
+                await self._recall(self._stored)
             while True:
+                if self.resting:
+                    await self._woken.wait()
                 self._ready_at = None
                 await self._publish("starting")
                 reason = await self._attempt()
+                if reason is None:
+                    failures = 0
+                    if self.resting:  # nobody has called it while it was stopped
+                        await self._publish("manifest")
+                    continue
                 ready_at = self._ready_at
                 if ready_at is not None and trio.current_time() - ready_at >= STEADY:
                     failures = 0
@@ -211,18 +247,33 @@ class Link:
                 await self._publish("down")
                 if ready_at is None:
                     self._refuse()  # calls wait for one attempt; after a loss none has been made yet
-                self._tried.set()
+                    self._woken = trio.Event()
+                self._set_tried()
                 if self.retired:
                     return
                 await trio.sleep_until(self.next_try)
                 self.next_try = None
+                # One that is started for whoever needs it is not tried again and again for nobody.
+                on_demand = self.source.start != "eager" or (self.source.idle is not None and self.starts > 0)
+                self.resting = on_demand and ready_at is None and not self._woken.is_set()
         except trio.BrokenResourceError:
             log.debug("the registry has ended source=%s", self.name)
         finally:
             self._end()
 
-    async def _attempt(self) -> str:
-        """Connect, and serve until the connection is lost; returns why there is none any more."""
+    async def _recall(self, stored: Stored) -> None:
+        """List what is stored, and rest. Where nothing is, it starts at once, for there to be something."""
+        manifest, note = stored.read()
+        if note:
+            self.notes = (note,)
+        if manifest is None:
+            return
+        self.resting, self.known = not self._woken.is_set(), True
+        await self._publish("manifest", manifest.lists, manifest.greeting)
+        self._tried.set()
+
+    async def _attempt(self) -> str | None:
+        """Connect, and serve until the connection is lost; returns why there is none any more, None if it rests."""
         try:
             async with AsyncExitStack() as stack:
                 client = await self._connecting.connect(stack)
@@ -253,7 +304,7 @@ class Link:
         why = "its configuration has changed" if self.retired else "the fabric has ended"
         self.state, self.reason, self.next_try = "down", why, None
         self._refuse()
-        self._tried.set()
+        self._set_tried()
 
     # Serving
 
@@ -263,12 +314,17 @@ class Link:
         self.sessions[SHARED] = client
         self.pool.forget()
         self.starts += 1
+        self.known = True
         self._ready_at = trio.current_time()
-        self._tried.set()
+        self._set_tried()
         for cell in self._waiting:
             cell.settle(client)
         self._waiting.clear()
         log.info("source ready source=%s revision=%s", self.name, client.greeting.revision)
+
+    def _set_tried(self) -> None:
+        self._tried.set()
+        self._attempted.set()
 
     def _dismiss(self) -> None:
         self._past_log_lines = self.log_lines
@@ -284,6 +340,7 @@ class Link:
     async def _ready(self, deadline: float) -> Client:
         if self._over or (self.state == "down" and (self.next_try or 0.0) > deadline):
             raise SourceDown(self.name, self.reason, self.next_try)
+        self.wake()
         cell: Cell[Client] = Cell()
         self._waiting[cell] = None
         self._around.timer.add(cell, deadline, partial(self._late, cell))
@@ -296,21 +353,28 @@ class Link:
         self._waiting.pop(cell, None)
         cell.fail(DeadlineExceeded(f"{self.name} was still {self.state}", "no"))
 
-    async def _serve(self, client: Client) -> str:
-        """List, take calls, and keep the lists fresh until the connection is lost; returns why it was."""
+    async def _serve(self, client: Client) -> str | None:
+        """List, take calls, and keep the lists fresh until the connection is lost; returns why it was.
+
+        None: nobody used it for as long as it is configured to wait.
+        """
         following = self._following = Following(
             client, self.source, subscriptions=self.subscriptions, counters=self._around.counters,
             pause=self._pause, publish=partial(self._publish_lists, client),
         )  # fmt: skip
         failure: Exception | None = None
-        reason = ""
+        reason: str | None = None
         async with trio.open_nursery() as nursery:
             try:
+                if self._stored is not None:
+                    nursery.start_soon(self._stored.run)
                 await following.first(nursery)
                 self._admit(client)
                 following.keep(nursery)
                 if self.source.asks and not client.greeting.modern:
                     nursery.start_soon(self.pool.look_around)
+                if self.source.idle is not None:
+                    nursery.start_soon(self._watch, self.source.idle, nursery.cancel_scope)
                 reason = await client.session.wait_lost()
             except ConnectionLost as exc:
                 failure = await unreached(client.session, exc, "list")
@@ -328,6 +392,36 @@ class Link:
         if self._following is not None and client is not None and not client.greeting.modern:
             self._following.shown(declares, tools)
 
+    async def _watch(self, idle: float, serving: trio.CancelScope) -> None:
+        """End `serving` once nobody has used the source for `idle` seconds."""
+        before, since = -1, trio.current_time()
+        while True:
+            await trio.sleep(idle / IDLE_LOOKS)
+            made = self.starts + sum(client.made for _, client in self.open())
+            if made != before or self.used:
+                before, since = made, trio.current_time()
+            elif trio.current_time() - since >= idle:
+                self.rest()
+                serving.cancel("nobody uses it")
+                return
+
+    @property
+    def used(self) -> bool:
+        """Whether somebody waits for something of it: a call, an answer, a change."""
+        if self._waiting or self.asks or self.subscriptions.uris:
+            return True
+        return any(client.calls for _, client in self.open())
+
+    def rest(self) -> None:
+        """Take no calls on what is open: it is about to be closed, until somebody needs it."""
+        self.resting, self._woken = True, trio.Event()
+        self.state = "draining" if self.retired else "manifest"
+        self._around.counters.add("link.rests")
+        log.info("source rests source=%s", self.name)
+        self._dismiss()
+        for each in tuple(self.pool.sessions):
+            each.retire("the source is stopped, since nobody uses it")
+
     def _told(self, method: str, params: Raw, _within: Id | None) -> None:
         """Take what belongs to no call. A server may tell of changes on the one session on which they were made."""
         if method == COMPLETED:
@@ -339,6 +433,8 @@ class Link:
         tools = lists.get("tools")
         if tools is not None:
             self.notes = tools.notes
+        if self._stored is not None:
+            self._stored.told(client.greeting, lists)
         await self._publish("ready", lists, client.greeting)
 
     async def _publish(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -13,6 +12,7 @@ import trio
 from cord_trio.call import Error
 from cord_trio.errors import SourceDown, ToolNotFound
 from cord_trio.link import SHARED, Link, Surroundings
+from cord_trio.nodes import node_of
 from cord_trio.observe import Node
 from cord_trio.protocol import jsonrpc
 from cord_trio.routing import ROUTED, Finder, told_as, unknown
@@ -164,7 +164,7 @@ class Sources:
         self.reconfigure(self._with({**self.config.sources, source.name: source}))
         link = self.links[source.name]
         await link.wait_tried()
-        if link.state != "ready":
+        if not (link.resting or link.state == "ready"):
             raise SourceDown(link.name, link.reason, link.next_try)
 
     async def disconnect(self, name: str) -> None:
@@ -185,8 +185,20 @@ class Sources:
             self._was_ready = all(link.tried for link in self.links.values())
         return self._was_ready
 
+    def start_unlisted(self) -> bool:
+        """Start the sources that are started when somebody lists; returns whether one has not been tried yet."""
+        untried = False
+        for link in self.links.values():
+            if link.source.start == "lazy" and not link.known:
+                link.wake()
+                untried = untried or not link.tried
+        return untried
+
     async def wait_started(self) -> None:
-        """Return once every source has been tried once; those that failed say why in `links`."""
+        """Return once every source has been tried once, or is left alone until somebody needs it.
+
+        Those that failed say why in `links`.
+        """
         for link in tuple(self.links.values()):
             await link.wait_tried()
 
@@ -240,6 +252,7 @@ class Sources:
             told = told_as(way[1], public, link.source.export_prefix, sink)
             if (link, way[1]) not in wanted:
                 link.subscriptions.add(way[1], key, told)
+                link.wake()
                 wanted.append((link, way[1]))
             return True
 
@@ -348,9 +361,10 @@ class Sources:
         """Wait for the first attempt of those sources that may own a tool of this name, as long as a call of theirs."""
         for link in tuple(self.links.values()):
             prefix = link.source.export_prefix
-            if not link.tried and (
+            if (not link.tried or (link.resting and not link.known)) and (
                 not prefix or name.startswith(f"{prefix}__") or self._finder.source(name) == link.name
             ):
+                link.wake()
                 with trio.move_on_at(min(deadline, trio.current_time() + link.source.deadline)):
                     await link.wait_tried()
 
@@ -373,7 +387,7 @@ class Sources:
         """Raise `SourceDown` if the source whose prefix `name` has is down: its tools may never have been seen."""
         for link in self.links.values():
             prefix = link.source.export_prefix
-            if prefix and link.state != "ready" and name.startswith(f"{prefix}__"):
+            if prefix and link.state not in ("ready", "manifest") and name.startswith(f"{prefix}__"):
                 raise SourceDown(link.name, link.reason or f"it is still {link.state}", link.next_try)
         for source, problems in self.config.broken.items():
             if name.startswith(f"{source}__"):
@@ -423,26 +437,3 @@ async def _probe(link: Link) -> None:
     if client is None:
         raise SourceDown(link.name, link.reason or f"it is still {link.state}", link.next_try)
     await client.probe()
-
-
-def node_of(link: Link) -> Node:
-    """The source as it is now, for the live tree."""
-    now = trio.current_time()
-    facts: dict[str, object] = {
-        "pid": link.pid,
-        "reason": link.reason,
-        "next_try_in": None if link.next_try is None else round(max(0.0, link.next_try - now), 1),
-        "waiting": link.waiting or None,
-        "notes": len(link.notes) or None,
-    }
-    sessions = []
-    for key, client in link.open():
-        pending = client.session.peer.open.values()
-        nearest = min((call.deadline for call in pending), default=math.inf)
-        about = {
-            "in_flight": len(pending),
-            "deadline_in": None if nearest == math.inf else round(nearest - now, 3),
-            "log_lines": client.session.log_lines,
-        }
-        sessions.append(Node("session", key, client.greeting.revision, about))
-    return Node("source", link.name, link.state, facts, tuple(sessions))

@@ -49,6 +49,8 @@ class Surroundings:
     """Pages that people were sent to, and are done with."""
     roots: bytes = NO_ROOTS
     """What servers are told that ask for roots and whose callers have none, as JSON."""
+    state_dir: str = ""
+    """Where stored manifests are; empty for the user's folder for such."""
 
     layers: tuple[Layer, ...] = ()
     """The user's own, around the calls of every source, the first of them outermost."""

@@ -41,6 +41,16 @@ def test_a_good_source_is_one_line(folder: Path, capsys: pytest.CaptureFixture[s
     assert total.startswith("2 of 2 sources ready, in ")
 
 
+def test_a_source_that_starts_when_it_is_needed_is_checked_too(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure(folder, it={**server(name="shop"), "start": "lazy"})
+    assert main(["check"]) == 0
+    assert said(capsys)[0] == "ok   it: shop speaks 2026-07-28, 15 tools"
+    assert main(["tools"]) == 0
+    assert said(capsys)[0].startswith("it__echo")
+
+
 def test_a_source_that_its_configuration_leaves_out_says_where_and_what_to_do(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

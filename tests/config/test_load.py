@@ -454,3 +454,32 @@ def test_a_file_that_cannot_be_read_is_one_problem(tmp_path: Path, monkeypatch: 
 def test_roots_of_the_gateway_are_read() -> None:
     config = parse_config('[gateway]\nroots = ["/tmp"]\n', format="toml", file="cord.toml", environ=ENVIRON)
     assert config.gateway.roots == ("/tmp",)
+
+
+def test_when_a_source_starts_is_read() -> None:
+    config = toml("""
+        state_dir = "~/state"
+        [sources.x]
+        command = "x"
+        start = "manifest"
+        idle = 90
+    """)
+    assert (config.sources["x"].start, config.sources["x"].idle) == ("manifest", 90)
+    assert config.state_dir == "/home/me/state"
+
+
+def test_a_start_that_is_none_and_a_short_idle_are_told() -> None:
+    config = toml("""
+        [sources.x]
+        command = "x"
+        start = "later"
+        idle = 0.5
+    """)
+    assert set(told(config)) == {
+        ("sources.x.start", "is not a way to start"),
+        ("sources.x.idle", "is too small"),
+    }
+
+
+def test_a_state_dir_with_an_unset_variable_stops_the_start() -> None:
+    assert fatal('state_dir = "${NOT_SET}"') == [("state_dir", "the variable NOT_SET is not set")]

@@ -79,6 +79,8 @@ class Greeting:
 class SourceView:
     state: str = "ready"
     greeting: Greeting | None = None
+    reason: str = ""
+    next_try: float | None = None
 
 
 @attrs.frozen
@@ -161,6 +163,9 @@ class FakeFabric:
     @property
     def ready(self) -> bool:
         return self.started.is_set()
+
+    def start_unlisted(self) -> bool:
+        return False
 
     async def wait_started(self) -> None:
         await self.started.wait()

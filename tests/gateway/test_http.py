@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import attrs
 import pytest
 import trio
 from msgspec import Raw
@@ -21,6 +22,7 @@ from tests.gateway.fakes import (
     SUBSCRIPTION,
     VERSION,
     FakeFabric,
+    SourceView,
     after,
     echo,
     hang,
@@ -575,13 +577,25 @@ async def test_health_and_readiness() -> None:
     async with open_http(fabric) as gate:
         assert (await gate.ask("GET", "/healthz")).status == 200
         ready = await gate.ask("GET", "/readyz")
-        assert (ready.status, ready.json) == (200, {"ready": True, "draining": False, "sources": {"fake": "ready"}})
+        told = {"ready": True, "draining": False, "sources": {"fake": "ready"}, "down": {}}
+        assert (ready.status, ready.json) == (200, told)
         fabric.started = trio.Event()
         assert (await gate.ask("GET", "/readyz")).status == 503
         fabric.started.set()
         fabric.draining.set()
         assert (await gate.ask("GET", "/readyz")).json["draining"] is True
         assert (await gate.ask("GET", "/healthz")).status == 200
+
+
+async def test_a_source_that_is_down_says_why_and_when_it_tries_again() -> None:
+    fabric = FakeFabric()
+    view = SourceView(state="down", reason="connect: refused", next_try=trio.current_time() + 100)
+    fabric.registry.snapshot = attrs.evolve(fabric.registry.snapshot, sources={"fake": view})
+    async with open_http(fabric) as gate:
+        told = (await gate.ask("GET", "/readyz")).json
+        assert told["sources"] == {"fake": "down"}
+        assert told["down"]["fake"]["reason"] == "connect: refused"
+        assert 90 < told["down"]["fake"]["next_try_in"] <= 100
 
 
 async def test_new_work_is_refused_while_draining() -> None:

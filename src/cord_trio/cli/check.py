@@ -110,7 +110,8 @@ def _broken(name: str, problems: tuple[Problem, ...]) -> Finding:
 
 async def _finding(link: Link, fabric: Fabric) -> Finding:
     """How the source fares, with a look at each step towards a remote one that is not ready."""
-    await link.wait_tried()
+    link.wake()
+    await link.wait_attempted()
     view = fabric.registry.snapshot.sources[link.name]
     if link.state == "ready" and view.greeting is not None:
         server = view.greeting.server_info.get("name", "a server")

@@ -79,7 +79,7 @@ def why_down(link: Link) -> str:
 
 def tell_failures(fabric: Fabric) -> int:
     """Name on stderr each source that is not ready; returns how many there are."""
-    down = [link for link in fabric.links.values() if link.state != "ready"]
+    down = [link for link in fabric.links.values() if not (link.resting or link.state == "ready")]
     for link in down:
         tell(f"error: source {link.name}: {why_down(link)}")
     for problem in fabric.registry.snapshot.problems:

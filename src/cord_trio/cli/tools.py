@@ -40,6 +40,7 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
             broken={name: problems for name, problems in config.broken.items() if name == args.source},
         )
     async with open_fabric(config) as fabric:
+        fabric.start_unlisted()
         await fabric.wait_started()
         failures = tell_failures(fabric)
         routes = fabric.registry.snapshot.tools.values()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import attrs
 
 from cord_trio.config.documents import MAX_FILE, decode_document, decode_text, guess_format
+from cord_trio.config.expand import expand
 from cord_trio.config.layering import LAYER_MEMBERS, Layered, read_layers
 from cord_trio.config.settings import (
     AgentConfig,
@@ -92,6 +93,7 @@ def parse_config(
     layers = _layers(top) if ours else {}
     gateway = _gateway(top if ours else Table({}, "", report), bounds)
     profiles = _profiles(top) if ours else {}
+    state_dir = _state_dir(top, environ) if ours else ""
     agents = _agents(top) if ours or _holds_agents(document.get("agents")) else {}
     sources: dict[str, Source] = {}
     broken: dict[str, list[Problem]] = {}
@@ -132,6 +134,7 @@ def parse_config(
         gateway=gateway,
         profiles=profiles,
         bounds=bounds,
+        state_dir=state_dir,
         problems=tuple(problems),
         broken={name: tuple(found) for name, found in broken.items()},
         file=file,
@@ -185,7 +188,7 @@ def _holds_agents(value: Member) -> bool:
 
 
 def _check_names(document: Mapping[str, Member], containers: list[tuple[str, Dialect, Member]], report: Report) -> None:
-    known = {*OUR_TABLES, *(names[0] for names, _ in CONTAINERS), "inputs", "$schema"}
+    known = {*OUR_TABLES, "state_dir", *(names[0] for names, _ in CONTAINERS), "inputs", "$schema"}
     for name in document:
         if name not in known and not any(path == "" for path, _, _ in containers):
             report.add(below("", name), "is not known", nearest(name, [*OUR_TABLES, "mcpServers"]))
@@ -247,6 +250,13 @@ def _gateway(top: Table, bounds: Bounds) -> GatewayConfig:
     except ConfigError as exc:
         _move(exc, "gateway", table)
         return GatewayConfig()
+
+
+def _state_dir(top: Table, environ: Mapping[str, str]) -> str:
+    text, faults = expand(top.text("state_dir") or "", environ, home=True)
+    for what, remedy in faults:
+        top.report.add("state_dir", what, remedy)
+    return text
 
 
 def _profiles(top: Table) -> dict[str, ProfileConfig]:

@@ -237,6 +237,7 @@ class Config:
         gateway: how it is served.
         profiles: named parts of what is served, by name.
         bounds: what it holds at most.
+        state_dir: where it keeps what outlives it; "" for `cord_trio` in the user's folder for such (XDG).
         problems: everything that is wrong with it and yet no reason to refuse it.
         broken: the sources that cannot be used, by name, each with its own problems.
         file: where it was read from; "" if built in code.
@@ -248,6 +249,7 @@ class Config:
     gateway: GatewayConfig = attrs.field(factory=GatewayConfig)
     profiles: Mapping[str, ProfileConfig] = attrs.field(factory=dict, converter=_profiles_by_name)
     bounds: Bounds = attrs.field(factory=Bounds)
+    state_dir: str = ""
     problems: tuple[Problem, ...] = ()
     broken: Mapping[str, tuple[Problem, ...]] = attrs.field(factory=dict)
     file: str = ""

@@ -24,7 +24,8 @@ Dialect: TypeAlias = Literal["ours", "plain", "gemini", "vscode", "zed", "codex"
 STDIO_MEMBERS = ("command", "args", "env", "cwd")
 HTTP_MEMBERS = ("url", "headers", "redirects")
 COMMON_MEMBERS = (
-    "prefix", "connect", "first_list", "trust", "era", "asks", "tools", "tool", "enabled", "max_message",
+    "prefix", "connect", "first_list", "trust", "era", "asks", "tools", "tool", "start", "idle",
+    "enabled", "max_message",
     *LAYER_MEMBERS,
 )  # fmt: skip
 OUR_MEMBERS = (*STDIO_MEMBERS, *HTTP_MEMBERS, *COMMON_MEMBERS, "type", "transport")
@@ -273,8 +274,9 @@ def _common(name: str, table: Table, defaults: Mapping[str, Json]) -> dict[str, 
         "enabled": table.flag("enabled"),
         "era": table.text("era"),
         "max_message": table.count("max_message"),
-        **{member: table.number(member) for member in ("connect", "first_list")},
+        **{member: table.number(member) for member in ("connect", "first_list", "idle")},
         **read_layers(table, LAYER_MEMBERS),
+        "start": table.text("start"),
     }
     options = {**defaults, **{member: value for member, value in given.items() if value is not None}}
     return {"name": name, "tools": _tools(table), "tool": read_tools(table), **options}

@@ -130,6 +130,9 @@ class Common(Layered):
         tools: which tools are exported, and as what.
         tool: settings of single tools: globs over the server's names; the first that matches counts.
         layers: of the user's own, around its calls, the first of them outermost; in code only.
+        start: when it is started: "eager" at once; "lazy" when somebody first lists or calls; "manifest" when its
+            tools are first called, which are listed from what it listed the last time.
+        idle: seconds without use after which it is stopped until it is called again; None for never.
         enabled: False to leave it out.
         max_message: bytes of one message from it.
 
@@ -145,6 +148,8 @@ class Common(Layered):
     tools: ToolFilter = EVERY_TOOL
     tool: Mapping[str, ToolSettings] = attrs.field(factory=dict, converter=_copied_settings)
     layers: tuple[Layer, ...] = attrs.field(default=(), converter=in_order)
+    start: Literal["eager", "lazy", "manifest"] = "eager"
+    idle: float | None = None
     enabled: bool = True
     max_message: int = 16 * 1024 * 1024
 
@@ -166,9 +171,11 @@ class Common(Layered):
             yield "", "the name is empty or holds control characters", "give it a plain name"
         yield from self._prefix_faults()
         yield from self.layer_faults()
-        yield from check_numbers(self, {"connect": 0.0, "first_list": 0.0, "max_message": 1024})
+        yield from check_numbers(self, {"connect": 0.0, "first_list": 0.0, "idle": 1, "max_message": 1024})
         if self.era not in ("auto", "modern", "legacy"):
             yield "era", "is not an era", 'write "auto", "modern" or "legacy"'
+        if self.start not in ("eager", "lazy", "manifest"):
+            yield "start", "is not a way to start", 'write "eager", "lazy" or "manifest"'
 
     def _prefix_faults(self) -> Iterator[Fault]:
         prefix, path = self.export_prefix, "" if self.prefix is None else "prefix"

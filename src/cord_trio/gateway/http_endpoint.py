@@ -150,7 +150,16 @@ class HttpEndpoint:
         service = self._service
         ready = service.fabric.ready and not service.draining
         sources = {name: source.state for name, source in service.fabric.registry.snapshot.sources.items()}
-        body = {"ready": ready, "draining": service.draining, "sources": sources}
+        now = trio.current_time()
+        down = {
+            name: {
+                "reason": source.reason,
+                "next_try_in": None if source.next_try is None else round(max(0.0, source.next_try - now), 1),
+            }
+            for name, source in service.fabric.registry.snapshot.sources.items()
+            if source.state == "down"
+        }
+        body = {"ready": ready, "draining": service.draining, "sources": sources, "down": down}
         response.send(OK if ready else UNAVAILABLE, JSON_FIELDS, encode(body))
 
 

@@ -81,6 +81,12 @@ class SourceView(Protocol):
     def state(self) -> str: ...
 
     @property
+    def reason(self) -> str: ...
+
+    @property
+    def next_try(self) -> float | None: ...
+
+    @property
     def greeting(self) -> Greeting | None: ...
 
 
@@ -176,6 +182,9 @@ class Fabric(Protocol):
     @property
     def ready(self) -> bool:
         """Whether every source was tried once."""
+
+    def start_unlisted(self) -> bool:
+        """Start the sources that are started when somebody lists; whether one has not been tried yet."""
 
     async def wait_started(self) -> None:
         """Return once every source was tried once."""

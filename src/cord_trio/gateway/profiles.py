@@ -97,6 +97,9 @@ class PartOfFabric:
     def ready(self) -> bool:
         return self._fabric.ready
 
+    def start_unlisted(self) -> bool:
+        return self._fabric.start_unlisted()
+
     async def wait_started(self) -> None:
         await self._fabric.wait_started()
 

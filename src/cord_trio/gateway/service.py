@@ -160,7 +160,7 @@ class Service:
 
     async def list(self, step: List) -> Reply:
         """The answer to a list request, from the snapshot."""
-        if not self.fabric.ready:
+        if self.fabric.start_unlisted() or not self.fabric.ready:
             # Many clients list once, at once, and never again: an empty list would stay empty.
             with trio.move_on_after(START_PATIENCE):
                 await self.fabric.wait_started()
@@ -168,6 +168,7 @@ class Service:
 
     def list_nowait(self, step: List) -> Reply:
         """The same, as it is now."""
+        self.fabric.start_unlisted()
         return self.catalogue.answer(step, self.fabric.registry.snapshot, self.front.signature, trio.current_time())
 
     @property

@@ -36,6 +36,11 @@ class Peer(Generic[Out, In]):
         self.asked: dict[tuple[bool, Id], In] = {}
         self.lenient = self.late = self.unknown = 0
 
+    @property
+    def minted(self) -> int:
+        """Ids that were handed out."""
+        return self._next - 1
+
     def mint(self) -> int:
         """A new id for a request of ours."""
         id = self._next

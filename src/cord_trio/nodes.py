@@ -1,0 +1,36 @@
+"""A source in the live tree."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import trio
+
+from cord_trio.observe import Node
+
+if TYPE_CHECKING:
+    from cord_trio.link import Link
+
+
+def node_of(link: Link) -> Node:
+    """The source as it is now, for the live tree."""
+    now = trio.current_time()
+    facts: dict[str, object] = {
+        "pid": link.pid,
+        "reason": link.reason,
+        "next_try_in": None if link.next_try is None else round(max(0.0, link.next_try - now), 1),
+        "waiting": link.waiting or None,
+        "notes": len(link.notes) or None,
+    }
+    sessions = []
+    for key, client in link.open():
+        pending = client.session.peer.open.values()
+        nearest = min((call.deadline for call in pending), default=math.inf)
+        about = {
+            "in_flight": len(pending),
+            "deadline_in": None if nearest == math.inf else round(nearest - now, 3),
+            "log_lines": client.session.log_lines,
+        }
+        sessions.append(Node("session", key, client.greeting.revision, about))
+    return Node("source", link.name, link.state, facts, tuple(sessions))

@@ -19,6 +19,7 @@ from trio.testing import MockClock
 
 from cord_trio.agents import MAX_HOPS, Agents, Branch, Context, Mailbox, Turn, converse, open_agents
 from cord_trio.agents import turn as turn_room
+from cord_trio.counters import Counters
 from cord_trio.errors import CallCycle, HandoffRefused
 from cord_trio.registry import Snapshot
 from cord_trio.testing.schedule import scheduled
@@ -278,7 +279,7 @@ def test_invariant_9_turns_are_given_in_the_order_they_were_asked_for(count: int
             branch = Branch(None, ("a",), 0)
             asked.append(number)
             if not turn.take(branch):
-                await turn.wait(branch)
+                await turn.wait(branch, Counters())
             given_.append(number)
             await trio.lowlevel.checkpoint()
             turn.release(branch)

@@ -276,6 +276,7 @@ async def test_r05_pages_without_end_are_bounded(autojump_clock: MockClock) -> N
         server,
     ):
         assert await client.list_tools() == ((), ("more than 7 pages; the list ends there",))
+        assert client.session.counters["client.list_cut"] == 1
         assert len(server.got) == 7
 
 
@@ -288,6 +289,7 @@ async def test_r05_tools_without_end_are_bounded(autojump_clock: MockClock) -> N
         tools, notes = await client.list_tools()
         assert [tool.name for tool in tools] == ["1-0", "1-1", "1-2", "2-0"]
         assert notes == ("6 tools; those after 4 are left out",)
+        assert client.session.counters["client.list_cut"] == 1
         assert len(server.got) == 2
 
 

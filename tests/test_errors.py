@@ -45,6 +45,11 @@ def test_the_docstring_shows_the_whole_tree() -> None:
         (errors.SourceDown("web", "exited"), "source 'web' is down: exited", "no"),
         (errors.ConnectionLost("reset"), "connection lost: reset", "unknown"),
         (errors.DeadlineExceeded("tools/call x"), "deadline exceeded: tools/call x", "unknown"),
+        (
+            errors.MessageTooLong("bounds.message_out", 10, 11),
+            "a message of 11 bytes is longer than bound bounds.message_out = 10; send less, or raise it",
+            "no",
+        ),
         (errors.Refused("busy", status=503, retry_after=2.0), "HTTP status 503: busy", "no"),
         (errors.HttpFailed(404, "not here"), "HTTP status 404: not here", "no"),
         (errors.HttpFailed(500), "HTTP status 500", "unknown"),

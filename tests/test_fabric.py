@@ -18,6 +18,7 @@ from cord_trio.errors import (
     ConnectionLost,
     DeadlineExceeded,
     Draining,
+    MessageTooLong,
     Overloaded,
     SourceDown,
     ToolNotFound,
@@ -217,6 +218,23 @@ async def test_a_call_that_may_have_run_is_tried_again_only_where_that_is_known_
             server.break_connections()
         assert [type(ending).__name__ for ending in endings] == ["ToolResult" if trust else "ConnectionLost"]
         assert server.received["call sleep"] == (2 if trust else 1)
+
+
+async def test_a_request_one_byte_longer_than_the_bound_is_refused_by_its_name_and_never_sent(
+    autojump_clock: MockClock,
+) -> None:
+    server = ToolServer()
+    async with open_fabric(Config(sources=[source(server)], bounds=Bounds(message_out=2048))) as fabric:
+        await fabric.wait_started()
+        with pytest.raises(MessageTooLong) as far:
+            await fabric.call("x__echo", {"text": "x" * 2048})
+        fits = "x" * (2048 - (far.value.size - 2048))
+        assert (await fabric.call("x__echo", {"text": fits})).text == fits
+        with pytest.raises(MessageTooLong, match=r"2049 bytes is longer than bound bounds\.message_out = 2048") as near:
+            await fabric.call("x__echo", {"text": fits + "x"})
+        assert near.value.executed == "no"
+        assert fabric.counters["session.message_too_long"] == 2
+        assert server.received["call echo"] == 1
 
 
 async def test_too_many_calls_are_refused_with_the_bounds_name(autojump_clock: MockClock) -> None:

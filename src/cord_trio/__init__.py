@@ -57,6 +57,7 @@ from cord_trio.errors import InputNeeded as InputNeeded
 from cord_trio.errors import JobCancelled as JobCancelled
 from cord_trio.errors import JobNotFound as JobNotFound
 from cord_trio.errors import Malformed as Malformed
+from cord_trio.errors import MessageTooLong as MessageTooLong
 from cord_trio.errors import NoMailbox as NoMailbox
 from cord_trio.errors import Overloaded as Overloaded
 from cord_trio.errors import Refused as Refused

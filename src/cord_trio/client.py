@@ -372,9 +372,11 @@ class Client:
                 break
             cursors.add(cursor)
         else:
+            self.session.counters.add("client.list_cut")
             notes.append(f"more than {self.max_pages} pages; the list ends there")
         listed = tuple(found.values())
         if len(listed) > self.max_tools:
+            self.session.counters.add("client.list_cut")
             notes.append(f"{len(listed)} {word}s; those after {self.max_tools} are left out")
             listed = listed[: self.max_tools]
         if kind == "tools":

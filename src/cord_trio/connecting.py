@@ -133,6 +133,7 @@ class Connecting:
                 counters=around.counters,
                 answer=answer or self._answer,
                 told=self._told,
+                max_message=around.bounds.message_out,
             ) as session,
         ):
             greeting = await negotiate(

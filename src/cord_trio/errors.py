@@ -19,6 +19,7 @@
     │   ├── HttpFailed         the server answered with an HTTP status that is no success
     │   │   └── Refused        it turned the request away for now: too many, or not at this moment
     │   ├── Overloaded         one of our own bounds was met; names it
+    │   │   └── MessageTooLong what was to be sent is longer than any message may be
     │   └── Draining           the fabric takes no new work
     └── AgentError             an agent could not be asked, or did not answer
         ├── AgentNotFound      no agent has this name
@@ -286,6 +287,15 @@ class Overloaded(CallError):
         super().__init__(f"bound {bound} = {limit:.12g} is met; try later, or raise it")
         self.bound = bound
         self.limit = limit
+
+
+class MessageTooLong(Overloaded):
+    """What was to be sent is longer than a message may be: no later attempt is shorter."""
+
+    def __init__(self, bound: str, limit: float, size: int) -> None:
+        super().__init__(bound, limit)
+        self.args = (f"a message of {size} bytes is longer than bound {bound} = {limit:.12g}; send less, or raise it",)
+        self.size = size
 
 
 class Draining(CallError):

@@ -10,11 +10,12 @@ import trio
 from msgspec import Raw
 
 from cord_trio.cell import Cell
-from cord_trio.errors import DeadlineExceeded
+from cord_trio.errors import DeadlineExceeded, MessageTooLong
 
 if TYPE_CHECKING:
     from cord_trio.call import EventSink
     from cord_trio.cell import Timer
+    from cord_trio.counters import Counters
     from cord_trio.errors import Executed
     from cord_trio.protocol.jsonrpc import Id
 
@@ -103,3 +104,9 @@ class Pending(Cell[Raw]):
         executed = self.session.executed(self.id)
         self.session.withdraw(self, "the deadline passed")
         self.fail(DeadlineExceeded(f"{self.session.name}: {self.method}", executed))
+
+
+def too_long(message: bytes, limit: int, counters: Counters) -> MessageTooLong:
+    """The error of a request that is longer than `limit` bytes; counted."""
+    counters.add("session.message_too_long")
+    return MessageTooLong("bounds.message_out", limit, len(message))

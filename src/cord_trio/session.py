@@ -19,8 +19,9 @@ from msgspec import Raw
 from cord_trio.answering import Answering
 from cord_trio.counters import Counters
 from cord_trio.errors import BadReply, CallError, CallFailed, ConnectionLost, DeadlineExceeded, Malformed
-from cord_trio.pending import Pending
+from cord_trio.pending import Pending, too_long
 from cord_trio.protocol import jsonrpc
+from cord_trio.protocol.framing import MAX_MESSAGE
 from cord_trio.protocol.mcp import LEVELS
 from cord_trio.protocol.peer import Peer
 
@@ -90,6 +91,8 @@ class Session:
         log_sink: takes log notifications that belong to no call; None: they are counted unread.
         logging: our requests that want log notifications, with the level from which on.
         modern: whether the server logs only for requests that want it (MCP 2026-07-28, logging).
+        max_message: bytes of one request that is sent.
+        counters: where events are counted.
 
     """
 
@@ -114,12 +117,13 @@ class Session:
         self.log_sink: Callable[[Raw], None] | None = None
         self.logging: dict[Id, str] = {}
         self.modern = False
+        self.max_message = MAX_MESSAGE
         self.peer: Peer[Pending, trio.CancelScope] = Peer()
         self._answering = Answering(
             answer, peer=self.peer, transport=transport, nursery=nursery, name=name, counters=counters
         )
         self._timer = timer
-        self._counters = counters
+        self.counters = counters
         self._told = told
         self._loss: str | None = None
         self._ended = trio.Event()
@@ -205,6 +209,8 @@ class Session:
     ) -> None:
         if self._loss is not None:
             raise ConnectionLost(self._loss, "no")
+        if len(message) > self.max_message:
+            raise too_long(message, self.max_message, self.counters)
         id = pending.id
         self.peer.open[id] = pending
         try:
@@ -228,14 +234,14 @@ class Session:
         """Stop waiting for a reply and, where it must know, tell the peer."""
         if self.peer.abandon(pending.id) is None:
             return
-        self._counters.add("session.withdrawn")
+        self.counters.add("session.withdrawn")
         if self.transport.withdraw(pending.id) or not pending.cancellable:
             return
         params = b'{"requestId":%d,"reason":%b}' % (pending.id, jsonrpc.encode(reason))
         try:
             self.notify("notifications/cancelled", params)
         except CallError:
-            self._counters.add("session.cancel_unsent")
+            self.counters.add("session.cancel_unsent")
 
     def executed(self, id: Id) -> Executed:
         """Whether request `id` may have been run: "no" if no byte of it left us."""
@@ -315,14 +321,14 @@ class Session:
         id = message.id
         if isinstance(id, int | str):
             pending = self.peer.close(id)
-            self._counters.add("session.lenient_reply" if pending else "session.late_reply")
+            self.counters.add("session.lenient_reply" if pending else "session.late_reply")
             return pending
         # No id: the peer could not read our request. Only an exchange of its own, or being alone, tells whose.
         if message.error and within is not None:
             return self.peer.close(within)
         if message.error and len(self.peer.open) == 1:
             return self.peer.close(next(iter(self.peer.open)))
-        self._counters.add("session.reply_without_id")
+        self.counters.add("session.reply_without_id")
         self._note(jsonrpc.decode_error(message.error).message if message.error else "a reply without an id")
         return None
 
@@ -346,7 +352,7 @@ class Session:
         if pending is not None:
             pending.fail(BadReply(f"{self.name}: {error}"))
             return
-        self._counters.add("session.noise")
+        self.counters.add("session.noise")
         self._note(line[:NOISE_LENGTH].decode(errors="replace"))
 
     def _note(self, text: str) -> None:
@@ -372,9 +378,9 @@ class Session:
             elif self._told is not None:
                 self._told(method, params, within)
         except msgspec.DecodeError:
-            self._counters.add("session.bad_notification")
+            self.counters.add("session.bad_notification")
         except Exception:  # a sink's bug must end neither the reader nor another call
-            self._counters.add("session.sink_failed")
+            self.counters.add("session.sink_failed")
             log.exception("sink failed peer=%s method=%s", self.name, method)
 
     def _logged(self, params: Raw, within: Id | None) -> None:
@@ -432,6 +438,7 @@ async def open_session(
     counters: Counters | None = None,
     answer: Answer | None = None,
     told: Told | None = None,
+    max_message: int = MAX_MESSAGE,
 ) -> AsyncGenerator[Session, None]:
     """Converse over `transport` for as long as the block runs. The block's own errors leave as raised.
 
@@ -443,6 +450,7 @@ async def open_session(
         answer: answers a request of the peer with result JSON; without it all but `ping` are refused.
             Runs in a task of its own, cancelled if the peer withdraws the request.
         told: takes notifications that are neither progress, logs nor cancellations. Must not block.
+        max_message: bytes of one request that is sent.
 
     """
     block_error: Exception | None = None
@@ -452,6 +460,7 @@ async def open_session(
             session = Session(
                 transport, nursery, name=name, timer=timer, counters=counters or Counters(), answer=answer, told=told
             )
+            session.max_message = max_message
             try:
                 await nursery.start(session.run)
                 yield session

@@ -127,6 +127,19 @@ async def test_the_hops_have_an_end() -> None:
     assert at_rest(agents)
 
 
+async def test_one_handoff_more_than_the_bound_is_refused_and_counted() -> None:
+    async def ping(ctx: Context, left: int) -> object:  # noqa: ASYNC124  # async by contract
+        return ctx.handoff("ping", left - 1) if left else ctx.hops
+
+    agents = fabric()
+    agents.max_hops = 3
+    agents.add("ping", ping)
+    assert await converse(agents, "ping", 3) == 3
+    with pytest.raises(HandoffRefused, match="3 handoffs are the most"):
+        await converse(agents, "ping", 4)
+    assert agents.counters["agents.hops_refused"] == 1
+
+
 async def test_the_hops_are_bounded_as_the_fabric_says() -> None:
     async def ping(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
         return ctx.handoff("ping", payload) if ctx.can_handoff("ping") else ctx.hops
@@ -442,6 +455,7 @@ async def test_one_more_than_may_wait_for_an_agent_is_refused_by_the_name_of_the
         with pytest.raises(Overloaded) as caught:
             await converse(agents, "serial", None)
         assert (caught.value.bound, caught.value.limit) == ("agents.serial.waiting", 1)
+        assert agents.counters["agents.waiting_full"] == 1
         nursery.cancel_scope.cancel("seen")
 
 

@@ -98,6 +98,7 @@ async def test_what_is_spawned_has_a_budget_and_a_bound(monkeypatch: pytest.Monk
     agents.add("boss", boss)
     with pytest.raises(BudgetExceeded):
         await agents.converse("boss", None)
+    assert agents.counters["agents.spawned_full"] == 1
 
 
 @pytest.mark.parametrize("mailbox", [None, Mailbox()])

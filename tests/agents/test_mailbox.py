@@ -513,6 +513,7 @@ async def test_a_timer_needs_a_mailbox_and_has_a_bound(monkeypatch: pytest.Monke
         with pytest.raises(AgentCrashed) as caught:
             await agents.converse("ticks", None)
         assert isinstance(caught.value.__cause__, Overloaded)
+        assert agents.counters["agents.alarms_full"] == 1
 
 
 async def test_a_restart_forgets_the_timers(autojump_clock: MockClock) -> None:
@@ -598,6 +599,7 @@ async def test_how_many_may_wait_for_room_has_a_bound(monkeypatch: pytest.Monkey
             with pytest.raises(Overloaded) as caught:
                 await agents.converse("gate", 3)
             assert (caught.value.bound, caught.value.limit) == ("agents.gate.waiting", 1)
+            assert agents.counters["agents.waiting_full"] == 1
             gate.open.set()
     assert at_rest(agents)
 

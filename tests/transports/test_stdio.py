@@ -330,15 +330,17 @@ async def test_the_blocks_own_error_leaves_as_it_is() -> None:
 
 
 async def test_p09_a_cancelled_block_still_ends_a_deaf_child_in_time() -> None:
+    counters = Counters()
     deaf = "import signal, time\nsignal.signal(15, signal.SIG_IGN)\nprint('{}', flush=True)\nwhile True: time.sleep(1)"
     with trio.fail_after(SHORT.bound + 1):
         with trio.CancelScope() as scope:
-            async with connected(python(deaf), Counters()) as (transport, record):
+            async with connected(python(deaf), counters) as (transport, record):
                 await record.wait_messages(1)
                 scope.cancel("the test cancels")
                 await trio.sleep_forever()
     assert scope.cancelled_caught
     assert transport.exit_status == -signal.SIGKILL
+    assert counters["stdio.killed"] == 1
 
 
 async def test_a_hundred_children_leave_no_descriptor_process_or_task() -> None:

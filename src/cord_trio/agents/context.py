@@ -219,7 +219,7 @@ class Context:
         `crew.spawn(name, payload)` asks one in a task of its own. The block ends when all have; the first
         failure cancels the others and leaves the block as itself.
         """
-        return open_crew(self._ask)
+        return open_crew(self._ask, self._agents.counters)
 
     def stream(
         self, agent: str, payload: object = None, *, budget: Budget | None = None

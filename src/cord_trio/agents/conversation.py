@@ -105,7 +105,7 @@ async def converse(
             if agent.plain:
                 turn = agent.turn
                 if not turn.take(branch):
-                    await turn.wait(branch)
+                    await turn.wait(branch, agents.counters)
                 try:
                     answer = await agent.function(Context(agents, branch, agent, transcript), payload)  # type: ignore[call-arg, misc]  # no class
                 except Exception as exc:
@@ -243,7 +243,7 @@ async def _run(
         return await agent.resident.answer(branch, begin, payload, generation=generation, transfer=transfer)
     turn = agent.turn
     if not turn.take(branch):
-        await turn.wait(branch)
+        await turn.wait(branch, agents.counters)
     try:
         return await agent.function(begin(), payload)  # type: ignore[call-arg, misc]  # it is no class
     except Exception as exc:
@@ -263,6 +263,7 @@ def _taker(agents: Agents, branch: Branch, giver: Agent, handoff: Handoff) -> Ag
     elif not giver.every_agent and not giver.may_ask(target):
         error = HandoffRefused(target, f"{giver.name} is granted {', '.join(giver.agents) or 'nobody'}")
     elif branch.hops >= agents.max_hops:
+        agents.counters.add("agents.hops_refused")
         error = HandoffRefused(target, f"{agents.max_hops} handoffs are the most that one ask may take")
     elif branch.children:
         error = HandoffRefused(target, f"{branch.path[-1]} is not finished: something that it asked still runs")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from cord_trio.agents.budget import Budget
+    from cord_trio.counters import Counters
 
 MAX_SPAWNED: Final = 1024
 """Asks of one crew that run at once."""
@@ -53,11 +54,12 @@ class Promise:
 class Crew:
     """Asks that run in tasks of their own, as long as the block that opened it at most."""
 
-    def __init__(self, ask: Callable[..., Awaitable[object]], nursery: trio.Nursery) -> None:
+    def __init__(self, ask: Callable[..., Awaitable[object]], nursery: trio.Nursery, counters: Counters) -> None:
         self.failure: Exception | None = None
         self.running = 0
         self._ask = ask
         self._nursery = nursery
+        self._counters = counters
 
     def spawn(self, agent: str, payload: object = None, *, budget: Budget | None = None) -> Promise:
         """Ask `agent` in a task of its own; see `Context.ask`. If it fails, so does the block.
@@ -67,6 +69,7 @@ class Crew:
 
         """
         if self.running >= MAX_SPAWNED:
+            self._counters.add("agents.spawned_full")
             raise Overloaded("agents.spawned", MAX_SPAWNED)
         self.running += 1
         answer = Promise()
@@ -85,11 +88,13 @@ class Crew:
 
 
 @asynccontextmanager
-async def open_crew(ask: Callable[[str, Any, Any], Awaitable[object]]) -> AsyncGenerator[Crew, None]:
+async def open_crew(
+    ask: Callable[[str, Any, Any], Awaitable[object]], counters: Counters
+) -> AsyncGenerator[Crew, None]:
     """A block with a `Crew`. It ends when all have; its error, or else theirs, leaves it bare."""
     block_error: Exception | None = None
     async with trio.open_nursery() as nursery:
-        crew = Crew(ask, nursery)
+        crew = Crew(ask, nursery, counters)
         try:
             yield crew
         except Exception as exc:

@@ -301,6 +301,7 @@ class Box:
 
     def _wait_for_room(self, envelope: Envelope) -> None:
         if len(self._overflow) >= WAITING:
+            self._counters.add("agents.waiting_full")
             raise Overloaded(f"agents.{self.name}.waiting", WAITING)
         self._turn.park(envelope.branch)
         envelope.room = Cell()

@@ -132,6 +132,7 @@ class Post:
         """
         box, agents = self.box, self._agents
         if len(self._alarms) >= MAX_ALARMS:
+            agents.counters.add("agents.alarms_full")
             raise Overloaded(f"agents.{self._agent.name}.alarms", MAX_ALARMS)
         envelope = Envelope(branch, payload, None, begin, generation=self._agent.generation)
         alarm = Alarm(partial(self._forget_alarm, envelope))

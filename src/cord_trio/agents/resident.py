@@ -90,7 +90,7 @@ class Resident:
         if self.post is not None and not turn.held_above(branch):
             return await self.post.ask(branch, begin, payload, generation=generation, transfer=transfer)
         if not turn.take(branch):
-            await turn.wait(branch)
+            await turn.wait(branch, self._agents.counters)
         try:
             life = self.life
             while life is None or life.over.is_set():  # also one that ended before this task got to it

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from cord_trio.agents.budget import Account
     from cord_trio.agents.job import Job
+    from cord_trio.counters import Counters
     from cord_trio.trace import TraceContext
 
 Sink: TypeAlias = "Callable[[object], Awaitable[None]]"
@@ -177,7 +178,7 @@ class Turn:
             branch.waits = None
             raise CallCycle(circle)
 
-    async def wait(self, branch: Branch) -> None:
+    async def wait(self, branch: Branch, counters: Counters) -> None:
         """Return once `branch` holds the turn. If cancelled, it does not.
 
         Raises:
@@ -186,6 +187,7 @@ class Turn:
 
         """
         if len(self._queue) >= WAITING:
+            counters.add("agents.waiting_full")
             raise Overloaded(f"agents.{self.name}.waiting", WAITING)
         self.park(branch)
         cell = self._queue[branch] = Cell[None]()

@@ -38,6 +38,7 @@ class Bounds:
         calls: calls in flight in the whole fabric.
         slots: calls in flight, for a source that does not say.
         message_in: one message from a peer; for a source that does not say, and for gateway clients.
+        message_out: one request that is sent to a source.
         tools: tools of one source.
         list_pages: pages of one list.
         connect: connecting and greeting, for a source that does not say.
@@ -67,6 +68,7 @@ class Bounds:
     calls: int = 1024
     slots: int = 32
     message_in: int = 16 * 1024 * 1024
+    message_out: int = 16 * 1024 * 1024
     tools: int = 10_000
     list_pages: int = 1000
     connect: float = 10.0
@@ -97,7 +99,7 @@ class Bounds:
         least: dict[str, int | float] = {}
         for field in attrs.fields(Bounds):
             least[field.name] = 0.0 if isinstance(field.default, float) else 1
-        yield from check_numbers(self, least | {"message_in": 1024, "http_head": 1024})
+        yield from check_numbers(self, least | {"message_in": 1024, "message_out": 1024, "http_head": 1024})
 
 
 @attrs.frozen(kw_only=True)

@@ -23,6 +23,7 @@ from cord_trio.errors import (
     Draining,
     HttpFailed,
     InputNeeded,
+    MessageTooLong,
     Refused,
     SourceDown,
     ToolNotFound,
@@ -60,7 +61,7 @@ WINDOW: Final = 10.0
 PARTS: Final = 10
 """Parts in which the window moves on."""
 
-FINAL: Final = (BadReply, CallFailed, Draining, InputNeeded, SourceDown, ToolNotFound)
+FINAL: Final = (BadReply, CallFailed, Draining, InputNeeded, MessageTooLong, SourceDown, ToolNotFound)
 """Failures that another attempt would only repeat. Whoever raises `SourceDown` has waited for it already."""
 
 PASSING: Final = (408, 425)

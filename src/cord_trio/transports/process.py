@@ -93,6 +93,7 @@ class Child:
 
     Attributes:
         gone: whether it and its group have ended; from then on the number may be somebody else's.
+        stopped_by: the last signal that its group had to be sent; 0 for none.
         pid: its process id, which is also its group's.
         stdin: descriptor that we write to.
         stdout: descriptor that we read from.
@@ -102,6 +103,7 @@ class Child:
 
     def __init__(self, process: trio.Process, stdin: int, stdout: int, stderr: int) -> None:
         self.gone = False
+        self.stopped_by = 0
         self.pid = process.pid
         self.stdin = stdin
         self.stdout = stdout
@@ -210,6 +212,7 @@ class Child:
             if not self.signal(number):
                 self.gone = self.exit_status is not None
                 break
+            self.stopped_by = number
             with trio.move_on_after(grace):
                 await self.wait()
                 while group_lives(self.pid):  # noqa: ASYNC110  # no event tells when a group's last member ends

@@ -6,6 +6,7 @@ MCP 2026-07-28, transports/stdio, and 2025-11-25, lifecycle/shutdown.
 from __future__ import annotations
 
 import logging
+import signal
 from collections import deque
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
@@ -141,6 +142,8 @@ async def open_stdio(
         with trio.move_on_after(graces.bound, shield=True):
             await child.stop(graces)
         child.close()
+        if child.stopped_by:
+            counters.add("stdio.killed" if child.stopped_by == signal.SIGKILL else "stdio.terminated")
         if child.gone:
             guardian.unregister(child.pid)
         else:

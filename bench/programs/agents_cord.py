@@ -1,4 +1,4 @@
-"""cord_trio's agents, with grants and a budget."""
+"""cord_trio's agents, with grants, a budget and a trace context."""
 
 from __future__ import annotations
 
@@ -41,12 +41,13 @@ async def main(seconds):
         fabric.agent("asker", asker, agents=["echo"], tools=[])
         fabric.agent("echo", echo, agents=[], tools=[])
         budget = cord_trio.Budget(calls=10**9, hops=10**9)
+        trace = cord_trio.TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331")
 
         async def hand(number):
-            return await fabric.ask("giver", number, budget=budget)
+            return await fabric.ask("giver", number, budget=budget, trace=trace)
 
         async def ask(number):
-            return await fabric.ask("asker", number, budget=budget)
+            return await fabric.ask("asker", number, budget=budget, trace=trace)
 
         wrong = await measure(hand, seconds) + await measure(ask, seconds)
     return {**spread("handoff", handoffs), **spread("ask", asks), "wrong": wrong, "versions": versions()}

@@ -120,8 +120,8 @@ def new_trace(bits: Callable[[int], int], span: int) -> TraceContext:
 
 
 def span_ids(bits: Callable[[int], int]) -> Iterator[int]:
-    """Ids of spans: counted up from one that `bits` draws when the first is wanted, so a hop draws nothing."""
-    yield from count(bits(63) + 1)
+    """Ids of spans: counted up from one that `bits` draws, so a hop draws nothing."""
+    return count(bits(63) + 1)
 
 
 def _text(raw: Raw) -> str:

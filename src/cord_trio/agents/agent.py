@@ -86,6 +86,7 @@ class Agent:
         every_tool: whether those are all.
         agents: globs over the names of the agents that it may ask, tell and hand to.
         every_agent: whether those are all.
+        granted: what `may_ask` has found so far, by name.
         raises: exceptions that are answers, not crashes.
         repeatable: globs over tools that may be called again when a conversation is resumed.
         topics: globs over the topics whose broadcasts it takes.
@@ -100,7 +101,6 @@ class Agent:
 
     __slots__ = (
         *(
-            "_granted",
             "agents",
             "budget",
             "deadline",
@@ -109,6 +109,7 @@ class Agent:
             "function",
             "generation",
             "grace",
+            "granted",
             "name",
         ),
         *("plain", "raises", "repeatable", "resident", "restart", "tools", "topics", "turn"),
@@ -143,7 +144,7 @@ class Agent:
         self.budget = budget
         self.plain = deadline == math.inf and budget is None
         self.resident: Resident | None = None
-        self._granted: dict[str, bool] = {}
+        self.granted: dict[str, bool] = {}
 
     def __repr__(self) -> str:
         return f"{self.name}#{self.generation}"
@@ -194,9 +195,9 @@ class Agent:
         """Whether its grant covers the agent of this name."""
         if self.every_agent:
             return True
-        granted = self._granted.get(agent)
+        granted = self.granted.get(agent)
         if granted is None:
-            if len(self._granted) >= REMEMBERED:
-                self._granted.clear()
-            granted = self._granted[agent] = any(fnmatchcase(agent, pattern) for pattern in self.agents)
+            if len(self.granted) >= REMEMBERED:
+                self.granted.clear()
+            granted = self.granted[agent] = any(fnmatchcase(agent, pattern) for pattern in self.agents)
         return granted

@@ -69,18 +69,20 @@ class Account:
         limits: the budget.
         owner: the agent that it was opened for.
         parent: the account that this one narrows.
+        most_hops: the limit of hops, which is looked at most; None if there is none.
         deadline: Trio time at which its seconds, and those above, are used up.
         spent: by counter.
         reserved: by counter.
 
     """
 
-    __slots__ = ("deadline", "limits", "owner", "parent", "reserved", "spent")
+    __slots__ = ("deadline", "limits", "most_hops", "owner", "parent", "reserved", "spent")
 
     def __init__(self, limits: Budget, owner: str, parent: Account | None = None) -> None:
         self.limits = limits
         self.owner = owner
         self.parent = parent
+        self.most_hops = limits.hops
         self.deadline: float = math.inf if parent is None else parent.deadline
         if limits.seconds is not None:
             self.deadline = min(self.deadline, trio.current_time() + limits.seconds)
@@ -145,9 +147,9 @@ class Account:
         """Spend one handoff; as `spend`, without its cost."""
         account: Account | None = self
         while account is not None:
-            limit = account.limits.hops
-            if limit is not None and account.spent["hops"] + account.reserved["hops"] >= limit:
-                raise BudgetExceeded("hops", limit, by)
+            most = account.most_hops
+            if most is not None and account.spent["hops"] + account.reserved["hops"] >= most:
+                raise BudgetExceeded("hops", most, by)
             account = account.parent
         account = self
         while account is not None:

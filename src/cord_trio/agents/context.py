@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+import msgspec
 import trio
 
 from cord_trio.agents.agent import Handoff
@@ -38,33 +39,47 @@ if TYPE_CHECKING:
     from cord_trio.trace import TraceContext
 
 
-class Context:
+def begin_run(agents: Agents, branch: Branch, agent: Agent, transcript: tuple[Step, ...]) -> Context:
+    """What `agent` is given for a run that begins now."""
+    return Context(agents, branch, agent, transcript, agents.snapshot())
+
+
+class Context(msgspec.Struct, eq=False):
     """What a handler is given for one run. It stays as it is, and is of use until the handler returns.
 
     Another task may use it only in a nursery that the handler opened.
 
+    A struct, since one is made for each handoff; and what the branch knows, which stays as it is while a handler
+    runs, is looked up there.
+
     Attributes:
-        agent: whose handler this is.
         branch: the ask that this run belongs to, for whoever draws the tree.
-        budget: what this run may use, and has.
-        chain: the names of the agents that led here, this one last.
-        hops: handoffs so far.
+        agent: whose handler this is.
         transcript: what the agents before this one left to see, the oldest first.
         snapshot: the tools that existed when the handler started.
 
     """
 
-    __slots__ = ("_agents", "agent", "branch", "budget", "chain", "hops", "snapshot", "transcript")
+    _agents: Agents
+    branch: Branch
+    agent: Agent
+    transcript: tuple[Step, ...]
+    snapshot: Snapshot
 
-    def __init__(self, agents: Agents, branch: Branch, agent: Agent, transcript: tuple[Step, ...]) -> None:
-        self._agents = agents
-        self.branch = branch
-        self.agent = agent
-        self.budget: Account = branch.account or agents.account
-        self.chain = branch.path
-        self.hops = branch.hops
-        self.transcript = transcript
-        self.snapshot: Snapshot = agents.snapshot()
+    @property
+    def budget(self) -> Account:
+        """What this run may use, and has."""
+        return self.branch.account or self._agents.account
+
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """The names of the agents that led here, this one last."""
+        return self.branch.path
+
+    @property
+    def hops(self) -> int:
+        """Handoffs so far."""
+        return self.branch.hops
 
     @property
     def principal(self) -> str:
@@ -324,7 +339,7 @@ class Context:
             raise NoMailbox(self.agent.name)
         branch = Branch(None, (self.agent.name,), 0, self.principal, self.budget)
         branch.follow(self.branch.trace, self._agents.spans)
-        begin = partial(Context, self._agents, branch, self.agent, ())
+        begin = partial(begin_run, self._agents, branch, self.agent, ())
         return resident.post.after(seconds, branch, begin, payload)
 
     def stop(self) -> None:

@@ -17,7 +17,7 @@ import trio
 
 from cord_trio.agents.agent import Agent, Handoff, Step
 from cord_trio.agents.budget import Account
-from cord_trio.agents.context import Context
+from cord_trio.agents.context import Context, begin_run
 from cord_trio.agents.monitor import Notice
 from cord_trio.agents.turn import Branch, note_way
 from cord_trio.call import LOCAL
@@ -80,7 +80,7 @@ async def converse(
     await trio.lowlevel.checkpoint()
     if agents.over:
         raise Draining
-    agent = agents.get(name)
+    agent = agents.by_name.get(name)
     generation = 0
     if agent is None:
         agent, generation = agents.find(name)
@@ -107,7 +107,8 @@ async def converse(
                 if not turn.take(branch):
                     await turn.wait(branch, agents.counters)
                 try:
-                    answer = await agent.function(Context(agents, branch, agent, transcript), payload)  # type: ignore[call-arg, misc]  # no class
+                    context = Context(agents, branch, agent, transcript, agents.snapshot())
+                    answer = await agent.function(context, payload)  # type: ignore[call-arg, misc]  # it is no class
                 except Exception as exc:
                     _failed(agents, branch, agent, exc)
                     raise
@@ -118,10 +119,10 @@ async def converse(
             if type(answer) is not Handoff:
                 return answer
             taker = _taker(agents, branch, agent, answer)
-            transcript = (*transcript, Step(agent.name, payload))
+            transcript = transcript + (Step(agent.name, payload),)  # noqa: RUF005  # a third of the other's cost
             if answer.keep is not None:
                 transcript = tuple(answer.keep(transcript))
-            branch.path = (*branch.path, taker.name)
+            branch.path = branch.path + (taker.name,)  # noqa: RUF005  # likewise
             branch.hops += 1
             if branch.trace is not None:
                 branch.span = next(agents.spans)
@@ -160,7 +161,7 @@ async def tell(
     branch.job = None
     branch.follow(trace or branch.trace, agents.spans)
     post = resident.post
-    envelope = post.tell(branch, partial(Context, agents, branch, agent, ()), payload, generation=generation)
+    envelope = post.tell(branch, partial(begin_run, agents, branch, agent, ()), payload, generation=generation)
     if envelope is not None and envelope.room is not None:
         await post.wait_room(envelope)
     return envelope is not None
@@ -176,7 +177,7 @@ def broadcast(
         if agent.resident is not None and agent.resident.post is not None and agent.takes(topic):
             branch = Branch(None, (agent.name,), 0, principal, account or agents.account)
             branch.follow(trace, agents.spans)
-            taken += agent.resident.post.notify(branch, partial(Context, agents, branch, agent, ()), payload)
+            taken += agent.resident.post.notify(branch, partial(begin_run, agents, branch, agent, ()), payload)
     return taken
 
 
@@ -238,7 +239,7 @@ async def _run(
     agents: Agents, branch: Branch, agent: Agent, payload: object, transcript: tuple[Step, ...],
     generation: int, transfer: bool,
 ) -> object:  # fmt: skip
-    begin = partial(Context, agents, branch, agent, transcript)
+    begin = partial(begin_run, agents, branch, agent, transcript)
     if agent.resident is not None:
         return await agent.resident.answer(branch, begin, payload, generation=generation, transfer=transfer)
     turn = agent.turn
@@ -256,11 +257,11 @@ async def _run(
 def _taker(agents: Agents, branch: Branch, giver: Agent, handoff: Handoff) -> Agent:
     """Who goes on. A refusal is told to the giver's monitors, and raised to the asker."""
     target = handoff.target
-    taker = agents.get(target)
+    taker = agents.by_name.get(target)
     error: AgentError
     if taker is None:
         error = HandoffRefused(target, "no agent has this name")
-    elif not giver.every_agent and not giver.may_ask(target):
+    elif not (giver.every_agent or giver.granted.get(target) or giver.may_ask(target)):
         error = HandoffRefused(target, f"{giver.name} is granted {', '.join(giver.agents) or 'nobody'}")
     elif branch.hops >= agents.max_hops:
         agents.counters.add("agents.hops_refused")

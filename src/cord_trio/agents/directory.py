@@ -46,6 +46,7 @@ class Agents(Mapping[str, Agent]):
     """All agents of one fabric by name, and what they act upon. `open_agents` makes one that can keep tasks.
 
     Attributes:
+        by_name: all of them; changed by `add` and `remove` alone.
         handler: takes their calls.
         snapshot: returns the registry's newest snapshot.
         max_hops: handoffs that one ask may take.
@@ -77,6 +78,7 @@ class Agents(Mapping[str, Agent]):
         max_hops: int = MAX_HOPS,
         traced: bool = False,
     ) -> None:
+        self.by_name: dict[str, Agent] = {}
         self.handler = handler
         self.snapshot = snapshot
         self.max_hops = max_hops
@@ -96,7 +98,6 @@ class Agents(Mapping[str, Agent]):
         self.nursery: trio.Nursery | None = None
         self._jobs: Jobs | None = None
         self._forwarded = 0
-        self._agents: dict[str, Agent] = {}
         self._groups: dict[int, Group] = {}
 
     def add(
@@ -130,7 +131,7 @@ class Agents(Mapping[str, Agent]):
             ValueError: the name is taken, or is none.
 
         """
-        if name in self._agents:
+        if name in self.by_name:
             raise ValueError(f"there is an agent named {name!r} already")
         if topics and mailbox is None:
             raise ValueError(f"agent {name!r} needs a mailbox to take broadcasts")
@@ -145,7 +146,7 @@ class Agents(Mapping[str, Agent]):
             agent.plain = False
             agent.resident = Resident(self, agent, mailbox, group)
             group.add(agent.resident)
-        self._agents[name] = agent
+        self.by_name[name] = agent
         return agent
 
     async def remove(self, name: str) -> None:
@@ -155,12 +156,12 @@ class Agents(Mapping[str, Agent]):
             AgentNotFound: there is none.
 
         """
-        agent = self._agents.get(name)
+        agent = self.by_name.get(name)
         if agent is None:
             raise AgentNotFound(name)
         if agent.resident is not None:
             await agent.resident.group.remove(agent.resident)
-        self._agents.pop(name, None)
+        self.by_name.pop(name, None)
         await trio.lowlevel.checkpoint()
 
     def find(self, address: str) -> tuple[Agent, int]:
@@ -170,11 +171,11 @@ class Agents(Mapping[str, Agent]):
             AgentNotFound: there is none, or not in that generation.
 
         """
-        agent = self._agents.get(address)
+        agent = self.by_name.get(address)
         if agent is not None:
             return agent, 0
         name, _, generation = address.partition("#")
-        agent = self._agents.get(name)
+        agent = self.by_name.get(name)
         if agent is None or not generation.isascii() or not generation.isdigit():
             raise AgentNotFound(address)
         if int(generation) != agent.generation:
@@ -183,7 +184,7 @@ class Agents(Mapping[str, Agent]):
 
     async def stop(self) -> None:
         """Stop the agents that have tasks, the last one added first, each within its grace."""
-        for agent in reversed(list(self._agents.values())):
+        for agent in reversed(list(self.by_name.values())):
             if agent.resident is not None:
                 await agent.resident.retire("the fabric ends")
         await trio.lowlevel.checkpoint()
@@ -278,7 +279,7 @@ class Agents(Mapping[str, Agent]):
     def end(self) -> None:
         """All tasks have ended: whoever waits for an agent learns that it is down, and nobody asks any more."""
         self.over = True
-        for agent in self._agents.values():
+        for agent in self.by_name.values():
             if agent.resident is not None:
                 agent.resident.go_down("the fabric ended")
                 agent.resident.fail_waiting()
@@ -317,13 +318,13 @@ class Agents(Mapping[str, Agent]):
         return group
 
     def __getitem__(self, name: str) -> Agent:
-        return self._agents[name]
+        return self.by_name[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._agents)
+        return iter(self.by_name)
 
     def __len__(self) -> int:
-        return len(self._agents)
+        return len(self.by_name)
 
 
 @asynccontextmanager

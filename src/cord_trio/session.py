@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from cord_trio.cell import Timer
     from cord_trio.errors import Executed
     from cord_trio.protocol.jsonrpc import Envelope, Id
-    from cord_trio.transports import Transport
+    from cord_trio.transports import Seat, Transport
 
     Told: TypeAlias = Callable[[str, Raw, Id | None], None]
 
@@ -176,8 +176,8 @@ class Session:
         pending = Pending(self, id, method, deadline, events, cancellable, patience, latest)
         if self.transport.congested:
             return self._exchange_later(pending, message, name, headers)
-        self._send(pending, message, name, headers)
-        return pending.reply(self._timer)
+        seat = self._send(pending, message, name, headers, self.transport.attends)
+        return pending.reply(self._timer) if seat is None else pending.read(seat, self._timer)
 
     async def begin(self, pending: Pending, message: bytes, *, name: str | None = None) -> None:
         """Send a request whose entry needs no task that waits for it, and whose deadline is another's to keep.
@@ -205,8 +205,14 @@ class Session:
             raise DeadlineExceeded(f"{self.name}: {pending.method}: its connection takes no more bytes", "no")
 
     def _send(
-        self, pending: Pending, message: bytes, name: str | None, headers: Sequence[tuple[str, str]] = ()
-    ) -> None:
+        self,
+        pending: Pending,
+        message: bytes,
+        name: str | None,
+        headers: Sequence[tuple[str, str]] = (),
+        seated: bool = False,
+    ) -> Seat | None:
+        """Returns where the sender is to read the reply, if `seated`, and if he is."""
         if self._loss is not None:
             raise ConnectionLost(self._loss, "no")
         if len(message) > self.max_message:
@@ -214,7 +220,8 @@ class Session:
         id = pending.id
         self.peer.open[id] = pending
         try:
-            self.transport.send(message, id=id, method=pending.method, name=name, headers=headers)
+            send = self.transport.send_seated if seated else self.transport.send
+            return send(message, id=id, method=pending.method, name=name, headers=headers)
         except BaseException as exc:
             self.peer.abandon(id)
             self.ending = self.ending or isinstance(exc, ConnectionLost)

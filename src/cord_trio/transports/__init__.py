@@ -9,7 +9,7 @@ on one reader task per connection, and on one pump for all of them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import trio
 
@@ -41,8 +41,37 @@ class Receiver(Protocol):
         """Whether request `id` still awaits its reply."""
 
 
+class Seat(Protocol):
+    """The reading of one reply, by the task that waits for it: one turn of the loop less than by a reader.
+
+    Attributes:
+        fd: to be waited for before `pull`.
+        over: whether there is nothing left to read.
+
+    """
+
+    fd: int
+    over: bool
+
+    def pull(self) -> None:
+        """Take what has come; the receiver is told."""
+
+    def leave(self) -> None:
+        """Let the transport read the rest."""
+
+    def evict(self) -> None:
+        """The same, and wake whoever waits for `fd`, with `trio.ClosedResourceError`."""
+
+
 class Transport(ABC):
-    """One conversation's way to its peer. Whoever opened it closes it; `run` is its life."""
+    """One conversation's way to its peer. Whoever opened it closes it; `run` is its life.
+
+    Attributes:
+        attends: whether `send_seated` may give its caller the reply to read.
+
+    """
+
+    attends: ClassVar[bool] = False
 
     @abstractmethod
     def send(
@@ -68,6 +97,13 @@ class Transport(ABC):
             Overloaded: the outbox is at its bound; the message was not sent.
 
         """
+
+    def send_seated(
+        self, message: bytes, *, id: int, method: str, name: str | None, headers: Sequence[tuple[str, str]]
+    ) -> Seat | None:
+        """Send a request whose reply its sender will read, if a seat is returned. Raises as `send` does."""
+        self.send(message, id=id, method=method, name=name, headers=headers)
+        return None
 
     @abstractmethod
     def withdraw(self, id: int | str) -> bool:

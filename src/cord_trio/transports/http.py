@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import trio
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cord_trio.config import Http
     from cord_trio.counters import Counters
     from cord_trio.protocol.jsonrpc import Id
-    from cord_trio.transports import Receiver
+    from cord_trio.transports import Receiver, Seat
     from cord_trio.transports.http1_client import Exchange, Pool
 
 log = logging.getLogger("cord_trio.transports.http")
@@ -91,6 +91,8 @@ class HttpTransport(Transport):
         self._loss: str | None = None
         self._lost = trio.Event()
 
+    attends: ClassVar[bool] = True
+
     def speak(self, revision: str, *, modern: bool) -> None:
         self._revision = revision
         self.modern = modern
@@ -106,13 +108,31 @@ class HttpTransport(Transport):
         name: str | None = None,
         headers: Sequence[tuple[str, str]] = (),
     ) -> None:
+        self._send(message, id, method, name, headers, attended=False)
+
+    def send_seated(
+        self, message: bytes, *, id: Id, method: str, name: str | None, headers: Sequence[tuple[str, str]]
+    ) -> Seat | None:
+        exchange = self._send(message, id, method, name, headers, attended=True)
+        return exchange if exchange is not None and exchange.fd >= 0 else None
+
+    def _send(
+        self,
+        message: bytes,
+        id: Id | None,
+        method: str,
+        name: str | None,
+        headers: Sequence[tuple[str, str]],
+        *,
+        attended: bool,
+    ) -> Exchange | None:
         if self._loss is not None:
             raise ConnectionLost(self._loss, "no")
         unread, self._unread = self._unread, None
         if unread is not None and method == "notifications/cancelled" and self._nursery is not None:
             self._held += 1
             self._nursery.start_soon(self._cancel_later, unread, message)
-            return
+            return None
         # The head of a request is kept with what it says of it, since making it costs as much as the exchange.
         key = (method, name) if self.modern or (self.modern is None and method == PROBE) else None
         head = self._heads.get(key)
@@ -124,13 +144,10 @@ class HttpTransport(Transport):
         if id is not None:
             self._posts[id] = post
         try:
-            post.start(head)
+            return post.start(self._pool, head, attended)
         except CallError:
             self._forget(post)
             raise
-
-    def begin(self, head: bytes, post: Post, message: bytes) -> Exchange:
-        return self._pool.start("POST", head, message, post, post.whole)
 
     def again(self, post: Post, target: str, message: bytes) -> Exchange:
         key = (post.method, post.name) if self.modern or (self.modern is None and post.method == PROBE) else None

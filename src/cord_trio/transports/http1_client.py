@@ -11,7 +11,7 @@ import logging
 import os
 from collections import deque
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -19,23 +19,27 @@ import trio
 from cord_trio.counters import Counters
 from cord_trio.errors import CallError, ConnectionLost, Overloaded
 from cord_trio.transports.dial import find_proxy
-from cord_trio.transports.http1 import BODY_LIMIT, HEAD_LIMIT, HEADER_COUNT, Headers, check_target, encode_headers
+from cord_trio.transports.http1 import BODY_LIMIT, HEAD_LIMIT, HEADER_COUNT, check_target, encode_headers
+from cord_trio.transports.http1_exchange import Exchange, ResponseSink
 from cord_trio.transports.http1_reply import Connection
 from cord_trio.transports.http1_wire import CONNECT_LIMIT, SMALL, Origin, Wire, connect, make_tls, parse_origin
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
-    from cord_trio.errors import Executed
     from cord_trio.transports.dial import Proxy
+    from cord_trio.transports.http1_exchange import Whole
 
-    Whole: TypeAlias = Callable[[int, Headers, bytes], None]
+__all__ = ["Exchange", "Pool", "PoolLimits", "ResponseSink", "open_pool"]
 
 logger = logging.getLogger("cord_trio.transports")
 
 OWN_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept-encoding", "expect"})
 """Headers that the pool alone sets."""
+
+REST = 1.0
+"""Seconds for which a connection may be idle without anybody who sees that the server ends it."""
 
 BODIED = frozenset({"POST", "PUT", "PATCH"})
 """Methods of which a request says that its body is empty."""
@@ -63,76 +67,6 @@ class PoolLimits:
     body: int = BODY_LIMIT
     connect: float = CONNECT_LIMIT
     idle: float = 60.0
-
-
-class ResponseSink(Protocol):
-    """Who is told what comes back. Nothing here blocks or raises; exactly one of `end` and `failed` is last.
-
-    After `Exchange.close` nothing is told any more. It may be called from within any of these.
-    """
-
-    def head(self, status: int, headers: Headers, /) -> None:
-        """The response began; `status` is never 1xx."""
-
-    def body(self, data: bytes, /) -> None:
-        """More of the body."""
-
-    def end(self) -> None:
-        """The response is whole."""
-
-    def failed(self, error: CallError, /) -> None:
-        """There will be no whole response."""
-
-
-class Exchange:
-    """One request and its response.
-
-    Attributes:
-        over: whether the sink has been, or never will be, told the last thing.
-
-    The others are between the pool and the connection.
-
-    """
-
-    __slots__ = ("_pool", "before", "connection", "method", "over", "payload", "request_head", "sink", "whole")
-
-    def __init__(
-        self, pool: Pool, method: str, head: bytes, payload: bytes, sink: ResponseSink, whole: Whole | None
-    ) -> None:
-        self._pool = pool
-        self.method = method
-        self.request_head = head
-        self.payload = payload
-        self.sink = sink
-        self.whole = whole
-        self.connection: Connection | None = None
-        self.before = 0
-        self.over = False
-
-    @property
-    def written(self) -> bool:
-        """Whether any byte of it may have reached the server."""
-        connection = self.connection
-        return connection is not None and connection.wire.sent > self.before
-
-    @property
-    def executed(self) -> Executed:
-        """What an error may say of a request that got no answer."""
-        return "unknown" if self.written else "no"
-
-    @trio.lowlevel.enable_ki_protection
-    def close(self) -> None:
-        """Drop it now: nothing more is told, and its place in the pool is free.
-
-        A connection that is in the middle of it is closed, which is how a server learns.
-        """
-        if self.over:
-            return
-        self.over = True
-        if self.connection is not None:
-            self.connection.close()
-        else:
-            self._pool.forget(self)
 
 
 class Pool:
@@ -166,6 +100,9 @@ class Pool:
         self._connecting: list[trio.CancelScope] = []
         self._waiting: deque[Exchange] = deque()
         self._closed = False
+        self._watching = False
+        # The run's own clock, without the calls that lead to it from `trio.current_time`.
+        self._clock = trio.lowlevel.current_clock().current_time
         # A proxy is asked for plain HTTP by the whole URL (RFC 9112, section 3.2.2); for TLS it digs a tunnel.
         self._before = "" if proxy is None or origin.tls else f"http://{origin.name}"
         common = [("Host", origin.name), ("Accept-Encoding", "identity"), *headers]
@@ -236,7 +173,15 @@ class Pool:
         return encode_headers(headers)
 
     @trio.lowlevel.enable_ki_protection
-    def start(self, method: str, head: bytes, body: bytes, sink: ResponseSink, whole: Whole | None = None) -> Exchange:
+    def start(
+        self,
+        method: str,
+        head: bytes,
+        body: bytes,
+        sink: ResponseSink,
+        whole: Whole | None = None,
+        attended: bool = False,
+    ) -> Exchange:
         """Start one exchange with a prepared head. For the rest see `request`.
 
         Args:
@@ -246,6 +191,8 @@ class Pool:
             sink: who is told.
             whole: told instead, once and for all, of an answer that came in one piece and whose head is that of the
                 answer before it; its `headers` are then without `Content-Length`.
+            attended: whether you read by yourself where that can be, that is if `fd` says so: wait for it, `pull`,
+                and again until it is over or you `leave`. It spares the wake-up of another task.
 
         """
         if self._closed:
@@ -256,15 +203,16 @@ class Pool:
             head, body = b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body), b""
         else:
             head += b"\r\n"
-        exchange = Exchange(self, method, head, body, sink, whole)
-        if self._idle:
-            horizon = trio.current_time() - self.limits.idle
-            while self._idle:
-                connection = self._idle.pop()
-                if connection.idle_since >= horizon and connection.wire.quiet() and connection.start(exchange):
-                    return exchange
-                self.counters.add("http_client.stale")
-                connection.close()
+        now = self._clock()
+        exchange = Exchange(self, method, head, body, sink, whole, attended, now)
+        horizon = now - self.limits.idle
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.idle_since >= horizon and connection.wire.quiet() and connection.start(exchange):
+                return exchange
+            self.counters.add("http_client.stale")
+            connection.close()
+        exchange.attended = False
         if len(self._waiting) >= self.limits.waiting and self._full:
             self.counters.add("http_client.overloaded")
             raise Overloaded("http_waiting", self.limits.waiting)
@@ -333,11 +281,25 @@ class Pool:
             else:
                 connection.close()
             return
-        connection.idle_since = trio.current_time()
+        connection.idle_since = self._clock()
         self._idle.append(connection)
-        self._balance()
         if self._idle[0].idle_since < connection.idle_since - self.limits.idle:
             self._idle[0].close()
+
+    def watch(self) -> None:
+        """See to it that somebody reads connections that are idle for long, as nobody else would."""
+        if not self._watching:
+            self._watching = True
+            self._nursery.start_soon(self._watch)
+
+    async def _watch(self) -> None:
+        while any(connection.resting for connection in self._open):
+            await trio.sleep(REST)
+            horizon = self._clock() - REST
+            for connection in self._idle:
+                if connection.idle_since <= horizon:
+                    connection.call_reader()
+        self._watching = False
 
     def drop(self, connection: Connection) -> None:
         """A connection is closed: its place is free."""

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 import httptools
 import trio
 
+from cord_trio.cell import Cell
 from cord_trio.errors import BadReply, ConnectionLost
 from cord_trio.transports.http1 import Headers
 
 if TYPE_CHECKING:
     from cord_trio.errors import Executed
-    from cord_trio.transports.http1_client import Exchange, Pool
+    from cord_trio.transports.http1_client import Pool
+    from cord_trio.transports.http1_exchange import Exchange
     from cord_trio.transports.http1_wire import Wire
 
 logger = logging.getLogger("cord_trio.transports")
@@ -58,10 +60,12 @@ class Connection:
         "_keep",
         "_known",
         "_left",
+        "_needed",
         "_parser",
         "_pool",
         "_raw",
         "_refusal",
+        "_rests",
         "_status",
         "closed",
         "idle_since",
@@ -87,6 +91,8 @@ class Connection:
         self._refusal: str | None = None
         self._raw = b""
         self._known: Known | None = None
+        self._rests = False  # whether the reader has nothing to do between exchanges
+        self._needed: Cell[None] | None = None
 
     def start(self, exchange: Exchange) -> bool:
         """Write the request. Returns False if the connection turned out broken and nothing was written."""
@@ -104,6 +110,13 @@ class Connection:
             self._exchange = exchange.connection = None
             return False
         exchange.request_head = exchange.payload = b""  # a stream may live for days
+        if not exchange.attended:
+            if self._needed is not None:
+                self.call_reader()
+        elif self._needed is not None:
+            exchange.fd = self.wire.fd
+        else:
+            self._rests = self.wire.fd >= 0  # it reads this answer, but not the next
         return True
 
     @trio.lowlevel.enable_ki_protection
@@ -112,6 +125,11 @@ class Connection:
         read = self.wire.read
         try:
             while not self.closed:
+                if self._rests and self._exchange is None:
+                    self._needed = Cell()
+                    self._pool.watch()
+                    await self._needed.wait(_nothing)
+                    continue
                 data = await read()
                 if not data:
                     self._ended()
@@ -119,6 +137,26 @@ class Connection:
                 self._feed(data)
         finally:
             self.lose("the pool was closed")
+
+    @property
+    def resting(self) -> bool:
+        """Whether nobody reads, except whoever attends his own exchange."""
+        return self._needed is not None
+
+    def call_reader(self) -> None:
+        """From here on the connection's own task reads."""
+        cell, self._needed = self._needed, None
+        if cell is not None:
+            self._rests = False
+            cell.settle(None)
+
+    def pull(self) -> None:
+        """Read what has come, in the place of the reader."""
+        data = self.wire.take()
+        if data:
+            self._feed(data)
+        elif data is not None:
+            self._ended()
 
     def _feed(self, data: bytes) -> None:
         if self._exchange is None:
@@ -340,5 +378,10 @@ class Connection:
         self._exchange = None
         if not self.closed:
             self.closed = True
+            self.call_reader()
             self.wire.close()
             self._pool.drop(self)
+
+
+def _nothing() -> None:
+    """Nobody else knows of the wait."""

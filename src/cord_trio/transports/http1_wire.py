@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import select
 import socket
 import ssl
 from abc import ABC, abstractmethod
@@ -68,6 +69,14 @@ class Wire(ABC):
 
         """
 
+    @property
+    def fd(self) -> int:
+        """What to wait for before `take`; -1 for a connection that can only be read by `read`, or is closed."""
+        return -1
+
+    def take(self) -> bytes | None:
+        raise NotImplementedError
+
     @abstractmethod
     async def read(self) -> bytes:
         """The next bytes, empty once the peer has ended or this was closed."""
@@ -91,6 +100,7 @@ class SocketWire(Wire):
         "_fd",
         "_finishing",
         "_nursery",
+        "_poll",
         "deadline",
         "sent",
         "sock",
@@ -104,6 +114,7 @@ class SocketWire(Wire):
         self._broken = broken
         self._backlog: deque[bytes | memoryview] = deque()
         self._drained: trio.Event | None = None
+        self._poll: select.poll | None = None
         self._finishing = False
         self.sent = 0
         self.waiting = 0
@@ -207,13 +218,11 @@ class SocketWire(Wire):
             return b""
 
     def quiet(self) -> bool:
-        try:
-            self.sock.recv(1, socket.MSG_PEEK)
-        except (BlockingIOError, InterruptedError):
-            return True
-        except OSError:
-            return False
-        return False
+        # Asked before each request, so not by `recv`: the exception that says “nothing” costs more than the question.
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self._fd, select.POLLIN)
+        return not self._poll.poll(0)
 
     def finish(self) -> None:
         """Tell the peer, after what waits, that nothing more will come; reading goes on."""
@@ -227,6 +236,19 @@ class SocketWire(Wire):
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # it is gone already
+
+    @property
+    def fd(self) -> int:
+        return self._fd
+
+    def take(self) -> bytes | None:
+        """The next bytes as `read` returns them, or None if there are none yet."""
+        try:
+            return self.sock.recv(READ_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            return b""
 
     def detach(self) -> socket.socket:
         """The socket, for somebody else: from here on this is as if closed.

@@ -6,6 +6,7 @@ does, the request behind a POST ends: by its reply, or by an error as soon as no
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from cord_trio.protocol.framing import SseEvent
     from cord_trio.protocol.jsonrpc import Id
     from cord_trio.transports.http1 import Headers
-    from cord_trio.transports.http1_client import Exchange, ResponseSink
+    from cord_trio.transports.http1_client import Exchange, Pool, ResponseSink
 
 ERROR_TEXT: Final = 64 * 1024
 """Bytes read of the body of a failure."""
@@ -57,9 +58,6 @@ class Endpoint(Protocol):
     def request(
         self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes, sink: ResponseSink
     ) -> Exchange: ...
-
-    def begin(self, head: bytes, post: Post, message: bytes, /) -> Exchange:
-        """Send `message` for the first time, with a prepared head. Raises `CallError`."""
 
     def again(self, post: Post, target: str, message: bytes, /) -> Exchange:
         """Send it to another target. Raises `CallError`."""
@@ -94,7 +92,6 @@ class Post:
         method: "" for replies.
         name: what it is about, for `Mcp-Name`.
         headers: its further headers.
-        since: Trio time at which it was handed over.
         answering: whether an answer has begun, so that the server has read it.
 
     """
@@ -129,7 +126,6 @@ class Post:
         self.method = method
         self.name = name
         self.headers = headers
-        self.since = trio.current_time()
         self._endpoint = endpoint
         self._message = message
         self._target = endpoint.target
@@ -148,9 +144,15 @@ class Post:
         """Whether any byte of the message may have reached the server."""
         return self._resumed or (self._exchange is not None and self._exchange.written)
 
-    def start(self, head: bytes) -> None:
-        """Send it. Raises `CallError` if that cannot be."""
-        self._exchange = self._endpoint.begin(head, self, self._message)
+    @property
+    def since(self) -> float:
+        """Trio time at which it was handed over."""
+        return math.inf if self._exchange is None else self._exchange.since
+
+    def start(self, pool: Pool, head: bytes, attended: bool) -> Exchange:
+        """Send it, with a prepared head. Raises `CallError` if that cannot be."""
+        exchange = self._exchange = pool.start("POST", head, self._message, self, self.whole, attended)
+        return exchange
 
     def resume(self, headers: Sequence[tuple[str, str]]) -> None:
         """Ask for the rest of the stream (MCP 2025-11-25, transports, resumability)."""

@@ -1,0 +1,256 @@
+"""A reply over HTTP that its caller reads by itself: it ends as any other, and whoever stops reading is replaced."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+
+from cord_trio.counters import Counters
+from cord_trio.errors import CallError, DeadlineExceeded
+from cord_trio.transports import http as http_transport
+from cord_trio.transports import http1_client, http_rules
+from tests.transports.test_http import (
+    LEGACY,
+    MODERN,
+    TEXT,
+    Canned,
+    Cut,
+    Hold,
+    Json,
+    Seen,
+    as_json,
+    call,
+    canned,
+    chunked,
+    events,
+    reply,
+    status,
+    stream,
+    talking,
+)
+
+if TYPE_CHECKING:
+    from cord_trio.session import Session
+    from cord_trio.transports.http import HttpTransport
+    from tests.transports.test_http import Answer
+
+COLD = [as_json, as_json]
+"""What comes before a reply that its caller reads: the first is read by the connection, and so is the second."""
+
+
+async def warm(session: Session) -> None:
+    for _ in COLD:
+        assert await call(session) == TEXT
+
+
+def seats(transport: HttpTransport) -> list[bool]:
+    """Of each connection, whether its own task rests."""
+    return [connection.resting for connection in transport._pool._open]
+
+
+class Steps(trio.abc.Instrument):
+    def __init__(self) -> None:
+        self.of: Counter[str] = Counter()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.of[task.name.rpartition(".")[2]] += 1
+
+
+async def test_a_reply_is_read_by_its_caller_alone() -> None:
+    async with canned(tools__call=as_json) as server, talking(server.url) as (session, transport):
+        await warm(session)
+        steps = Steps()
+        trio.lowlevel.add_instrument(steps)
+        for _ in range(5):
+            assert await call(session) == TEXT
+        trio.lowlevel.remove_instrument(steps)
+        assert steps.of["_connect"] == 0  # the connection's own task
+        assert seats(transport) == [True]
+
+
+def moved(request: Seen) -> bytes:
+    return as_json(request) if request.target == "/new" else status(308, b"", "Location: /new")
+
+
+ENDS: list[Answer] = [
+    as_json,
+    lambda request: as_json(request, kind="application/json; charset=utf-8"),
+    lambda request: as_json(request)[:60] + as_json(request)[60:],
+    lambda request: chunked(events(request)),
+    lambda request: chunked(events(request) + b": bye\n\n"),
+    lambda request: stream(events(request)),
+    lambda request: Hold(chunked(events(request), end=False)),
+    lambda request: Cut(as_json(request)[:-3]),
+    lambda request: as_json(request) + b"rubbish",
+    lambda request: status(200, reply(request), "Content-Type: text/plain"),
+    lambda request: status(200, reply(request), "Content-Type: application/json", "Connection: close"),
+    moved,
+    Cut(b""),
+    Cut(b"HTTP/1.1 200"),
+    b"rubbish\r\n\r\n",
+    Cut(chunked(b": hello\n\n", end=False)),
+    status(200, b"{}", "Content-Type: application/json"),
+    status(200, b"", "Content-Type: application/json"),
+    status(202),
+    status(429, b"later"),
+    status(500, b"broken"),
+    status(404),
+    Hold(b""),
+    Hold(status(200, b"x" * 10)[:-5]),
+]
+
+
+async def outcome(answer: Answer, before: list[Answer], revision: str) -> object:
+    async with canned(tools__call=[*before, answer, as_json], GET=status(405), DELETE=status(200)) as server:
+        async with talking(server.url, revision) as (session, transport):
+            for _ in before:
+                await call(session)
+            try:
+                told: Json = await call(session, seconds=0.05 if isinstance(answer, Hold) else 5.0)
+            except CallError as exc:
+                told = (type(exc), exc.executed, str(exc))
+            if session.loss is None:
+                for _ in range(3):
+                    assert await call(session) == TEXT
+                assert not session.peer.open
+                assert not [post for post in transport._posts.values() if post not in transport._answered]
+    return told
+
+
+@pytest.mark.parametrize("revision", [MODERN, LEGACY])
+@pytest.mark.parametrize("index", range(len(ENDS)))
+async def test_a_call_ends_the_same_whoever_reads_its_reply(
+    index: int, revision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_rules, "RETRY_BOUNDS", (0.0, 0.02))
+    assert await outcome(ENDS[index], [*COLD], revision) == await outcome(ENDS[index], [], revision)
+
+
+async def held(session: Session, server: Canned) -> int:
+    """Returns once the server has seen one more call; how many it has by then."""
+    count = server.count("tools/call") + 1
+    await server.wait_until(lambda: server.count("tools/call") == count)
+    return count
+
+
+async def test_a_modern_call_that_is_cancelled_closes_its_connection() -> None:
+    async with canned(tools__call=[*COLD, Hold(b""), as_json]) as server, talking(server.url) as (session, transport):
+        await warm(session)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call, session)
+            await held(session, server)
+            nursery.cancel_scope.cancel("enough")
+        await server.wait_until(lambda: server.left == [3])
+        assert seats(transport) == []
+        assert await call(session) == TEXT
+    assert set(server.whats()) == {"tools/call"}
+
+
+async def test_a_legacy_call_that_is_cancelled_leaves_its_seat_to_the_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_transport, "SETTLE", 60.0)
+
+    def late(request: Seen) -> bytes:
+        server.delay = 0.05
+        return as_json(request)
+
+    async with canned(tools__call=[*COLD, late, as_json], notifications__cancelled=status(202)) as server:
+        async with talking(server.url, LEGACY) as (session, _):
+            await warm(session)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(call, session)
+                await held(session, server)
+                nursery.cancel_scope.cancel("enough")
+            # The word to the server waits until the answer has begun, so somebody must be reading.
+            await server.wait_until(lambda: server.count("notifications/cancelled") == 1)
+            assert await call(session) == TEXT
+
+
+@pytest.mark.parametrize("revision", [MODERN, LEGACY])
+async def test_a_deadline_ends_a_call_whose_caller_reads(revision: str) -> None:
+    async with canned(tools__call=[*COLD, Hold(b""), as_json], notifications__cancelled=status(202)) as server:
+        async with talking(server.url, revision) as (session, _):
+            await warm(session)
+            with trio.fail_after(5), pytest.raises(DeadlineExceeded):
+                await call(session, seconds=0.03)
+            assert await call(session) == TEXT
+
+
+@pytest.mark.parametrize("how", ["reply", "lost", "fail"])
+async def test_who_reads_is_woken_when_the_call_ends_elsewhere(how: str) -> None:
+    def both(request: Seen) -> bytes:
+        """The reply to this call and to the one before it."""
+        other = reply(request).replace(b'"id": 4', b'"id": 3')
+        return chunked(b"data: " + other + b"\n\n" + events(request))
+
+    async with canned(tools__call=[*COLD, Hold(b""), both, as_json]) as server:
+        async with talking(server.url) as (session, transport):
+            await warm(session)
+            ended: list[object] = []
+
+            async def wait() -> None:
+                try:
+                    ended.append(await call(session))
+                except CallError as exc:
+                    ended.append(str(exc))
+
+            with trio.fail_after(3):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(wait)
+                    await held(session, server)
+                    assert seats(transport) == [True]
+                    if how == "reply":
+                        assert await call(session) == TEXT
+                    elif how == "lost":
+                        transport.lose("gone")
+                    else:
+                        session.fail(3, CallError("enough of it"))
+            assert ended == [{"reply": TEXT, "lost": "connection lost: gone", "fail": "enough of it"}[how]]
+
+
+async def test_the_end_of_an_idle_connection_is_noticed_though_nobody_attends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http1_client, "REST", 0.01)
+    counters = Counters()
+
+    def closing(request: Seen) -> bytes:
+        return Cut(as_json(request))
+
+    async with canned(tools__call=[*COLD, closing, as_json]) as server:
+        async with talking(server.url, counters=counters) as (session, transport):
+            await warm(session)
+            await call(session)
+            with trio.fail_after(3):
+                while transport._pool._open:  # noqa: ASYNC110  # nobody is told when a pool drops a connection
+                    await trio.sleep(0.005)
+            assert await call(session) == TEXT
+    assert counters["http_client.stale"] == 0
+
+
+async def test_a_connection_that_rests_is_closed_with_its_pool() -> None:
+    async with canned(tools__call=as_json) as server:
+        async with talking(server.url) as (session, transport):
+            await warm(session)
+            assert seats(transport) == [True]
+        assert seats(transport) == []
+
+
+async def test_many_callers_read_at_once_and_are_cancelled_at_any_moment() -> None:
+    async with canned(tools__call=as_json) as server, talking(server.url) as (session, transport):
+        for round in range(12):
+            async with trio.open_nursery() as nursery:
+                for _ in range(70):
+                    nursery.start_soon(call, session)
+                for _ in range(round):
+                    await trio.lowlevel.checkpoint()
+                if round % 3:
+                    nursery.cancel_scope.cancel("enough")
+        await trio.testing.wait_all_tasks_blocked()
+        assert not session.peer.open
+        assert not transport._posts

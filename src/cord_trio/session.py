@@ -205,13 +205,9 @@ class Session:
             raise DeadlineExceeded(f"{self.name}: {pending.method}: its connection takes no more bytes", "no")
 
     def _send(
-        self,
-        pending: Pending,
-        message: bytes,
-        name: str | None,
-        headers: Sequence[tuple[str, str]] = (),
+        self, pending: Pending, message: bytes, name: str | None, headers: Sequence[tuple[str, str]] = (),
         seated: bool = False,
-    ) -> Seat | None:
+    ) -> Seat | None:  # fmt: skip
         """Returns where the sender is to read the reply, if `seated`, and if he is."""
         if self._loss is not None:
             raise ConnectionLost(self._loss, "no")

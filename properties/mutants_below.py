@@ -88,13 +88,13 @@ BELOW: Final[list[tuple[str, str, str]]] = [
     ("fabric.py", "        self._running -= 1\n", "        self._running = max(0, self._running - 2)\n"),
     ("fabric.py", "        if not self._running:\n            self._quiet.set()\n", "        pass\n"),
     ("fabric.py", "        if self._running >= limit:\n", "        if self._running > limit:\n"),
-    ("fabric.py", "                    await fabric.drain(config.gateway.grace)\n", ""),
+    ("fabric.py", "                        await fabric.drain(config.gateway.grace)\n", ""),
     ("transports/memory.py", "        peer._inbox_bytes -= len(message)\n        self._relieve()\n        return True\n", "        return True\n"),
     ("transports/memory.py", "        self._peer._unsent |= self._inbox.keys()\n", ""),
     # Sources that come and go
     ("sources.py", "while slots.taken or slots.waiting or link.asks:", "while slots.waiting:"),
     ("sources.py", "if name in before and after[name] != before[name])", "if name in before)"),
-    ("sources.py", "            self._retire(name)\n", "            self.links[name].end('gone')\n"),
+    ("sources.py", "            self._retire(name, snapshot)\n", "            self.links[name].end('gone')\n"),
     ("sources.py", "epoch=epoch, before=self.links.get(name))", "epoch=epoch)"),
     ("registry.py", "view = attrs.evolve(view, epoch=epochs[name], ", "view = attrs.evolve(view, "),
     # Two fabrics

@@ -220,7 +220,7 @@ async def cancelled_program(seed: int, ticks: Ticks, raises: trio.Event | None =
         for agent in fabric.agents.values():
             assert (dict(agent.turn.holders), agent.turn.waiting) == ({}, ()), "a turn is left"
         for link in fabric.links.values():
-            assert (link.sessions, link._waiting) == ({}, {})
+            assert (link.sessions, link.waiting) == ({}, {})
             assert link._around.starts.borrowed_tokens == 0
             assert link._around.guardian.groups == set()
             assert link._around.guardian.pid == 0
@@ -387,7 +387,7 @@ class FabricMachine(TrioMachine):
             view = snapshot.sources[link.name]
             assert (view.state, view.epoch) == (link.state, link.epoch)
             assert bool(link.sessions) is (link.state == "ready")
-            assert link._waiting == {}
+            assert link.waiting == {}
             for client in link.sessions.values():
                 assert client.session.loss is None
                 assert [pending.method for pending in client.session.peer.open.values()] in (

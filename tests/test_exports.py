@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 PUBLIC = {
     "Account", "AgentCrashed", "AgentDown", "AgentError", "AgentGone", "AgentNotFound", "AgentNotGranted", "Backoff",
     "BadReply", "Budget", "BudgetExceeded", "Call", "CallCycle", "CallError", "CallFailed", "Config", "ConfigError",
-    "ConnectFailed", "ConnectionLost", "Content", "Context", "CordError", "DeadlineExceeded", "Draining", "Events",
+    "ConnectFailed", "ConnectionLost", "Content", "Context", "CordError", "DeadlineExceeded", "DrainTimeout",
+    "Draining", "Events",
     "Fabric", "Handler", "Handoff", "HandoffRefused", "Http", "HttpFailed", "InDoubt", "InProcess", "InputNeeded",
     "Job", "JobCancelled", "JobNotFound", "Layer", "Mailbox", "Malformed", "MemoryJournal", "MessageTooLong",
     "NoMailbox", "Notice", "Outcome", "Overloaded", "Refused", "RestartIntensity", "Snapshot", "SourceDown",

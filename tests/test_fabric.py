@@ -18,6 +18,7 @@ from cord_trio.errors import (
     ConnectionLost,
     DeadlineExceeded,
     Draining,
+    DrainTimeout,
     MessageTooLong,
     Overloaded,
     SourceDown,
@@ -415,7 +416,7 @@ async def test_a_draining_fabric_takes_no_new_work(autojump_clock: MockClock) ->
             await fabric.ask("a")
         with pytest.raises(Draining):
             await fabric.handle(Call("x"))
-        assert fabric.tree().state == "draining"
+        assert fabric.tree().state == fabric.stage == "closing"
 
 
 async def test_accepted_work_goes_on_while_it_drains(autojump_clock: MockClock) -> None:
@@ -450,7 +451,10 @@ async def test_a_drain_ends_at_its_grace(autojump_clock: MockClock) -> None:
         assert trio.current_time() - start == 4
         assert fabric.counters["fabric.drain_unfinished"] == 1
         await wait_all_tasks_blocked()
-        assert [type(ending) for ending in endings] == [ConnectionLost]
+        (ending,) = endings
+        assert isinstance(ending, DrainTimeout)
+        assert (ending.what, ending.grace, ending.executed) == ("the fabric", 4.0, "unknown")
+        assert str(ending) == "cut off: the fabric drains, and its grace of 4 s is over"
 
 
 @pytest.mark.parametrize("waits_for", ["a slot", "a source", "an owner", "a pause"])

@@ -412,7 +412,7 @@ async def test_a_call_waits_for_a_start_no_longer_than_its_deadline(autojump_clo
             await here.link.call(echo(deadline=now + 3), "echo")
         assert trio.current_time() == now + 3
         assert caught.value.executed == "no"
-        assert here.link._waiting == {}
+        assert here.link.waiting == {}
 
 
 async def test_a_call_that_is_cancelled_while_it_waits_leaves_nothing(autojump_clock: MockClock) -> None:
@@ -420,7 +420,7 @@ async def test_a_call_that_is_cancelled_while_it_waits_leaves_nothing(autojump_c
         with trio.move_on_after(1) as scope:
             await here.link.call(echo(), "echo")
         assert scope.cancelled_caught
-        assert here.link._waiting == {}
+        assert here.link.waiting == {}
 
 
 async def test_calls_are_failed_by_a_loss_and_those_after_it_wait(autojump_clock: MockClock) -> None:

@@ -18,7 +18,7 @@ FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
 ROWS: list[list[str]] = [
     # A room may import rooms of the rows above, and those before it in its own row.
     ["version", "errors"],
-    ["protocol", "nats.wire", "cell", "call", "counters", "trace"],
+    ["protocol", "nats.wire", "stages", "cell", "call", "counters", "trace"],
     [
         "observe",
         "config",
@@ -32,6 +32,7 @@ ROWS: list[list[str]] = [
         "snapshot",
         "background",
         "client",
+        "awaiting",
         "registry",
         "layers",
     ],

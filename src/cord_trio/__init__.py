@@ -50,6 +50,7 @@ from cord_trio.errors import ConnectionLost as ConnectionLost
 from cord_trio.errors import CordError as CordError
 from cord_trio.errors import DeadlineExceeded as DeadlineExceeded
 from cord_trio.errors import Draining as Draining
+from cord_trio.errors import DrainTimeout as DrainTimeout
 from cord_trio.errors import HandoffRefused as HandoffRefused
 from cord_trio.errors import HttpFailed as HttpFailed
 from cord_trio.errors import InDoubt as InDoubt

@@ -15,6 +15,7 @@
     │   │   └── ToolNotGranted the agent may not call it; names its grant
     │   ├── SourceDown         the source that owns the tool is not connected
     │   ├── ConnectionLost     the connection ended before the answer came
+    │   │   └── DrainTimeout   we ended it ourselves: the grace of a drain was over; names it
     │   ├── DeadlineExceeded   the configured deadline passed
     │   ├── HttpFailed         the server answered with an HTTP status that is no success
     │   │   └── Refused        it turned the request away for now: too many, or not at this moment
@@ -233,6 +234,29 @@ class ConnectionLost(CallError):
     def __init__(self, reason: str, executed: Executed = "unknown") -> None:
         super().__init__(f"connection lost: {reason}", executed)
         self.reason = reason
+
+    def fresh(self, executed: Executed) -> ConnectionLost:
+        """The same for one more call: an error that is raised belongs to who caught it."""
+        return ConnectionLost(self.reason, executed)
+
+
+class DrainTimeout(ConnectionLost):
+    """A drain cut the call off: it did not end within the grace.
+
+    Attributes:
+        what: what drains, such as `the fabric`.
+        grace: seconds that were given.
+
+    """
+
+    def __init__(self, what: str, grace: float, executed: Executed = "unknown") -> None:
+        super().__init__(f"{what} drains, and its grace of {grace:g} s is over", executed)
+        self.args = (f"cut off: {self.reason}",)
+        self.what = what
+        self.grace = grace
+
+    def fresh(self, executed: Executed) -> DrainTimeout:
+        return DrainTimeout(self.what, self.grace, executed)
 
 
 class DeadlineExceeded(CallError):

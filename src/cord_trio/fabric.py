@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import random
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -26,7 +26,7 @@ from cord_trio.call import LOCAL, Complete
 from cord_trio.cell import Timer
 from cord_trio.config import Config
 from cord_trio.counters import Counters
-from cord_trio.errors import Draining, Overloaded
+from cord_trio.errors import Draining, DrainTimeout, Overloaded
 from cord_trio.link import Surroundings
 from cord_trio.observe import Node
 from cord_trio.observe.hogs import open_watch
@@ -34,6 +34,7 @@ from cord_trio.protocol import jsonrpc
 from cord_trio.protocol.mcp import ToolResult
 from cord_trio.registry import AGENTS, Registry
 from cord_trio.sources import Changes, Sources
+from cord_trio.stages import Stages
 from cord_trio.trace import within
 from cord_trio.transports.guardian import open_guardian
 from cord_trio.version import __version__
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from cord_trio.observe.hogs import Watch
     from cord_trio.protocol.jsonrpc import Json
     from cord_trio.protocol.mcp import Tool
+    from cord_trio.stages import Stage
     from cord_trio.trace import TraceContext
 
 LAST_CALLS: Final = 3.0
@@ -67,6 +69,7 @@ class Fabric(Verbs, Sources):
         self._handlers[AGENTS] = self._ask_exported
         self._running = 0
         self._quiet = trio.Event()
+        self._stages = Stages(self._reached)
         self._watch: Watch | None = None
 
     def reconfigure(self, config: Config) -> Changes:  # see Sources
@@ -150,14 +153,26 @@ class Fabric(Verbs, Sources):
 
     # Life
 
+    @property
+    def stage(self) -> Stage:
+        """running, draining, closing or closed: in this order, never back, and none left out."""
+        return self._stages.stage
+
     async def drain(self, grace: float) -> bool:
-        """Take no new work, and wait up to `grace` seconds for what runs; returns whether it ended by itself."""
-        self.draining.set()
+        """Take no new work, wait up to `grace` seconds for what runs, and close; returns whether it ended by itself.
+
+        What was accepted goes on meanwhile, with all that it calls and asks. A source that is lost is not connected
+        again, and no agent made anew. What has not ended then is cut off: its calls end with `DrainTimeout`. Called
+        again, the grace that is over first counts; of a fabric that is closing already it only tells.
+        """
+        self._stages.go_to("draining")
         with trio.move_on_after(grace):
             await self._wait_done()
         unfinished = self._running + self.agents.untold + len(self.agents.jobs.running)
-        if unfinished:
+        if self._stages.go_to("closing") and unfinished:
             self.counters.add("fabric.drain_unfinished", unfinished)
+            self._cut_all(grace)
+            self.agents.cut(DrainTimeout("the fabric", grace))
         return not unfinished
 
     def tree(self, most: float = math.inf) -> Node:
@@ -186,8 +201,7 @@ class Fabric(Verbs, Sources):
         }
         if self._watch is not None:
             children += self._watch.nodes()
-        state = "draining" if self.draining.is_set() else "running"
-        return Node("fabric", "cord_trio", state, facts, tuple(children))
+        return Node("fabric", "cord_trio", self.stage, facts, tuple(children))
 
     @asynccontextmanager
     async def watched(self) -> AsyncGenerator[Watch, None]:
@@ -200,6 +214,14 @@ class Fabric(Verbs, Sources):
                 self._watch = None
 
     # Inside
+
+    def _reached(self, stage: Stage) -> None:
+        self.counters.add(f"fabric.{stage}")
+        if stage == "draining":
+            if hasattr(self, "agents"):  # else they could not be opened
+                self.draining.set()
+            for link in self.links.values():
+                link.drain()
 
     def _enter(self) -> None:
         if self.draining.is_set():
@@ -276,7 +298,7 @@ async def open_fabric(
             core_error = core_error or exc
             core.cancel_scope.cancel(f"a part of the core failed: {exc!r}")
 
-    async with open_guardian(counters=counters) as guardian, trio.open_nursery() as core:
+    async with AsyncExitStack() as at_end, open_guardian(counters=counters) as guardian, trio.open_nursery() as core:
         registry = Registry(config.enabled, max_tools=config.bounds.tools, counters=counters)
         timer = Timer()
         cores = os.cpu_count() or 1
@@ -296,6 +318,7 @@ async def open_fabric(
         await core.start(service, registry.run)
         await core.start(service, timer.run)
         fabric = Fabric(config, around)
+        at_end.callback(fabric._stages.go_to, "closed")
         async with trio.open_nursery() as links:
             fabric.keep(links)
             try:
@@ -305,13 +328,17 @@ async def open_fabric(
                     journal=journal, max_hops=config.bounds.hops, traced=traced,
                 ) as agents:  # fmt: skip
                     fabric.agents = agents
-                    yield fabric
-                    await fabric.drain(config.gateway.grace)
+                    try:
+                        yield fabric
+                        await fabric.drain(config.gateway.grace)
+                    finally:
+                        fabric._stages.go_to("closing")
             # Cancelled must travel through the nurseries: it may be theirs.
             except Exception as exc:
                 block_error = exc
             links.cancel_scope.cancel("the fabric's block has ended")
         # Calls of tasks that are not the fabric's fail now, but may need the timer for it.
+        fabric.hurry()
         with trio.move_on_after(LAST_CALLS):
             await fabric._wait_quiet()
         around.parks.close()

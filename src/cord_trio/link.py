@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from cord_trio.cell import Cell
+from cord_trio.awaiting import Awaiting
 from cord_trio.connecting import Connecting
-from cord_trio.errors import CallError, ConnectFailed, ConnectionLost, DeadlineExceeded, SourceDown
+from cord_trio.errors import CallError, ConnectFailed, ConnectionLost, DrainTimeout, SourceDown
 from cord_trio.following import STEADY, Following, Subscriptions
 from cord_trio.handshake import unreached
 from cord_trio.manifests import Stored, state_folder
@@ -58,7 +58,7 @@ class Link:
 
     Attributes:
         source: as configured.
-        state: configured, manifest, starting, ready or down.
+        state: configured, manifest, starting, ready or down; at its end draining, closing, closed.
         resting: whether it is not connected because nobody needs it. A call, or `wake`, starts it.
         reason: why it is down; "" otherwise.
         failure: the last failure to connect, with its step and remedy; None once it is ready.
@@ -68,9 +68,12 @@ class Link:
         notes: what was left out of the last list.
         known: whether its lists are, from itself or from what is stored.
         starts: how often it became ready.
+        waiting: the calls that wait for it to be connected.
         pid: of its process, if it is a child of ours and running.
         subscriptions: who wants to hear of which of its resources.
         pool: the sessions of single principals beside the shared one.
+        cut: what its last calls were told when they were cut off; None if they were not.
+        drains: whether it ends once it is lost.
         retired: whether another link, or none, keeps the source from here on: it takes no new calls, tells the
             registry nothing, and does not come back.
 
@@ -80,6 +83,7 @@ class Link:
         """Make a link; `epoch` is that of the registry's view, and `before` the link whose place it takes."""
         self.source = source
         self.retired = False
+        self.drains = False
         self.resting = source.start == "lazy"
         self.state: State = "configured"
         self.reason = ""
@@ -98,7 +102,7 @@ class Link:
         )  # fmt: skip
         self.pool.shown = self._shown
         self._around = around
-        self._waiting: dict[Cell[Client], None] = {}
+        self.waiting = Awaiting()
         self._following: Following | None = None
         self._tried = trio.Event()
         self._woken = trio.Event()
@@ -110,7 +114,9 @@ class Link:
             self._stored = Stored(source, state_folder(around.state_dir), around.counters)
         self._ready_at: float | None = None
         self._over = False
+        self.cut: DrainTimeout | None = None
         self._scope = trio.CancelScope()
+        self._pausing = trio.CancelScope()
         self._ended = trio.Event()
         self._past_log_lines = 0
 
@@ -136,11 +142,6 @@ class Link:
     def asks(self) -> bool:
         """Whether a call has a session of its caller's own, be it that it waits for an answer."""
         return any(each.users for each in self.pool.sessions)
-
-    @property
-    def waiting(self) -> int:
-        """Calls that wait for it to be connected."""
-        return len(self._waiting)
 
     def open(self) -> list[tuple[str, Client]]:
         """All sessions that are open, each with its name."""
@@ -212,12 +213,27 @@ class Link:
         await self._ended.wait()
 
     def retire(self) -> None:
-        """Take no new calls from here on; those that run go on until `end`."""
+        """Drain, and leave the source to another link, or to none: take no new calls, tell the registry nothing."""
         self.retired = True
-        self.state = "draining"
+        self.drain()
 
-    def end(self, reason: str) -> None:
-        """End it, with all that it still runs."""
+    def drain(self) -> None:
+        """Go on with what it runs, but once it is lost do not connect it again."""
+        if not (self.drains or self._over):
+            self.drains = True
+            self.state = "draining"
+            self._pausing.cancel("the source drains")
+
+    def end(self, reason: str, cut: DrainTimeout | None = None) -> None:
+        """End it, with all that it still runs; those calls fail at once, with `cut` if given. Again does nothing."""
+        if self._over:
+            return
+        self.drains = self._over = True
+        self.state, self.reason, self.cut = "closing", reason, cut
+        if cut is not None:
+            for _, client in self.open():
+                client.session.lost(cut)
+        self.waiting.refuse(self._down)
         self._scope.cancel(reason)
 
     async def _keep(self) -> None:
@@ -232,6 +248,8 @@ class Link:
                 await self._publish("starting")
                 reason = await self._attempt()
                 if reason is None:
+                    if self.drains:
+                        return
                     failures = 0
                     if self.resting:  # nobody has called it while it was stopped
                         await self._publish("manifest")
@@ -246,13 +264,14 @@ class Link:
                 self.reason, self.next_try = reason, trio.current_time() + pause
                 await self._publish("down")
                 if ready_at is None:
-                    self._refuse()  # calls wait for one attempt; after a loss none has been made yet
+                    self.waiting.refuse(self._down)  # calls wait for one attempt; after a loss none has been made yet
                     self._woken = trio.Event()
                 self._set_tried()
-                if self.retired:
+                with self._pausing:
+                    await trio.sleep_until(self.next_try)
+                if self.drains:
                     return
-                await trio.sleep_until(self.next_try)
-                self.next_try = None
+                self._pausing, self.next_try = trio.CancelScope(), None
                 # One that is started for whoever needs it is not tried again and again for nobody.
                 on_demand = self.source.start != "eager" or (self.source.idle is not None and self.starts > 0)
                 self.resting = on_demand and ready_at is None and not self._woken.is_set()
@@ -299,27 +318,28 @@ class Link:
 
     def _end(self) -> None:
         """Nobody keeps the source any more; whoever waits for it is told."""
-        self._over = True
         self._dismiss()
-        why = "its configuration has changed" if self.retired else "the fabric has ended"
-        self.state, self.reason, self.next_try = "down", why, None
-        self._refuse()
+        self.state, self.next_try = "closed" if self.drains else "down", None
+        if not self._over:
+            self.reason = f"{self.reason}, and it drains" if self.drains and self.reason else "the fabric has ended"
+        self._over = True
+        self.waiting.refuse(self._down)
         self._set_tried()
 
     # Serving
 
     def _admit(self, client: Client) -> None:
         """From here on calls go to `client`."""
-        self.state, self.reason, self.failure = "draining" if self.retired else "ready", "", None
+        if self._over:
+            return
+        self.state, self.reason, self.failure = "draining" if self.drains else "ready", "", None
         self.sessions[SHARED] = client
         self.pool.forget()
         self.starts += 1
         self.known = True
         self._ready_at = trio.current_time()
         self._set_tried()
-        for cell in self._waiting:
-            cell.settle(client)
-        self._waiting.clear()
+        self.waiting.admit(client)
         log.info("source ready source=%s revision=%s", self.name, client.greeting.revision)
 
     def _set_tried(self) -> None:
@@ -331,27 +351,15 @@ class Link:
         self.sessions.clear()
         self._connecting.pid = None
 
-    def _refuse(self) -> None:
-        """The attempt that these calls waited for has failed."""
-        for cell in self._waiting:
-            cell.fail(SourceDown(self.name, self.reason, self.next_try))
-        self._waiting.clear()
+    def _down(self) -> CallError:
+        """Why there is no session."""
+        return SourceDown(self.name, self.reason, self.next_try) if self.cut is None else self.cut.fresh("no")
 
     async def _ready(self, deadline: float) -> Client:
         if self._over or (self.state == "down" and (self.next_try or 0.0) > deadline):
-            raise SourceDown(self.name, self.reason, self.next_try)
+            raise self._down()
         self.wake()
-        cell: Cell[Client] = Cell()
-        self._waiting[cell] = None
-        self._around.timer.add(cell, deadline, partial(self._late, cell))
-        try:
-            return await cell.wait(partial(self._waiting.pop, cell, None))
-        finally:
-            self._around.timer.discard(cell)
-
-    def _late(self, cell: Cell[Client]) -> None:
-        self._waiting.pop(cell, None)
-        cell.fail(DeadlineExceeded(f"{self.name} was still {self.state}", "no"))
+        return await self.waiting.wait(deadline, self._around.timer, lambda: f"{self.name} was still {self.state}")
 
     async def _serve(self, client: Client) -> str | None:
         """List, take calls, and keep the lists fresh until the connection is lost; returns why it was.
@@ -408,14 +416,14 @@ class Link:
     @property
     def used(self) -> bool:
         """Whether somebody waits for something of it: a call, an answer, a change."""
-        if self._waiting or self.asks or self.subscriptions.uris:
+        if self.waiting or self.asks or self.subscriptions.uris:
             return True
         return any(client.calls for _, client in self.open())
 
     def rest(self) -> None:
         """Take no calls on what is open: it is about to be closed, until somebody needs it."""
         self.resting, self._woken = True, trio.Event()
-        self.state = "draining" if self.retired else "manifest"
+        self.state = "draining" if self.drains else "manifest"
         self._around.counters.add("link.rests")
         log.info("source rests source=%s", self.name)
         self._dismiss()
@@ -443,7 +451,8 @@ class Link:
         if self.retired:
             await trio.lowlevel.checkpoint()
             return
-        self.state = state
+        if not self.drains:
+            self.state = state
         self.epoch += 1
         down = state == "down"
         try:

@@ -20,7 +20,7 @@ def node_of(link: Link) -> Node:
         "pid": link.pid,
         "reason": link.reason,
         "next_try_in": None if link.next_try is None else round(max(0.0, link.next_try - now), 1),
-        "waiting": link.waiting or None,
+        "waiting": len(link.waiting) or None,
         "notes": len(link.notes) or None,
     }
     sessions = []

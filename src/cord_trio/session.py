@@ -125,7 +125,7 @@ class Session:
         self._timer = timer
         self.counters = counters
         self._told = told
-        self._loss: str | None = None
+        self._loss: ConnectionLost | None = None
         self._ended = trio.Event()
 
     # What we ask
@@ -210,7 +210,7 @@ class Session:
     ) -> Seat | None:  # fmt: skip
         """Returns where the sender is to read the reply, if `seated`, and if he is."""
         if self._loss is not None:
-            raise ConnectionLost(self._loss, "no")
+            raise self._loss.fresh("no")
         if len(message) > self.max_message:
             raise too_long(message, self.max_message, self.counters)
         id = pending.id
@@ -302,22 +302,22 @@ class Session:
         """The connection is over. See `transports.Receiver`."""
         if self._loss is not None:
             return
-        self._loss = error.reason
+        self._loss = error
         written = self.transport.written
         for id, pending in self.peer.close_all():
-            pending.fail(ConnectionLost(error.reason, "unknown" if written(id) else "no"))
+            pending.fail(error.fresh("unknown" if written(id) else "no"))
         self._answering.lost()
         self._ended.set()
 
     @property
     def loss(self) -> str | None:
         """Why the connection is over; None while it lives."""
-        return self._loss
+        return None if self._loss is None else self._loss.reason
 
     async def wait_lost(self) -> str:
         """Why the connection ended, once it has."""
         await self._ended.wait()
-        return self._loss or ""
+        return self.loss or ""
 
     def _match(self, message: Envelope, within: Id | None) -> Pending | None:
         """Whom a reply belongs to that no exact id matches."""

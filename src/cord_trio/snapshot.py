@@ -26,7 +26,7 @@ NEAR: Final = 3
 NEAR_SEARCH: Final = 200
 """Names compared with one that does not exist: a client that invents names must not hold up the loop."""
 
-State: TypeAlias = Literal["configured", "manifest", "starting", "ready", "down", "draining"]
+State: TypeAlias = Literal["configured", "manifest", "starting", "ready", "down", "draining", "closing", "closed"]
 """Of a source. In `manifest` its lists are known, and it is not running: nobody has needed it, or not for long."""
 Kind: TypeAlias = Literal["tools", "prompts", "resources", "templates"]
 

@@ -10,7 +10,7 @@ import attrs
 import trio
 
 from cord_trio.call import Error
-from cord_trio.errors import SourceDown, ToolNotFound
+from cord_trio.errors import DrainTimeout, SourceDown, ToolNotFound
 from cord_trio.link import SHARED, Link, Surroundings
 from cord_trio.nodes import node_of
 from cord_trio.observe import Node
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     from cord_trio.call import Call, Handler, Outcome
     from cord_trio.config import Config, Source
-    from cord_trio.layers import Breaker, Slots
+    from cord_trio.layers import Breaker, Slots, Waits
     from cord_trio.protocol.tools import Annotations
+    from cord_trio.snapshot import Snapshot
     from cord_trio.stacking import Stacked
 
 RETIRED_LOOK: Final = 0.05
@@ -81,6 +82,9 @@ class Sources:
         self.retiring: dict[Link, Slots] = {}
         self.slots: dict[str, Slots] = {}
         self.breakers: dict[str, Breaker] = {}
+        self._waits: dict[Link, Waits] = {}
+        self._grace_of: dict[Link, float] = {}
+        self._gone: dict[Link, Snapshot] = {}  # what there was when a link was retired: its last calls know no other
         self._around = around
         self._parks = around.parks
         self._pages = around.pages
@@ -134,9 +138,10 @@ class Sources:
         self.config = whole
         self._generation += 1
         epochs = dict.fromkeys((*changes.added, *changes.replaced), self._generation << 32)
+        snapshot = self.registry.snapshot
         self.registry.configure(after, epochs)
         for name in (*changes.removed, *changes.replaced):
-            self._retire(name)
+            self._retire(name, snapshot)
         for name, epoch in epochs.items():
             link = Link(after[name], self._around, epoch=epoch, before=self.links.get(name))
             self._add(link)
@@ -167,16 +172,27 @@ class Sources:
         if not (link.resting or link.state == "ready"):
             raise SourceDown(link.name, link.reason, link.next_try)
 
-    async def disconnect(self, name: str) -> None:
-        """Have one source less, and return once what it ran has ended, or the grace has passed.
+    async def disconnect(self, name: str, *, grace: float | None = None) -> bool:
+        """Drain one source: its tools are gone at once, what it runs has the grace, and then it is closed.
+
+        Args:
+            name: of the source.
+            grace: seconds for what it runs; None for the configured ones. Calls that do not end within them get
+                `DrainTimeout`.
+
+        Returns:
+            whether all of them ended by themselves, once the source is closed.
 
         Raises:
             KeyError: there is none of this name.
+            Draining: the whole fabric drains.
 
         """
         link = self.links[name]
+        self._grace_of[link] = self.config.gateway.grace if grace is None else grace
         self.reconfigure(self._with({each: source for each, source in self.config.sources.items() if each != name}))
         await link.wait_ended()
+        return link.cut is None
 
     @property
     def ready(self) -> bool:
@@ -298,6 +314,7 @@ class Sources:
         behind = self._stacked(link)
         self._handlers[name], self._resumed[name] = behind.call, behind.resume
         self.slots[name] = behind.slots
+        self._waits[link] = behind.waits
         if behind.breaker is not None:
             self.breakers[name] = behind.breaker
 
@@ -308,21 +325,40 @@ class Sources:
     def _find_by(self, config: Config) -> None:
         self._finder = Finder({source.export_prefix: name for name, source in config.enabled.items()})
 
-    def _retire(self, name: str) -> None:
+    def _retire(self, name: str, snapshot: Snapshot) -> None:
         link, slots = self.links[name], self.slots[name]
         link.retire()
-        self.retiring[link] = slots
+        self.retiring[link], self._gone[link] = slots, snapshot
         if self._nursery is not None:
             self._nursery.start_soon(self._end_retired, link, slots, name=f"retire {name}")
 
     async def _end_retired(self, link: Link, slots: Slots) -> None:
         """Let a link finish what it runs, and end it."""
-        with trio.move_on_after(self.config.gateway.grace):
-            while slots.taken or slots.waiting or link.asks:  # noqa: ASYNC110  # an event would cost each call
+        grace, waits = self._grace_of.pop(link, self.config.gateway.grace), self._waits[link]
+        with trio.move_on_after(grace):
+            while waits.busy or link.asks:  # noqa: ASYNC110  # an event would cost each call
                 await trio.sleep(RETIRED_LOOK)
-        link.end("its source was removed or has other settings")
+        if waits.busy or link.asks:
+            self.counters.add("fabric.source_drain_unfinished")
+            self._cut(link, DrainTimeout(f"source {link.name!r}", grace))
+        else:
+            link.end("its source was removed or has other settings")
         await link.wait_ended()
-        del self.retiring[link]
+        del self.retiring[link], self._waits[link], self._gone[link]
+
+    def _cut(self, link: Link, why: DrainTimeout) -> None:
+        """End a link, and all calls that it runs or that wait for it."""
+        link.end(why.reason, why)
+        self._waits[link].hurry()
+
+    def hurry(self) -> None:
+        """Let no call wait any more: all links have ended."""
+        for waits in self._waits.values():
+            waits.hurry()
+
+    def _cut_all(self, grace: float) -> None:
+        for link in (*self.links.values(), *self.retiring):
+            self._cut(link, DrainTimeout("the fabric", grace))
 
     def _resume(self, call: Call) -> Awaitable[Outcome]:
         """Go on with the call that waits for `call`. It is never made anew, so nothing is retried."""
@@ -416,7 +452,9 @@ class Sources:
             name = call.name or ""
             route = self.registry.snapshot.tools.get(name)
             if route is None or route.source != source.name:  # it went while the call waited
-                raise ToolNotFound(name)
+                route = self._gone[link].tools.get(name) if link in self._gone else None
+                if route is None or route.source != source.name:
+                    raise ToolNotFound(name)
             return link.call(call, route.tool.name)
 
         def annotations(public: str) -> Annotations | None:

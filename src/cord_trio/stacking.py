@@ -53,6 +53,7 @@ class Stacked:
         resume: takes answers to those of its calls that wait.
         slots: for its calls.
         breaker: its circuit, if it has one.
+        waits: wherever its calls wait.
 
     """
 
@@ -60,6 +61,7 @@ class Stacked:
     resume: Handler
     slots: layers.Slots
     breaker: layers.Breaker | None
+    waits: layers.Waits
 
 
 class _Builder:
@@ -78,6 +80,7 @@ class _Builder:
         self.slots = layers.Slots(source.slots, waiting=source.queue, timer=timer, counters=counters, name=name)
         self._held = layers.Times()
         self._retries = layers.RetryBudget(clock=clock)
+        self.waits = layers.Waits(self.slots, self._retries)
         self.breaker: layers.Breaker | None = None
         self._shared: list[Layer] = []
         """Around each attempt of whatever it calls."""
@@ -131,13 +134,17 @@ class _Builder:
         return stack(self._ends.resume, *self._around.layers, *self.source.layers, self._deadline(None), limit)
 
     def _limit(self, slots: int | layers.Slots, name: str) -> Layer:
-        return layers.limit(slots, timer=self._around.timer, counters=self._around.counters, name=name)
+        timer, counters = self._around.timer, self._around.counters
+        if isinstance(slots, int):
+            slots = layers.Slots(slots, timer=timer, counters=counters, name=name)
+            self.waits.own.append(slots)
+        return layers.limit(slots, timer=timer, counters=counters, name=name)
 
     def _rate(self, per_second: float, burst: int | None, name: str) -> Layer:
-        around = self._around
-        return layers.rate(
-            per_second, burst, timer=around.timer, counters=around.counters, name=name, clock=self._clock
-        )
+        timer, counters = self._around.timer, self._around.counters
+        meter = layers.Meter(per_second, burst, timer=timer, counters=counters, name=name, clock=self._clock)
+        self.waits.meters.append(meter)
+        return layers.rate(meter, timer=timer, counters=counters, name=name)
 
     def _deadline(self, own: float | None) -> Layer:
         seconds = self.source.deadline if own is None else own
@@ -149,7 +156,7 @@ def stacked(source: Source, ends: Ends, around: Surroundings) -> Stacked:
     build = _Builder(source, ends, around)
     plain = build.whole(ToolSettings())
     call = plain if not source.tool else _by_tool(source, build, plain, ends)
-    return Stacked(call, build.resumed(), build.slots, build.breaker)
+    return Stacked(call, build.resumed(), build.slots, build.breaker, build.waits)
 
 
 def _by_tool(source: Source, build: _Builder, plain: Handler, ends: Ends) -> Handler:

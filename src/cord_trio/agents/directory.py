@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from cord_trio.agents.mailbox import Mailbox
     from cord_trio.agents.turn import Branch, Sink
     from cord_trio.call import Handler
+    from cord_trio.errors import DrainTimeout
     from cord_trio.registry import Snapshot
     from cord_trio.trace import TraceContext
 
@@ -64,6 +65,8 @@ class Agents(Mapping[str, Agent]):
         failure: why the fabric must end.
         untold: messages that were told and are not over.
         quiet: set whenever those come to none.
+        served: the scopes of asks that came from outside, as calls of tools.
+        cut_off: what those are told that did not end within the grace of a drain; None before.
 
     """
 
@@ -95,6 +98,8 @@ class Agents(Mapping[str, Agent]):
         self.failure: RestartIntensity | None = None
         self.untold = 0
         self.quiet = trio.Event()
+        self.served: set[trio.CancelScope] = set()
+        self.cut_off: DrainTimeout | None = None
         self.nursery: trio.Nursery | None = None
         self._jobs: Jobs | None = None
         self._forwarded = 0
@@ -283,6 +288,14 @@ class Agents(Mapping[str, Agent]):
             if agent.resident is not None:
                 agent.resident.go_down("the fabric ended")
                 agent.resident.fail_waiting()
+
+    def cut(self, why: DrainTimeout) -> None:
+        """End what came from outside or was started: it had the grace of a drain."""
+        self.cut_off = why
+        for scope in self.served:
+            scope.cancel(why.reason)
+        for job in tuple(self.jobs.running.values()):
+            job.cancel(why.reason)
 
     def told(self) -> None:
         """One more message is under way that nobody waits for."""

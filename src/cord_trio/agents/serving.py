@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -35,10 +36,17 @@ async def answer_call(agents: Agents, name: str, call: Call, counters: Counters,
 
     """
     work = partial(_work, agents, name, call, counters, CALLING.get())
-    if call.capabilities != NOBODY and askable(call.capabilities, LATEST_LEGACY) != NOBODY:
-        return await Inquiry(call, parks, work).start(agents.jobs.nursery)
-    with trio.CancelScope(deadline=call.deadline):
-        return await work(Unasked(call))
+    asks = call.capabilities != NOBODY and askable(call.capabilities, LATEST_LEGACY) != NOBODY
+    with trio.CancelScope(deadline=math.inf if asks else call.deadline) as scope:
+        agents.served.add(scope)
+        try:
+            if asks:
+                return await Inquiry(call, parks, work).start(agents.jobs.nursery)
+            return await work(Unasked(call))
+        finally:
+            agents.served.discard(scope)
+    if agents.cut_off is not None:
+        raise agents.cut_off.fresh("unknown")
     raise DeadlineExceeded(f"agent {name}", "unknown")
 
 

@@ -11,13 +11,14 @@ from cord_trio.layers.attempt import attempt
 from cord_trio.layers.breaker import Breaker, breaker
 from cord_trio.layers.deadline import deadline
 from cord_trio.layers.limit import Slots, limit
-from cord_trio.layers.rate import rate
+from cord_trio.layers.rate import Meter, rate
 from cord_trio.layers.remaining import META_DEADLINE, tell_deadline
 from cord_trio.layers.retry import RetryBudget, retry
 from cord_trio.layers.shed import shed
 from cord_trio.layers.times import Times, timed
+from cord_trio.layers.waits import Waits
 
 __all__ = [
-    "META_DEADLINE", "Breaker", "RetryBudget", "Slots", "Times", "adapt", "attempt", "breaker", "deadline", "limit",
-    "rate", "retry", "shed", "tell_deadline", "timed",
+    "META_DEADLINE", "Breaker", "Meter", "RetryBudget", "Slots", "Times", "Waits", "adapt", "attempt", "breaker",
+    "deadline", "limit", "rate", "retry", "shed", "tell_deadline", "timed",
 ]  # fmt: skip

@@ -40,14 +40,16 @@ class Meter:
     def __init__(
         self,
         per_second: float,
-        burst: int,
+        burst: int | None,
         *,
-        waiting: int,
+        waiting: int = WAITING,
         timer: Timer,
         counters: Counters,
         name: str,
         clock: Callable[[], float],
     ) -> None:
+        if burst is None:
+            burst = 1 if math.isinf(per_second) else max(1, math.floor(per_second))
         if not per_second > 0 or burst < 1:
             raise ValueError("the rate must be above 0 and the burst at least 1")
         self.full = -math.inf
@@ -100,7 +102,7 @@ class Meter:
     def pause(self, seconds: float) -> None:
         """Let nothing go for `seconds`, then one call after the other."""
         until = self._clock() + min(seconds, LONGEST_PAUSE) + self._slack
-        if until <= self.full:
+        if until <= self.full or until == math.inf:
             return
         self._counters.add("rate.paused")
         self.full = until
@@ -112,6 +114,11 @@ class Meter:
             else:
                 moment += self._interval
         self._arm()
+
+    def lift(self) -> None:
+        """Limit nothing from here on: the source has ended, and what waits is to learn that."""
+        self._slack = math.inf
+        self._release()
 
     def _too_late(self) -> Overloaded:
         self._counters.add("rate.too_late")
@@ -142,7 +149,7 @@ class Meter:
 
 
 def rate(
-    per_second: float = math.inf,
+    per_second: float | Meter = math.inf,
     burst: int | None = None,
     *,
     waiting: int = WAITING,
@@ -154,7 +161,7 @@ def rate(
     """At most `per_second` calls a second over time, `burst` of them at once; none while the server wants a pause.
 
     Args:
-        per_second: infinite for no limit: then only pauses count.
+        per_second: infinite for no limit: then only pauses count; or the meter itself, for someone who acts on it.
         burst: None for one second's worth.
         waiting: calls that may wait; one more gets `Overloaded`, which names `<name>.waiting`. One that could
             not go within its deadline gets it at once, naming `<name>.rate`.
@@ -164,9 +171,10 @@ def rate(
         clock: Trio's time.
 
     """
-    if burst is None:
-        burst = 1 if math.isinf(per_second) else max(1, math.floor(per_second))
-    meter = Meter(per_second, burst, waiting=waiting, timer=timer, counters=counters, name=name, clock=clock)
+    if isinstance(per_second, Meter):
+        meter = per_second
+    else:
+        meter = Meter(per_second, burst, waiting=waiting, timer=timer, counters=counters, name=name, clock=clock)
 
     def layer(handler: Handler) -> Handler:
         async def metered(call: Call) -> Outcome:

@@ -21,6 +21,7 @@ from cord_trio.errors import (
     CallError,
     CallFailed,
     Draining,
+    DrainTimeout,
     HttpFailed,
     InputNeeded,
     MessageTooLong,
@@ -61,7 +62,7 @@ WINDOW: Final = 10.0
 PARTS: Final = 10
 """Parts in which the window moves on."""
 
-FINAL: Final = (BadReply, CallFailed, Draining, InputNeeded, MessageTooLong, SourceDown, ToolNotFound)
+FINAL: Final = (BadReply, CallFailed, Draining, DrainTimeout, InputNeeded, MessageTooLong, SourceDown, ToolNotFound)
 """Failures that another attempt would only repeat. Whoever raises `SourceDown` has waited for it already."""
 
 PASSING: Final = (408, 425)
@@ -96,6 +97,23 @@ class RetryBudget:
         self._newest = [0, 0, 0]
         self._newest_ends = -math.inf
         self.times = Times()
+        self.pausing: dict[Cell[None], None] = {}
+
+    async def pause(self, seconds: float, timer: Timer) -> None:
+        """Wait before a retry, unless `hurry` says not to."""
+        cell = Cell[None]()
+        self.pausing[cell] = None
+        timer.add(cell, self._clock() + seconds, partial(_wake, cell))
+        try:
+            await cell.wait(partial(timer.discard, cell))
+        finally:
+            self.pausing.pop(cell, None)
+            timer.discard(cell)
+
+    def hurry(self) -> None:
+        """End the pauses that are made now: the source has ended, and there is nothing to wait for."""
+        for cell in self.pausing:
+            cell.settle(None)
 
     def deposit(self) -> float:
         """Count a first attempt; returns when that was."""
@@ -193,7 +211,7 @@ def retry(
                             exc.executed = "unknown"  # of the call: an earlier attempt may have run
                         raise
                 counters.add("retry.retry")
-                await _sleep(pause, timer, clock)
+                await budget.pause(pause, timer)
                 begun = clock()
                 call = replace(call, attempt=call.attempt + 1)
 
@@ -207,12 +225,6 @@ def _is_final(error: CallError) -> bool:
     if isinstance(error, FINAL):
         return True
     return type(error) is HttpFailed and error.status < 500 and error.status not in PASSING
-
-
-async def _sleep(seconds: float, timer: Timer, clock: Callable[[], float]) -> None:
-    cell = Cell[None]()
-    timer.add(cell, clock() + seconds, partial(_wake, cell))
-    await cell.wait(partial(timer.discard, cell))
 
 
 def _wake(cell: Cell[None]) -> None:

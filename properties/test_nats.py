@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cord_trio.errors import NatsMalformed
+from cord_trio.mesh_errors import NatsMalformed
 from cord_trio.nats.wire import (
     Event,
     Message,

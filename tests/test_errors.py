@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import pytest
 
-from cord_trio import errors
+from cord_trio import errors, mesh_errors
 from cord_trio.errors import CallError, CordError, Executed, Problem
 
+if TYPE_CHECKING:
+    from types import ModuleType
 
-def test_the_docstring_shows_the_whole_tree() -> None:
+
+@pytest.mark.parametrize("module", [errors, mesh_errors])
+def test_the_docstring_shows_the_whole_tree(module: ModuleType) -> None:
     written: dict[str, str] = {}
     above: list[tuple[int, str]] = []
-    for line in (errors.__doc__ or "").splitlines():
+    for line in (module.__doc__ or "").splitlines():
         found = re.match(r"    ([│ ├└─]*)([A-Z]\w+)", line)
         if found:
             indent, name = len(found[1]), found[2]
@@ -20,7 +25,7 @@ def test_the_docstring_shows_the_whole_tree() -> None:
             above.append((indent, name))
     real = {
         name: cls.__bases__[0].__name__
-        for name, cls in vars(errors).items()
+        for name, cls in vars(module).items()
         if isinstance(cls, type) and issubclass(cls, CordError)
     }
     assert written == real
@@ -61,6 +66,11 @@ def test_the_docstring_shows_the_whole_tree() -> None:
             "no",
         ),
         (errors.Overloaded("rate", 0.5), "bound rate = 0.5 is met; try later, or raise it", "no"),
+        (mesh_errors.NoResponders("a.b"), "nobody listens to 'a.b'", "no"),
+        (mesh_errors.NotPermitted("a", "no rights"), "the NATS server does not permit it: no rights", "no"),
+        (mesh_errors.StoreFailed(0, "it is full"), "the store refused: it is full", "no"),
+        (mesh_errors.Conflict("k", 3, 7), "the store refused: key 'k' is no longer at revision 3 (7)", "no"),
+        (mesh_errors.Conflict("k", 0), "the store refused: key 'k' is there already", "no"),
         (errors.Draining(), "the fabric is draining and takes no new work", "no"),
         (CallError("?"), "?", "unknown"),
     ],

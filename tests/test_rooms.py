@@ -17,7 +17,7 @@ FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
 
 ROWS: list[list[str]] = [
     # A room may import rooms of the rows above, and those before it in its own row.
-    ["version", "errors"],
+    ["version", "errors", "mesh_errors"],
     ["protocol", "nats.wire", "stages", "cell", "call", "counters", "trace"],
     [
         "observe",
@@ -77,7 +77,7 @@ USUAL = {"attrs", "msgspec", "outcome", "trio"}
 PROTOCOL = ["jsonrpc", "framing", "peer", "eras", "headers", "tools", "items", "uris", "mcp", "questions"]
 """The order inside the protocol."""
 
-PURE = {"errors", "protocol", "nats.wire", "call", "counters"}
+PURE = {"errors", "mesh_errors", "protocol", "nats.wire", "call", "counters"}
 IO_MODULES = {
     *("asyncio", "http", "io", "logging", "multiprocessing", "os", "pathlib", "random", "secrets", "select"),
     *("selectors", "shutil", "signal", "socket", "ssl", "subprocess", "tempfile", "threading", "time", "urllib"),

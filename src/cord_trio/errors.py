@@ -5,7 +5,6 @@
     CordError
     ├── ConfigError            the configuration is wrong; holds every problem at once
     ├── Malformed              the peer sent bytes that are no message (pure rooms raise it)
-    ├── NatsMalformed          a NATS server sent bytes that its protocol does not know
     ├── ConnectFailed          a source could not be brought up; says at which step and what to do
     ├── CallError              a call ended without a result; `executed` says what is known
     │   ├── CallFailed         the peer answered with a JSON-RPC error
@@ -36,6 +35,8 @@
         ├── JobNotFound        no started conversation has this id
         ├── JobCancelled       it was cancelled
         └── InDoubt            it called tools that may have run, and is not run again unasked
+
+Those of many machines are in `mesh_errors`.
 
 Facts are attributes; the text is made from them. `executed` is "no" (provably not run), "unknown"
 (it may have run) or "yes" (the server answered).
@@ -104,19 +105,6 @@ class Malformed(CordError):
         super().__init__(what)
         self.code = code
         self.id = id
-
-
-class NatsMalformed(CordError):
-    """Bytes of a NATS server that are none of its protocol, or past a bound.
-
-    Attributes:
-        before: what was read of the same bytes before them.
-
-    """
-
-    def __init__(self, what: str) -> None:
-        super().__init__(what)
-        self.before: tuple[object, ...] = ()
 
 
 class ConnectFailed(CordError):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias
 
 import msgspec
 
-from cord_trio.errors import NatsMalformed
+from cord_trio.mesh_errors import NatsMalformed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,0 +1,71 @@
+"""The exceptions of many machines: those of NATS, and of what is kept and asked there.
+
+::
+
+    CordError
+    ├── NatsMalformed          a NATS server sent bytes that its protocol does not know
+    └── CallError
+        ├── NoResponders       nobody listens to what was asked, says the NATS server
+        ├── NotPermitted       the NATS server does not let us
+        └── StoreFailed        the store did not do what it was asked
+            └── Conflict       the key has another revision than the one expected
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cord_trio.errors import CallError, CordError
+
+if TYPE_CHECKING:
+    from cord_trio.errors import Executed
+
+
+class NatsMalformed(CordError):
+    """Bytes of a NATS server that are none of its protocol, or past a bound. `before` holds what came before them."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.before: tuple[object, ...] = ()
+
+
+class NoResponders(CallError):
+    """Nobody listens to `subject` now, says the NATS server; it was thrown away."""
+
+    executed: Executed = "no"
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(f"nobody listens to {subject!r}")
+        self.subject = subject
+
+
+class NotPermitted(CallError):
+    """The NATS server does not let us publish, or listen, to `subject`; `reason` is in its words."""
+
+    executed: Executed = "no"
+
+    def __init__(self, subject: str, reason: str, executed: Executed | None = None) -> None:
+        super().__init__(f"the NATS server does not permit it: {reason}", executed)
+        self.subject = subject
+        self.reason = reason
+
+
+class StoreFailed(CallError):
+    """The store refused, for `reason` in its words, and `code`, its number for that, if it gave one."""
+
+    executed: Executed = "no"
+
+    def __init__(self, code: int, reason: str, executed: Executed | None = None) -> None:
+        super().__init__(f"the store refused: {reason}" + (f" ({code})" if code else ""), executed)
+        self.code = code
+        self.reason = reason
+
+
+class Conflict(StoreFailed):
+    """The key has another revision than the one expected: somebody wrote it in between."""
+
+    def __init__(self, key: str, expected: int, code: int = 0) -> None:
+        was = f"no longer at revision {expected}" if expected else "there already"
+        super().__init__(code, f"key {key!r} is {was}")
+        self.key = key
+        self.expected = expected

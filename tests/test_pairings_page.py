@@ -67,11 +67,18 @@ ALSO = {
 }
 """Tests of one hop whose names tell no row."""
 
+NO_SDK = {
+    22: ("L→M M→M", "no official SDK has the tasks extension yet: scripted peers alone"),
+    28: ("L→L L→M", "no official SDK sends batches: scripted clients alone"),
+}
+"""Rows that no SDK has, in these pairings, and what to say of it."""
+
 LATER = {30: "comes with authorization"}
 
 MODERN_SUITE = "the suite's scenarios of 2026-07-28"
 LEGACY_SUITE = "the suite's scenarios of 2025-11-25"
 FOUR = "tests/real/test_sdk_pairings.py::"
+RARE = "tests/real/test_rare.py::"
 TWO = "tests/real/test_principals.py::"
 ACROSS = "tests/real/test_across_eras.py::"
 
@@ -94,12 +101,14 @@ REAL: list[tuple[str, str, str, tuple[int, ...]]] = [
     ("SDKs", f"{FOUR}test_rows_1_2_5_7_14_15_18_23_24_what_every_client_does", "L→L L→M", (14,)),
     ("SDKs", f"{FOUR}test_rows_3_4_8_11_12_13_what_a_person_is_asked", "L→L L→M M→L M→M", (3, 4, 8, 11, 13)),
     ("SDKs", f"{FOUR}test_rows_3_4_8_11_12_13_what_a_person_is_asked", "L→M M→M", (12,)),
-    ("SDKs", f"{FOUR}test_rows_9_16_19_20_pages_cancels_and_changes", "L→L L→M M→L M→M", (9, 16, 19, 20)),
+    ("SDKs", f"{FOUR}test_rows_9_16_19_20_27_29_pages_cancels_and_changes", "L→L L→M M→L M→M",
+     (9, 16, 19, 20, 27, 29)),
     ("SDKs", f"{TWO}test_row_8_two_principals_at_once_are_each_asked_their_own", "L→L L→M M→L M→M", (4, 8)),
     ("SDK", f"{TWO}test_row_8_a_state_is_good_once_and_for_whom_and_what_it_was_given", "M→L", (8,)),
     ("SDK", f"{TWO}test_row_8_a_session_is_of_no_use_to_another_principal", "L→L", (1,)),
     ("SDKs", f"{TWO}test_rows_8_16_a_client_that_is_gone_while_it_is_asked_leaves_nothing", "L→L L→M M→L M→M", (8, 16)),
     ("SDKs", f"{TWO}test_rows_8_21_a_server_that_is_gone_while_it_asks_is_told_of", "L→L L→M M→L M→M", (8, 21)),
+    ("SDKs", f"{RARE}test_rows_10_17_22_26_what_only_legacy_servers_have", "L→L M→L", (10, 17, 22, 26)),
 ]  # fmt: skip
 
 PREFACE = """\
@@ -155,6 +164,8 @@ def page() -> str:
             shown.append("—" if pairing in NOTHING.get(row, "").split() else what or LATER.get(row, "one hop"))
         tests = ", ".join(f"{count} in `{file}`" for file, count in _counted(alone[row]).items())
         lines.append(f"| {row} | {feature} | {' | '.join(shown)} | {tests} |\n")
+    lines.append("\nWhat no official SDK can show:\n\n")
+    lines += [f"- {row} ({ROWS[row]}), {where}: {why}.\n" for row, (where, why) in NO_SDK.items()]
     lines.append("\nWhat runs with real peers:\n\n")
     real = dict.fromkeys(what for _, what, _, _ in REAL)
     lines += [f"- {what if ' ' in what else f'`{what}`'}\n" for what in real]

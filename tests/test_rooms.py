@@ -49,6 +49,7 @@ ROWS: list[list[str]] = [
         "nodes",
         "routing",
         "stacking",
+        "subscribing",
         "sources",
         "agents",
     ],

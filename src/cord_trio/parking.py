@@ -150,6 +150,14 @@ class Parks:
         if running is not None:
             running.expire(reason)
 
+    async def wait_moot(self, token: str) -> None:
+        """Return once the call under `token` wants no answer any more: it has ended, or withdrew its questions."""
+        running = self._calls.get(token)
+        if running is None:
+            await trio.lowlevel.checkpoint()
+        else:
+            await running.moot.wait()
+
     def close(self) -> None:
         """Give up all calls: the fabric has ended."""
         for running in tuple(self._calls.values()):
@@ -164,6 +172,7 @@ class Parked(ABC):
     Attributes:
         call: as it was made first.
         over: whether it has ended.
+        moot: set once what it was last parked for needs no answer any more.
 
     """
 
@@ -171,6 +180,7 @@ class Parked(ABC):
         """Make one: `call`, and where it waits for its caller."""
         self.call = call
         self.over = False
+        self.moot = trio.Event()
         self._parks = parks
         self._waiter: Cell[Outcome] | None = None
         self._attached = call
@@ -252,7 +262,7 @@ class Parked(ABC):
                 if token is not None and not question.settled.is_set():
                     self._tick(token, ticks)
         finally:
-            self._questions.pop(question, None)
+            self._drop(question)
         if question.error is not None:
             raise question.error
         return question.answer
@@ -366,6 +376,7 @@ class Parked(ABC):
         if not open or waiter is None:
             return
         self._waiter = None
+        self.moot = trio.Event()
         try:
             self._token = self._parks.park(self)
         except Overloaded as exc:
@@ -385,7 +396,14 @@ class Parked(ABC):
         result = Raw(b'{"resultType":"input_required","inputRequests":%b}' % asked)
         waiter.settle(InputRequired(result, self._token))
 
+    def _drop(self, question: Question) -> None:
+        """Nobody waits for the answer to `question` any more."""
+        self._questions.pop(question, None)
+        if all(each.settled.is_set() for each in self._questions):
+            self.moot.set()
+
     def _unpark(self) -> None:
+        self.moot.set()
         token, self._token = self._token, ""
         if token:
             self._parks.release(token)
@@ -393,6 +411,7 @@ class Parked(ABC):
 
     def _finish(self, *, left: bool = False) -> None:
         """The work is over."""
+        self.moot.set()
         if not self.over:
             self.over = True
             self._parks.timer.discard(self._gathering)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -15,11 +14,12 @@ from cord_trio.link import SHARED, Link, Surroundings
 from cord_trio.nodes import node_of
 from cord_trio.observe import Node
 from cord_trio.protocol import jsonrpc
-from cord_trio.routing import ROUTED, Finder, told_as, unknown
+from cord_trio.routing import ROUTED, Finder, unknown
 from cord_trio.stacking import Ends, stacked
+from cord_trio.subscribing import Subscribing
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+    from collections.abc import Awaitable, Iterable, Mapping
 
     from cord_trio.call import Call, Handler, Outcome
     from cord_trio.config import Config, Source
@@ -58,7 +58,7 @@ class Changes:
         return bool(self.added or self.removed or self.replaced)
 
 
-class Sources:
+class Sources(Subscribing):
     """The sources of one fabric.
 
     Attributes:
@@ -234,59 +234,16 @@ class Sources:
         """Let go of the call that waits under the token `park`: its caller will not answer."""
         self._parks.abandon(park, reason)
 
+    async def wait_moot(self, park: str) -> None:
+        """Return once the call that waits under the token `park` wants no answer any more, or is none."""
+        await self._parks.wait_moot(park)
+
     async def wait_pages(self, ids: Iterable[str], patience: float) -> bool:
         """Return once servers told that the pages `ids` are done with, or after `patience` seconds; whether they did.
 
         A server that wants pages opened before it runs a call (error -32042) may be called again then.
         """
         return await self._pages.wait(ids, patience)
-
-    @contextmanager
-    def subscribe(
-        self, principal: str, uris: Iterable[str], sink: Callable[[str], None]
-    ) -> Generator[None, None, None]:
-        """While entered, `sink` is called with each of `uris`, or a part of it, that is updated.
-
-        What no source has is not told of, until one lists it; then it is told of once, since it may have changed
-        meanwhile. The server behind is asked once for all who want the same.
-
-        Args:
-            principal: who wants to know.
-            uris: as they are exported.
-            sink: must not block.
-
-        """
-        del principal  # resources that differ by person come with credentials of theirs
-        key = object()
-        wanted: list[tuple[Link, str]] = []
-
-        def found(public: str) -> bool:
-            way = self._finder.resource(self.registry.snapshot, public)
-            link = None if way is None else self.links.get(way[0])
-            if way is None or link is None:
-                return False
-            told = told_as(way[1], public, link.source.export_prefix, sink)
-            if (link, way[1]) not in wanted:
-                link.subscriptions.add(way[1], key, told)
-                link.wake()
-                wanted.append((link, way[1]))
-            return True
-
-        late = [public for public in dict.fromkeys(uris) if not found(public)]
-        scope = trio.CancelScope()
-
-        async def find_late() -> None:
-            with scope:
-                await self._find_late(late, found, sink)
-
-        try:
-            if late and self._nursery is not None:
-                self._nursery.start_soon(find_late, name="late subscription")
-            yield
-        finally:
-            scope.cancel("nobody wants to hear of it any more")
-            for link, uri in wanted:
-                link.subscriptions.remove(uri, key)
 
     # Inside
 
@@ -403,21 +360,6 @@ class Sources:
                 link.wake()
                 with trio.move_on_at(min(deadline, trio.current_time() + link.source.deadline)):
                     await link.wait_tried()
-
-    async def _find_late(self, late: list[str], found: Callable[[str], bool], sink: Callable[[str], None]) -> None:
-        """Subscribe to what nobody has listed yet, as soon as somebody has."""
-        while True:  # noqa: ASYNC913  # goes on only after a change
-            snapshot = self.registry.snapshot
-            for public in tuple(late):
-                if found(public):
-                    late.remove(public)
-                    sink(public)
-            if not late:
-                return
-            try:
-                await self.registry.changed(snapshot.version)
-            except trio.BrokenResourceError:
-                return  # the fabric has ended
 
     def _raise_down(self, name: str) -> None:
         """Raise `SourceDown` if the source whose prefix `name` has is down: its tools may never have been seen."""

@@ -174,6 +174,9 @@ class FakeFabric:
         await trio.sleep(patience)
         return False
 
+    async def wait_moot(self, park: str, /) -> None:
+        await trio.sleep_forever()
+
     def abandon(self, park: str, reason: str, /) -> None:
         self.abandoned.append((park, reason))
 

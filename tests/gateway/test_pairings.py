@@ -616,6 +616,41 @@ async def test_rows_4_5_who_cannot_be_asked_is_told_so_of_a_tool_that_is_not_sho
             assert "only for callers that can be asked" in told["result"]["content"][0]["text"]
 
 
+async def test_rows_17_21_a_legacy_client_is_not_kept_asked_what_nobody_wants_to_know(
+    autojump_clock: MockClock,
+) -> None:
+    """Its server withdraws the question, ends the call, or is gone."""
+
+    def asks(request: Request) -> Json:
+        questions.append((request, request.ask("elicitation/create", FORM, lambda _: None)))
+
+    questions: list[tuple[Request, str]] = []
+    behind = far("legacy", ask=asks)
+    async with open_gate(behind) as gate:
+        person = await gate.come("legacy")
+        for end in ("withdraws", "answers", "is gone"):
+            id = person.send("tools/call", {"name": "x__ask", "arguments": {}})
+            await trio.sleep(2)
+            asked = person.pipe.got[-1]
+            assert asked["method"] == "elicitation/create"
+            request, question = questions[-1]
+            match end:
+                case "withdraws":
+                    request.connection.withdraw(question)
+                    await trio.sleep(1)
+                    assert person.pipe.got[-1]["params"]["requestId"] == asked["id"]
+                    request.answer(text("never mind"))
+                case "answers":
+                    request.answer(text("never mind"))
+                case _:
+                    request.connection.transport.lose("server exited")
+            await trio.sleep(1)
+            withdrawn, final = person.pipe.got[-2:]
+            assert (withdrawn["method"], withdrawn["params"]["requestId"]) == ("notifications/cancelled", asked["id"])
+            assert final["id"] == id
+            assert final["result"]["isError"] is True if end == "is gone" else final["result"] == text("never mind")
+
+
 # Agents as tools
 
 

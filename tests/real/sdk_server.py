@@ -14,11 +14,13 @@ from mcp.server.mcpserver import Context  # noqa: TC002  # the SDK reads the ann
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.shared.exceptions import MCPError
 from mcp.types import (
+    AudioContent,
     ElicitRequest,
     ElicitRequestURLParams,
     ElicitResult,
     EmptyResult,
     InputRequiredResult,
+    ResourceLink,
     SubscribeRequestParams,
 )
 
@@ -111,6 +113,25 @@ async def touch(context: Context) -> str:
     if (context.protocol_version or "") < "2026":
         await context.session.send_resource_updated("note://one")
     return "touched"
+
+
+@server.tool(structured_output=False)
+def blocks() -> list[AudioContent | ResourceLink]:
+    """A block of each type that 2024-11-05 does not have."""
+    link = ResourceLink(type="resource_link", name="page", uri="ui://app/page")
+    return [AudioContent(type="audio", data="AAAA", mime_type="audio/wav"), link]
+
+
+@server.resource("ui://app/page", mime_type="text/html;profile=mcp-app")
+def page() -> str:
+    """An App's page."""
+    return "<p>app</p>"
+
+
+@server.tool(structured_output=False, meta={"ui": {"resourceUri": "ui://app/page"}})
+def app() -> str:
+    """Has a page."""
+    return "app"
 
 
 @server.tool(structured_output=False)

@@ -48,9 +48,9 @@ def _environments() -> None:
 
 
 @asynccontextmanager
-async def gateway_before(url: str, era: Json) -> AsyncGenerator[tuple[Fabric, str]]:
+async def gateway_before(url: str, era: Json, prefix: str = "") -> AsyncGenerator[tuple[Fabric, str]]:
     """A fabric with this one source, which is spoken to in `era`, and the URL of its gateway."""
-    async with open_fabric(Config(sources=[Http(name="far", url=url, prefix="", era=era)])) as fabric:
+    async with open_fabric(Config(sources=[Http(name="far", url=url, prefix=prefix, era=era)])) as fabric:
         await fabric.wait_started()
         assert fabric.links["far"].state == "ready", fabric.links["far"].reason
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -166,7 +166,9 @@ async def test_rows_3_4_8_11_12_13_what_a_person_is_asked(client: str, server: s
                 assert result.is_error or "not supported" in result.content[0].text
 
 
-async def test_rows_9_16_19_20_pages_cancels_and_changes(client: str, server: str, tmp_path: Path) -> None:
+async def test_rows_9_16_19_20_27_29_pages_cancels_and_changes(
+    client: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = Record(tmp_path / "record")
     async with sdk_over_http(record) as far, gateway_before(far, server) as (fabric, url):
         ann = Person()
@@ -197,6 +199,26 @@ async def test_rows_9_16_19_20_pages_cancels_and_changes(client: str, server: st
                 told = {"notifications/tools/list_changed", "notifications/resources/updated"}
                 await until(lambda: told <= set(ann.heard))
                 assert "new" in await listed(session)
+        async with gateway_before(far, server, prefix="far") as (_, url):
+            await contents(url, client, monkeypatch)
+
+
+async def contents(url: str, client: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows 27 and 29: what an old client cannot read, and the pages of Apps."""
+    async with Person().at(url, client) as session:
+        (app,) = [tool for tool in (await session.list_tools()).tools if tool.name == "far__app"]
+        page = app.meta["ui"]["resourceUri"]
+        assert page == "ui://far/app/page"
+        assert (await session.read_resource(page)).contents[0].text == "<p>app</p>"
+        audio, link = (await session.call_tool("far__blocks", {})).content
+        assert (audio.type, link.type, str(link.uri)) == ("audio", "resource_link", page)
+    if client == "legacy":  # held to the oldest revision, which has neither block
+        monkeypatch.setattr("mcp.client.session.LATEST_HANDSHAKE_VERSION", "2024-11-05")
+        async with mcp.Client(url, mode="legacy") as session:
+            assert session.protocol_version == "2024-11-05"
+            blocks = (await session.call_tool("far__blocks", {})).content
+            assert [block.type for block in blocks] == ["text", "text"]
+            assert page in blocks[1].text
 
 
 async def listed(session: Json) -> list[str]:

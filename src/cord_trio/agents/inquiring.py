@@ -90,7 +90,7 @@ class Inquiry(Parked, Asker):
                 await each.settled.wait()
         finally:
             for each in asked.values():
-                self._questions.pop(each, None)
+                self._drop(each)
         for each in asked.values():
             if each.error is not None:
                 raise each.error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -45,6 +46,11 @@ LONGEST_WAIT: Final = 1.0
 _CANCELLED: Final = b'{"action":"cancel"}'
 
 
+async def wait_always(_park: str) -> None:
+    """For whom nothing is ever moot."""
+    await trio.sleep_forever()
+
+
 async def go_round(
     handle: Callable[[Call], Awaitable[Outcome]],
     run: Run,
@@ -53,8 +59,11 @@ async def go_round(
     events: Events | None,
     abandon: Callable[[str, str], None],
     origin: str = "",
+    wait_moot: Callable[[str], Awaitable[None]] = wait_always,
 ) -> Outcome:
     """How `run` ended, after the client was asked all that `first` and what follows want to know.
+
+    `wait_moot` returns once a parked call wants no answer any more: then its client is not kept asked.
 
     Raises:
         InputNeeded: the client cannot be asked.
@@ -72,7 +81,8 @@ async def go_round(
                 rounds += 1
                 if rounds > ROUNDS:
                     raise CallError(f"{run.name} asks more than {ROUNDS} times", "unknown")
-                answers = await _ask(run, questions, channel, events, opened)
+                ask = partial(_ask, run, questions, channel, events, opened)
+                answers = await (_unless_moot(ask, partial(wait_moot, outcome.park)) if outcome.park else ask())
             else:
                 waits += 1
                 if waits > WAITS:
@@ -97,6 +107,26 @@ def _or_abandon(park: str, abandon: Callable[[str, str], None]) -> Generator[Non
         if park:
             abandon(park, "the client gives no answer")
         raise
+
+
+async def _unless_moot(ask: Callable[[], Awaitable[bytes]], wait_moot: Callable[[], Awaitable[None]]) -> bytes:
+    """What `ask` returns or raises; nothing, and the client is told so, once nobody needs it any more."""
+    answers, failure = b"", None
+    async with trio.open_nursery() as nursery:
+
+        async def watch() -> None:
+            await wait_moot()
+            nursery.cancel_scope.cancel("the server no longer wants to know")
+
+        nursery.start_soon(watch)
+        try:
+            answers = await ask()
+        except CallError as exc:
+            failure = exc
+        nursery.cancel_scope.cancel("the client has answered")
+    if failure is not None:
+        raise failure
+    return answers
 
 
 async def _ask(

@@ -11,7 +11,7 @@ import trio
 
 from cord_trio.call import Complete, Error, InputRequired, Task
 from cord_trio.errors import CallError
-from cord_trio.gateway.loop import go_round
+from cord_trio.gateway.loop import go_round, wait_always
 from cord_trio.gateway.questions import read_round, with_origin
 from cord_trio.gateway.relay import answer, executed_data, failure, question
 from cord_trio.gateway.requests import TASK_CALLS
@@ -56,6 +56,7 @@ class Performer:
         us: our `serverInfo` as JSON text.
         sealer: seals what a modern client brings back.
         wait_pages: waits for pages to be done with, so many seconds at most.
+        wait_moot: returns once a parked call wants no answer any more.
         abandon: lets go of a parked call that will not be answered.
         origin: which source asks, where a person could not tell; else empty.
 
@@ -68,11 +69,13 @@ class Performer:
         sealer: Sealer,
         *,
         wait_pages: Callable[[Iterable[str], float], Awaitable[object]] = _pass_time,
+        wait_moot: Callable[[str], Awaitable[None]] = wait_always,
         abandon: Callable[[str, str], None] = lambda _park, _reason: None,
         origin: Callable[[Run], str] = lambda _run: "",
     ) -> None:
         self._handle = handle
         self._wait_pages = wait_pages
+        self._wait_moot = wait_moot
         self._us = us
         self._sealer = sealer
         self._abandon = abandon
@@ -103,7 +106,9 @@ class Performer:
                 return self._answer(outcome, run, kept)
             if isinstance(outcome, InputRequired):
                 origin = self._origin(run)
-                outcome = await go_round(self._handle, run, outcome, channel, events, self._abandon, origin)
+                outcome = await go_round(
+                    self._handle, run, outcome, channel, events, self._abandon, origin, self._wait_moot
+                )
             return answer(outcome, run, self._us)
         except CallError as exc:
             return failure(exc, run, self._us)

@@ -195,6 +195,9 @@ class Fabric(Protocol):
     async def wait_pages(self, ids: Iterable[str], patience: float, /) -> bool:
         """Return once a server told that the pages `ids` are done with, or after `patience` seconds."""
 
+    async def wait_moot(self, park: str, /) -> None:
+        """Return once a parked call wants no answer any more, or is none."""
+
     def abandon(self, park: str, reason: str, /) -> None:
         """Cancel a parked call whose questions will not be answered. An unknown one is none any more."""
 

@@ -127,6 +127,9 @@ class PartOfFabric:
     async def wait_pages(self, ids: Iterable[str], patience: float, /) -> bool:
         return await self._fabric.wait_pages(ids, patience)
 
+    async def wait_moot(self, park: str, /) -> None:
+        await self._fabric.wait_moot(park)
+
     def abandon(self, park: str, reason: str, /) -> None:
         self._fabric.abandon(park, reason)
 

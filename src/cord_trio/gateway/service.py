@@ -67,7 +67,7 @@ class Service:
         self.front = Front(identity, lambda: fabric.registry.snapshot)
         self._performer = Performer(
             fabric.handle, identity, self.sealer,
-            wait_pages=fabric.wait_pages, abandon=self._abandon, origin=self._origin,
+            wait_pages=fabric.wait_pages, wait_moot=fabric.wait_moot, abandon=self._abandon, origin=self._origin,
         )  # fmt: skip
         self.catalogue = Catalogue(self.sealer, page)
         self.sessions = Sessions(lambda: secrets.token_hex(16), self.counters)

@@ -98,7 +98,7 @@ def alive(marker: str) -> list[str]:
     return found
 
 
-def test_a_fabric_killed_in_the_middle_of_everything_leaves_no_process_and_starts_again(tmp_path: Path) -> None:
+def test_p10_a_fabric_killed_in_the_middle_of_everything_leaves_no_process_and_starts_again(tmp_path: Path) -> None:
     marker = f"73.{os.getpid()}"
     command = [sys.executable, "-c", HOST, str(tmp_path), marker]
     host = subprocess.Popen(command, stdout=subprocess.PIPE)

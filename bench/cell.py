@@ -35,7 +35,7 @@ WITHOUT = 1.0
 BACK = 10.0
 """Seconds in which it must be back once it is well."""
 AT_START = ("crash-start", "hang-connect", "hang-list")
-HUGE = "u" * (4 << 20)
+HUGE = "u" * (2 << 20)
 """What is sent to a server that does not read."""
 
 

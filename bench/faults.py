@@ -32,7 +32,7 @@ FAULTS = {
     "crash-call": "is killed within a call",
     "half": "half a message, then silence",
     "garbage": "64 KiB of random bytes instead of a reply",
-    "unread": "does not read what it is sent (20 calls of 4 MiB)",
+    "unread": "does not read what it is sent (20 calls of 2 MiB)",
     "large": "a reply of twice `max_message`",
     "drip": "a reply at 1 byte a second",
     **{status: f"status {status}" for status in STATUSES[:-1]},

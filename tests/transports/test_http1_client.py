@@ -203,7 +203,7 @@ async def test_the_bound_on_a_body_holds_for_known_heads_too() -> None:
         async with open_pool(url, limits=PoolLimits(body=4)) as pool:
             await fetch_whole(pool)
             sink = await fetch_whole(pool)
-    assert "larger than the bound" in str(sink.error)
+    assert "larger than max_message" in str(sink.error)
 
 
 async def test_a_sink_that_raises_when_told_at_once_hurts_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
@@ -303,9 +303,9 @@ async def test_answers_that_end_the_connection(reply: bytes) -> None:
         (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 200 + b"\r\n", "128 headers"),
         (b"HTTP/1.1 100 Continue\r\n\r\n" * 50, "interim"),
         (b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n", "switched protocols"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n", "http_body = 1000"),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n800\r\n" + b"x" * 2048, "http_body = 1000"),
-        (b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 2048, "http_body = 1000"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n", "max_message = 1000"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n800\r\n" + b"x" * 2048, "max_message = 1000"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 2048, "max_message = 1000"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "not HTTP"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok", "not HTTP"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nok", "transfer coding"),

@@ -327,7 +327,7 @@ class Connection:
 
     def _refuse_size(self) -> None:
         self._pool.counters.add("http_client.body_too_large")
-        self._refusal = f"the answer is larger than the bound http_body = {self._pool.limits.body}"
+        self._refusal = f"the answer is larger than max_message = {self._pool.limits.body}"
 
     def _refuse(self, reason: str) -> None:
         exchange = self._exchange

@@ -102,7 +102,7 @@ def main(argv):
     finally:
         processes.reap()
     print("How many times better cord_trio is: median x rival, best against best")
-    print("\n".join([*ratios, *grids]))
+    print("\n".join([*ratios, *grids, "", *(f"{name}: not run, {why}" for name, why in build.NOT_HERE.items())]))
     versions = report.versions(out["tables"])
     print(f"\neach cell median / best of {plan.rounds} rounds; {time.monotonic() - started:.0f} s; {about}; {versions}")
     if args.json:

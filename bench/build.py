@@ -18,8 +18,23 @@ PEERS = {
     "autogen-core": ("autogen-core",),
     "langgraph": ("langgraph",),
     "openai-agents": ("openai-agents",),
+    "mcp-proxy": ("mcp-proxy",),
 }
 """What pip installs into each peer's environment."""
+
+NPM_PEERS = {
+    "npm-sdk": ("@modelcontextprotocol/sdk",),
+    "mcp-hub": ("mcp-hub",),
+    "npm-mcp-proxy": ("mcp-proxy",),
+    "supergateway": ("supergateway",),
+}
+"""What npm installs into each peer's folder."""
+
+NOT_HERE = {
+    "mcp-go": "a Go module; pip and npm carry no binary of it",
+    "TBXark mcp-proxy": "a Go program; pip and npm carry no binary of it",
+}
+"""Peers that are not run, and why; how they compare with peers that are is in docs/performance.md."""
 
 INSTALL = 600
 """Seconds that one installation may take."""
@@ -60,13 +75,28 @@ def python_of(peer):
     return sys.executable if peer is None else str(BUILD / f"venv-{peer}" / "bin" / "python")
 
 
+def program_of(peer, name):
+    """A program that came with a peer."""
+    if peer in NPM_PEERS:
+        return str(BUILD / f"npm-{peer}" / "node_modules" / ".bin" / name)
+    return str(Path(python_of(peer)).with_name(name))
+
+
 def build_peer(peer):
     """Install a peer, unless it is there."""
-    folder = BUILD / f"venv-{peer}"
+    npm = peer in NPM_PEERS
+    packages = NPM_PEERS[peer] if npm else PEERS[peer]
+    folder = BUILD / (f"npm-{peer}" if npm else f"venv-{peer}")
     stamp = folder / "installed"
     if stamp.exists():
         return
-    print(f"bench: installing {' '.join(PEERS[peer])} into {folder}", file=sys.stderr)
-    run(sys.executable, "-m", "venv", "--clear", str(folder))
-    run(python_of(peer), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PEERS[peer])
+    print(f"bench: installing {' '.join(packages)} into {folder}", file=sys.stderr)
+    if npm:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "package.json").write_text("{}")
+        options = ("--prefix", str(folder), "--no-audit", "--no-fund", "--loglevel=error")
+        run("npm", "install", *options, *packages)
+    else:
+        run(sys.executable, "-m", "venv", "--clear", str(folder))
+        run(python_of(peer), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages)
     stamp.touch()

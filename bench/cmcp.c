@@ -1,7 +1,7 @@
 // cmcp: a small MCP server whose own cost is negligible.
 //
 //   cmcp                 stdio; cmcp --http PORT is Streamable HTTP (0 picks a port; prints "port N")
-//   --tools N            N tools: echo{msg}, big{size}, stats{} and N-3 that do nothing
+//   --tools N            N tools: echo{msg}, big{size | items}, stats{} and N-3 that do nothing
 //   --flood R            R log notifications a second once initialized (stdio); -1 as fast as the pipe takes
 //   --logsize B          bytes of text in each of them
 //   --delay-us U         microseconds of sleep in each call
@@ -93,11 +93,13 @@ static void build_tools(void) {
 }
 
 static void call_tool(Slice params, Buf *out) {
-    Slice name = member(params, "name"), arguments = member(params, "arguments");
+    Slice name = member(params, "name"), arguments = member(params, "arguments"), items = {0};
     calls++;
     if (delay_us) usleep(delay_us);
     adds(out, "\"content\":[{\"type\":\"text\",\"text\":");
-    if (is(name, "big")) {
+    if (is(name, "big") && (items = member(arguments, "items")).p) {
+        adds(out, "\"\"");
+    } else if (is(name, "big")) {
         Slice size = member(arguments, "size");
         long n = size.p ? atol(size.p) : 1024;
         if (n < 0) n = 0;
@@ -113,6 +115,11 @@ static void call_tool(Slice params, Buf *out) {
         if (msg.p && *msg.p == '"') add(out, msg.p, msg.n); else adds(out, "\"\"");
     }
     adds(out, "}],\"isError\":false");
+    if (!items.p) return;
+    adds(out, ",\"structuredContent\":{\"items\":[");
+    for (long i = 0, n = atol(items.p); i < n; i++)
+        addf(out, "%s{\"id\":%ld,\"name\":\"item %ld\",\"tags\":[\"a\",\"b\"],\"ok\":true}", i ? "," : "", i, i);
+    adds(out, "]}");
 }
 
 enum { NONE, REPLY, REPLY_OPENED };  // OPENED: an initialize, which opens a session

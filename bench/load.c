@@ -2,7 +2,8 @@
 // before the next call; checks every answer; prints one JSON line.
 //
 //   load PORT TOOL[,TOOL...]   each tool takes {"msg": text} and answers with the text; they are called in turn
-//   --path P (/mcp)  --conns N (32)  --seconds S (1)  --warm S (0.2)
+//   --path P (/mcp; given several times, connections take turns)  --conns N (32)  --seconds S (1)  --warm S (0.2)
+//   --rest                     mcp-hub's own endpoint, no MCP: each tool is "server__tool"
 //   --modern                   2026-07-28 (no session); else each connection opens a session of 2025-11-25
 //
 // One thread on epoll. `core` in the output is the share of a core it used: above 0.8 it may be the bottleneck.
@@ -27,13 +28,14 @@ typedef struct {
     int fd, step, busy;
     unsigned long id;  // of the request that waits
     double asked;
+    const char *path;
     char session[128];
     Buf in, out;
 } Conn;
 
-static const char *path = "/mcp";
+static const char *paths[MAX_TOOLS] = {"/mcp"};
 static char *tools[MAX_TOOLS];
-static int port, conn_count = 32, tool_count, modern;
+static int port, conn_count = 32, tool_count, path_count, modern, rest;
 static double seconds = 1, warm = 0.2;
 static Conn conns[MAX_CONNS];
 static unsigned long ids, done, all, wrong, lost;  // `all` counts the warm-up too
@@ -43,7 +45,7 @@ static size_t sample_count, sample_cap;
 static void request(Conn *conn, const char *method, const char *tool, const char *body, size_t size) {
     Buf *out = &conn->out;
     addf(out, "POST %s HTTP/1.1\r\nhost: 127.0.0.1:%d\r\ncontent-type: application/json\r\n"
-         "accept: application/json, text/event-stream\r\n", path, port);
+         "accept: application/json, text/event-stream\r\n", conn->path, port);
     if (conn->step != OPENING || modern)
         addf(out, "mcp-protocol-version: %s\r\n", modern ? "2026-07-28" : "2025-11-25");
     if (modern) addf(out, "mcp-method: %s\r\n", method);
@@ -69,8 +71,11 @@ static void ask(Conn *conn) {
         request(conn, "notifications/initialized", 0, body, n);
     } else {
         conn->id = ++ids;
-        const char *tool = tools[conn->id % tool_count];
-        n = snprintf(body, sizeof body, "{\"jsonrpc\":\"2.0\",\"id\":%lu,\"method\":\"tools/call\",\"params\":"
+        const char *tool = tools[conn->id % tool_count], *mark = strstr(tool, "__");
+        if (rest && mark)
+            n = snprintf(body, sizeof body, "{\"server_name\":\"%.*s\",\"tool\":\"%s\",\"arguments\":"
+                         "{\"msg\":\"hello-%lu-\"}}", (int)(mark - tool), tool, mark + 2, conn->id);
+        else n = snprintf(body, sizeof body, "{\"jsonrpc\":\"2.0\",\"id\":%lu,\"method\":\"tools/call\",\"params\":"
                      "{\"name\":\"%s\",\"arguments\":{\"msg\":\"hello-%lu-\"}%s}}", conn->id, tool, conn->id,
                      modern ? ",\"_meta\":{\"io.modelcontextprotocol/protocolVersion\":\"2026-07-28\","
                               "\"io.modelcontextprotocol/clientCapabilities\":{},"
@@ -84,6 +89,7 @@ static int is_right(Conn *conn, const char *body, size_t size) {
     char expected[64];
     int n = snprintf(expected, sizeof expected, "hello-%lu-", conn->id);
     if (!memmem(body, size, expected, n) || memmem(body, size, "\"isError\":true", 14)) return 0;
+    if (rest) return 1;
     n = snprintf(expected, sizeof expected, "%lu", conn->id);
     for (const char *p = body, *end = body + size; (p = memmem(p, end - p, "\"id\":", 5));) {
         for (p += 5; p < end && *p == ' '; p++) {}
@@ -172,14 +178,16 @@ int main(int count, char **args) {
     for (int i = 3; i < count; i++) {
         char *arg = args[i], *value = i + 1 < count ? args[i + 1] : "";
         if (!strcmp(arg, "--modern")) { modern = 1; continue; }
+        if (!strcmp(arg, "--rest")) { rest = 1; continue; }
         i++;
-        if (!strcmp(arg, "--path")) path = value;
+        if (!strcmp(arg, "--path")) { if (path_count < MAX_TOOLS) paths[path_count++] = value; }
         else if (!strcmp(arg, "--conns")) conn_count = atoi(value);
         else if (!strcmp(arg, "--seconds")) seconds = atof(value);
         else if (!strcmp(arg, "--warm")) warm = atof(value);
         else { fprintf(stderr, "load: what is %s?\n", arg); return 2; }
     }
     if (!tool_count || conn_count < 1 || conn_count > MAX_CONNS) return 2;
+    if (!path_count) path_count = 1;
     int epoll = epoll_create1(0), one = 1;
     for (int i = 0; i < conn_count; i++) {
         Conn *conn = &conns[i];
@@ -189,7 +197,8 @@ int main(int count, char **args) {
         if (connect(conn->fd, (void *)&address, sizeof address)) { perror("load: connect"); return 1; }
         fcntl(conn->fd, F_SETFL, O_NONBLOCK);
         setsockopt(conn->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-        conn->step = modern ? CALLING : OPENING;
+        conn->path = paths[i % path_count];
+        conn->step = modern || rest ? CALLING : OPENING;
         struct epoll_event event = {.events = EPOLLIN, .data.ptr = conn};
         epoll_ctl(epoll, EPOLL_CTL_ADD, conn->fd, &event);
         ask(conn);

@@ -7,6 +7,7 @@ import ctypes
 import http.client
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -128,6 +129,48 @@ def cpu_of_run(args):
     if process.returncode:
         raise Failed((message.decode().strip().splitlines() or ["no message"])[-1])
     return usage.ru_utime + usage.ru_stime
+
+
+def children_cpu():
+    """CPU seconds of all children that have ended, and of theirs that they waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+@contextlib.contextmanager
+def pipes(args):
+    """Run a program that speaks JSON-RPC on its pipes; yields what sends a message, and what takes the answer to one.
+
+    Its stdin is closed at the end, whereupon it has to stop.
+    """
+    with tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(
+            args, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err, start_new_session=True
+        )
+
+        def say(message):
+            process.stdin.write(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
+            process.stdin.flush()
+
+        def hear(id):
+            for line in process.stdout:
+                answer = json.loads(line)
+                if answer.get("id") == id and "method" not in answer:
+                    if "error" in answer:
+                        raise Failed(str(answer["error"]))
+                    return answer["result"]
+            raise Failed(f"ended; {last_line(err)}")
+
+        try:
+            with process.stdin, process.stdout:
+                yield say, hear
+                process.stdin.close()
+                try:
+                    process.wait(STOP)
+                except subprocess.TimeoutExpired:
+                    raise Failed(f"did not stop within {STOP} s of its stdin's end") from None
+        finally:
+            kill_group(process)
 
 
 def free_port():

@@ -8,7 +8,8 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from bench import build, processes
@@ -74,9 +75,9 @@ class Table:
     goals: tuple[Goal, ...] = field(default=())
 
 
-def stdio_sources(count):
+def stdio_sources(count, *options):
     return [
-        {"name": f"s{index:02d}", "command": [str(build.BUILD / "cmcp"), "--name", f"s{index:02d}"]}
+        {"name": f"s{index:02d}", "command": [str(build.BUILD / "cmcp"), "--name", f"s{index:02d}", *options]}
         for index in range(count)
     ]
 
@@ -95,19 +96,26 @@ def run_client(plan, kind, adapter, runtime, peer, sources):
         "warm": plan.warm,
         "in_flight": 64,
     }
-    program = str(build.PROGRAMS / "client.py")
-    return processes.run_json([build.python_of(peer), program, json.dumps(job)], timeout=plan.timeout)
+    if adapter == "node":
+        folder = str(build.BUILD / f"npm-{peer}")
+        args = ["node", str(build.PROGRAMS / "node_client.mjs"), folder, json.dumps(job)]
+    else:
+        args = [build.python_of(peer), str(build.PROGRAMS / "client.py"), json.dumps(job)]
+    return processes.run_json(args, timeout=plan.timeout)
+
+
+def client(run, name, adapter, runtime, peer=None):
+    """A contestant that is a client; `run(plan, adapter, runtime, peer)` measures it."""
+    return Contestant(name, lambda plan: run(plan, adapter, runtime, peer), peer)
 
 
 def clients(run, floor):
-    """The clients of one table; `run(plan, adapter, runtime, peer)` measures one."""
-
-    def contestant(name, adapter, runtime, peer=None):
-        return Contestant(name, lambda plan: run(plan, adapter, runtime, peer), peer)
-
+    """The clients of one table."""
+    contestant = partial(client, run)
     return (
         contestant(US, "via_cord", "trio"),
         contestant("floor", floor, "trio"),
+        contestant("npm SDK", "node", "node", "npm-sdk"),
         contestant("mcp on Trio", "via_sdk", "trio", "mcp"),
         contestant("mcp on asyncio", "via_sdk", "asyncio", "mcp"),
         contestant("fastmcp", "via_fastmcp", "asyncio", "fastmcp"),
@@ -129,17 +137,36 @@ def connect_all(plan, adapter, runtime, peer):
     return run_client(plan, "connect", adapter, runtime, peer, stdio_sources(plan.servers))
 
 
+def call_amid_logs(plan, adapter, runtime, peer):
+    return run_client(plan, "logs", adapter, runtime, peer, stdio_sources(plan.servers, "--flood", "200"))
+
+
+def call_amid_flood(plan, adapter, runtime, peer):
+    return run_client(plan, "flood", adapter, runtime, peer, stdio_sources(plan.servers, "--flood", "-1"))
+
+
+def amid_logs(run):
+    """Those that many servers' logs do not bury: clients of the official Python SDKs do not come to an end."""
+    contestant = partial(client, run)
+    return (
+        contestant(US, "via_cord", "trio"),
+        contestant("floor pump", "via_floor_pump", "trio"),
+        contestant("floor task", "via_floor_stdio", "trio"),
+        contestant("npm SDK", "node", "node", "npm-sdk"),
+    )
+
+
 # ---- gateways
 
 
-def post(connection, session, message):
+def post(connection, session, message, path="/mcp"):
     """The JSON-RPC answer to one request, sent as a client of 2025-11-25, and the session that it named."""
     headers = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
     if message["method"] != "initialize":
         headers["mcp-protocol-version"] = "2025-11-25"
     if session:
         headers["mcp-session-id"] = session
-    connection.request("POST", "/mcp", json.dumps({"jsonrpc": "2.0", **message}), headers)
+    connection.request("POST", path, json.dumps({"jsonrpc": "2.0", **message}), headers)
     response = connection.getresponse()
     text = response.read().decode()
     if response.status >= 300:
@@ -153,34 +180,48 @@ def post(connection, session, message):
     return answer.get("result", {}), response.headers.get("mcp-session-id", session)
 
 
-def echo_tools(port):
+def echo_tools(port, path="/mcp"):
     """The names under which the gateway offers the echo tools."""
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=START)) as connection:
         client = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "bench", "version": "1"}}
-        _, session = post(connection, "", {"id": 1, "method": "initialize", "params": client})
-        post(connection, session, {"method": "notifications/initialized"})
+        _, session = post(connection, "", {"id": 1, "method": "initialize", "params": client}, path)
+        post(connection, session, {"method": "notifications/initialized"}, path)
         names, cursor = [], {}
         while True:
-            page, _ = post(connection, session, {"id": 2, "method": "tools/list", "params": cursor})
+            page, _ = post(connection, session, {"id": 2, "method": "tools/list", "params": cursor}, path)
             names += [tool["name"] for tool in page["tools"]]
             if "nextCursor" not in page:
                 return [name for name in names if name.endswith("echo")]
             cursor = {"cursor": page["nextCursor"]}
 
 
-def run_gateway(plan, args, port, count):
+def run_gateway(plan, args, port, count, *, paths=(), rest=False):
+    """`paths`: where a gateway serves that has an endpoint for each source; `rest`: it is asked without MCP."""
     started = time.monotonic()
     with processes.serve(args, port) as gateway:
-        while len(tools := echo_tools(port)) < count:
-            if time.monotonic() > started + START:
-                raise processes.Failed(f"offers {len(tools)} of {count} echo tools after {START} s")
-            time.sleep(0.05)
+        if rest:
+            tools = [f"s{index:02d}__echo" for index in range(count)]
+            wait_connected(port, count)
+        elif paths:
+            tools = ["echo"]
+            for path in paths:
+                if not echo_tools(port, path):
+                    raise processes.Failed(f"offers no echo tool at {path}")
+        else:
+            while len(tools := echo_tools(port)) < count:
+                if time.monotonic() > started + START:
+                    raise processes.Failed(f"offers {len(tools)} of {count} echo tools after {START} s")
+                time.sleep(0.05)
         start = time.monotonic() - started
 
         def load(conns):
             options = ["--conns", str(conns), "--seconds", str(plan.seconds), "--warm", str(plan.warm)]
             if plan.era == "modern":
                 options.append("--modern")
+            if rest:
+                options += ["--rest", "--path", "/api/servers/tools"]
+            for path in paths:
+                options += ["--path", path]
             program = str(build.BUILD / "load")
             return processes.run_json([program, str(port), ",".join(tools), *options], timeout=plan.timeout)
 
@@ -202,25 +243,42 @@ def run_gateway(plan, args, port, count):
     }
 
 
-def gateways(count):
-    """The gateways in front of `count` sources; all of them if None."""
+def wait_connected(port, count):
+    """Wait for mcp-hub to have connected its servers."""
+    patience, up = time.monotonic() + START, 0
+    while time.monotonic() < patience:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=START)) as connection:
+            connection.request("GET", "/api/servers")
+            up = connection.getresponse().read().count(b'"status":"connected"')
+        if up >= count:
+            return
+        time.sleep(0.05)
+    raise processes.Failed(f"has connected {up} of {count} servers after {START} s")
 
-    def contestant(name, command, peer=None):
+
+def gateways(count, *options, others=False):
+    """The gateways in front of `count` sources, all of them if None; `others`: with those that serve one alone."""
+
+    def contestant(name, command, peer=None, *, rest=False, paths=lambda _: ()):
         def run(plan):
-            sources = stdio_sources(count or plan.servers)
+            sources = stdio_sources(count or plan.servers, *options)
             port = processes.free_port()
             with command(port, sources, plan) as args:
-                return run_gateway(plan, args, port, len(sources))
+                return run_gateway(plan, args, port, len(sources), paths=paths(sources), rest=rest)
 
         return Contestant(name, run, peer)
 
     @contextlib.contextmanager
-    def cord(port, sources, plan):
-        with tempfile.NamedTemporaryFile("w", prefix="bench-", suffix=".toml") as file:
-            file.write(toml(sources, era=plan.era, slots=32))
+    def written(suffix, text):
+        with tempfile.NamedTemporaryFile("w", prefix="bench-", suffix=suffix) as file:
+            file.write(text)
             file.flush()
-            address = f"127.0.0.1:{port}"
-            yield [sys.executable, "-m", "cord_trio", "serve", "--http", address, "--config", file.name]
+            yield file.name
+
+    @contextlib.contextmanager
+    def cord(port, sources, plan):
+        with written(".toml", toml(sources, era=plan.era, slots=32)) as config:
+            yield [sys.executable, "-m", "cord_trio", "serve", "--http", f"127.0.0.1:{port}", "--config", config]
 
     def program(name, *options, peer=None):
         @contextlib.contextmanager
@@ -230,12 +288,142 @@ def gateways(count):
 
         return command
 
+    def block(sources):
+        servers = {s["name"]: {"command": s["command"][0], "args": s["command"][1:]} for s in sources}
+        return json.dumps({"mcpServers": servers})
+
+    @contextlib.contextmanager
+    def mcp_proxy(port, sources, plan):
+        with written(".json", block(sources)) as config:
+            proxy = build.program_of("mcp-proxy", "mcp-proxy")
+            yield [proxy, "--port", str(port), "--log-level", "ERROR", "--named-server-config", config]
+
+    @contextlib.contextmanager
+    def mcp_hub(port, sources, plan):
+        with written(".json", block(sources)) as config:
+            yield [build.program_of("mcp-hub", "mcp-hub"), "--port", str(port), "--config", config]
+
+    @contextlib.contextmanager
+    def npm_mcp_proxy(port, sources, plan):
+        program = build.program_of("npm-mcp-proxy", "mcp-proxy")
+        options = ["--host", "127.0.0.1", "--port", str(port), "--server", "stream", "--streamEndpoint", "/mcp"]
+        yield [program, *options, "--", *sources[0]["command"]]
+
+    @contextlib.contextmanager
+    def supergateway(port, sources, plan):
+        program = build.program_of("supergateway", "supergateway")
+        options = ["--outputTransport", "streamableHttp", "--stateful", "--port", str(port), "--logLevel", "none"]
+        yield [program, "--stdio", " ".join(sources[0]["command"]), *options]
+
+    def of_each(sources):
+        return [f"/servers/{source['name']}/mcp" for source in sources]
+
+    alone = (
+        contestant("npm mcp-proxy", npm_mcp_proxy, "npm-mcp-proxy"),
+        contestant("supergateway", supergateway, "supergateway"),
+    )
     return (
         contestant(US, cord),
         contestant("floor task", program("floor_gateway.py", "task")),
         contestant("floor pump", program("floor_gateway.py", "pump")),
+        contestant("mcp-hub", mcp_hub, "mcp-hub", rest=True),
+        contestant("PyPI mcp-proxy", mcp_proxy, "mcp-proxy", paths=of_each),
         contestant("fastmcp proxy", program("fastmcp_gateway.py", peer="fastmcp"), "fastmcp"),
+        *(alone if others else ()),
     )
+
+
+# ---- one thing through a gateway
+
+
+def run_start(args):
+    """Speak 2025-11-25 to a gateway over its stdio until it offers a tool."""
+    client = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "bench", "version": "1"}}
+    began = time.monotonic()
+    with processes.pipes(args) as (say, hear):
+        say({"id": 0, "method": "initialize", "params": client})
+        hear(0)
+        say({"method": "notifications/initialized"})
+        for number in range(1, 1000):
+            say({"id": number, "method": "tools/list", "params": {}})
+            if hear(number)["tools"]:
+                break
+            time.sleep(0.005)
+        wall = time.monotonic() - began
+    return wall
+
+
+def starts():
+    def contestant(name, args, peer=None):
+        def run(plan):
+            with tempfile.NamedTemporaryFile("w", prefix="bench-", suffix=".toml") as file:
+                file.write(toml(stdio_sources(1), era=plan.era))
+                file.flush()
+                cpu = processes.children_cpu()
+                wall = min(run_start(args(file.name)) for _ in range(plan.imports))
+                return {
+                    "answer_ms": wall * 1e3,
+                    "cpu_ms": (processes.children_cpu() - cpu) / plan.imports * 1e3,
+                    "wrong": 0,
+                }
+
+        return Contestant(name, run, peer)
+
+    def cord(config):
+        return [sys.executable, "-m", "cord_trio", "serve", "--stdio", "--config", config]
+
+    def fastmcp(_):
+        return [build.python_of("fastmcp"), str(build.PROGRAMS / "fastmcp_stdio.py"), json.dumps(stdio_sources(1))]
+
+    return contestant(US, cord), contestant("fastmcp proxy", fastmcp, "fastmcp")
+
+
+BIG = 85_000
+"""Items in a big structured result, each of 60 bytes or so."""
+
+
+def bigs():
+    def contestant(name, args, peer=None):
+        def run(plan):
+            port, sources = processes.free_port(), stdio_sources(1)
+            with tempfile.NamedTemporaryFile("w", prefix="bench-", suffix=".toml") as file:
+                file.write(toml(sources, era=plan.era))
+                file.flush()
+                with processes.serve(args(port, sources, file.name), port) as gateway:
+                    return ask_big(plan, gateway, port)
+
+        return Contestant(name, run, peer)
+
+    def cord(port, sources, config):
+        return [sys.executable, "-m", "cord_trio", "serve", "--http", f"127.0.0.1:{port}", "--config", config]
+
+    def fastmcp(port, sources, config):
+        program = str(build.PROGRAMS / "fastmcp_gateway.py")
+        return [build.python_of("fastmcp"), program, str(port), json.dumps(sources)]
+
+    return contestant(US, cord), contestant("fastmcp proxy", fastmcp, "fastmcp")
+
+
+def ask_big(plan, gateway, port):
+    patience = time.monotonic() + START
+    while not (names := echo_tools(port)) and time.monotonic() < patience:
+        time.sleep(0.05)
+    name = names[0].removesuffix("echo") + "big"
+    client = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "bench", "version": "1"}}
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=START)) as connection:
+        _, session = post(connection, "", {"id": 0, "method": "initialize", "params": client})
+        post(connection, session, {"method": "notifications/initialized"})
+        call = {"id": 1, "method": "tools/call", "params": {"name": name, "arguments": {"items": BIG}}}
+        post(connection, session, call)
+        wrong, times, cpu = 0, [], gateway.cpu()
+        until = time.monotonic() + plan.seconds
+        while not times or time.monotonic() < until:
+            began = time.monotonic()
+            result, _ = post(connection, session, call)
+            times.append(time.monotonic() - began)
+            wrong += len(result["structuredContent"]["items"]) != BIG
+        cpu = (gateway.cpu() - cpu) / len(times)
+    return {"big_cpu_ms": cpu * 1e3, "big_ms": min(times) * 1e3, "rss_mb": gateway.rss_mb(), "wrong": wrong}
 
 
 # ---- import
@@ -302,9 +490,12 @@ TABLES = (
         CALL_COLUMNS,
         clients(call_over_stdio, "via_floor_stdio"),
         (
-            Goal("one_cpu_us", "floor", 0.5),
-            Goal("one_cpu_us", "mcp on Trio", 5),
-            Goal("many_calls_s", "mcp on Trio", 10),
+            Goal("one_cpu_us", "floor", 1 / 1.5),
+            Goal("one_cpu_us", "mcp on Trio", 7),
+            Goal("one_cpu_us", "npm SDK", 1),
+            Goal("many_calls_s", "floor", 0.6),
+            Goal("many_calls_s", "mcp on Trio", 12),
+            Goal("many_calls_s", "npm SDK", 1),
         ),
     ),
     Table(
@@ -312,6 +503,44 @@ TABLES = (
         "One Streamable HTTP server: calls one at a time, then 64 in flight",
         CALL_COLUMNS,
         clients(call_over_http, "via_floor_http"),
+        (
+            Goal("one_cpu_us", "floor", 1 / 1.7),
+            Goal("one_cpu_us", "mcp on Trio", 15),
+            Goal("one_cpu_us", "fastmcp", 15),
+            Goal("one_cpu_us", "npm SDK", 15),
+        ),
+    ),
+    Table(
+        "logs",
+        "Many stdio servers that each log 200 lines a second: 320 calls/s at random; then 16 callers without pause",
+        (
+            Column("p50_us", "p50 µs"),
+            Column("p99_us", "p99 µs", ratio=True),
+            Column("core", "core used"),
+            Column("logs_s", "logs/s", more_is_better=True),
+            Column("blocked", "logs held back"),
+            Column("closed_s", "16: calls/s", more_is_better=True, ratio=True),
+            Column("closed_p99_us", "16: p99 µs"),
+            Column("rss_mb", "RSS MB"),
+        ),
+        amid_logs(call_amid_logs),
+        (
+            Goal("p99_us", "floor pump", 0.5),
+            Goal("p99_us", most=3000),
+            Goal("closed_s", "floor pump", 0.5),
+            Goal("closed_s", "npm SDK", 5),
+        ),
+    ),
+    Table(
+        "flood",
+        "Many stdio servers that log as fast as they are read, and one caller that calls each in turn",
+        (
+            Column("flood_s", "logs/s", more_is_better=True, ratio=True),
+            Column("flood_calls_s", "calls/s", more_is_better=True, ratio=True),
+            Column("flood_p50_us", "p50 µs"),
+        ),
+        amid_logs(call_amid_flood),
+        (Goal("flood_s", "npm SDK", 10),),
     ),
     Table(
         "connect",
@@ -322,20 +551,33 @@ TABLES = (
             Column("rss_mb", "RSS MB", ratio=True),
         ),
         clients(connect_all, "via_floor_stdio"),
-        (Goal("connect_s", most=1), Goal("rss_mb", most=60)),
+        (Goal("connect_s", most=1), Goal("rss_mb", most=60), Goal("rss_mb", "mcp on Trio", 1 / 0.55)),
     ),
     Table(
         "gateway",
         "Gateways over HTTP in front of many stdio servers: 32 clients, then 1",
         GATEWAY_COLUMNS,
         gateways(None),
-        (Goal("calls_s", "fastmcp proxy", 10),),
+        (
+            Goal("calls_s", "floor task", 0.6),
+            Goal("calls_s", "mcp-hub", 6),
+            Goal("calls_s", "PyPI mcp-proxy", 18),
+            Goal("calls_s", "fastmcp proxy", 100),
+            Goal("one_p50_us", "floor task", 1 / 1.7),
+        ),
+    ),
+    Table(
+        "gateway-logs",
+        "The same, while the servers stream 20 log lines a second each",
+        tuple(replace(column, ratio=column.key == "p99_us") for column in GATEWAY_COLUMNS),
+        gateways(None, "--flood", "20"),
+        (Goal("p99_us", "floor task", 0.5),),
     ),
     Table(
         "gateway-one",
         "Gateways over HTTP in front of one stdio server: 32 clients, then 1",
         GATEWAY_COLUMNS,
-        gateways(1),
+        gateways(1, others=True),
         (Goal("calls_s", "fastmcp proxy", 10),),
     ),
     Table(
@@ -367,6 +609,31 @@ TABLES = (
             Goal("handoff_p50_us", "openai-agents", 50),
             Goal("ask_p50_us", most=20),
         ),
+    ),
+    Table(
+        "registry",
+        "50,000 tools of 500 sources: a lookup, one source's 100 tools changed and acknowledged, a full collection",
+        (
+            Column("lookup_ns", "lookup ns"),
+            Column("change_us", "change µs"),
+            Column("gc_ms", "full GC ms"),
+        ),
+        (agents(US, "registry_cord.py"),),
+        (Goal("lookup_ns", most=150), Goal("change_us", most=100), Goal("gc_ms", most=5)),
+    ),
+    Table(
+        "start",
+        "A gateway over stdio in front of one stdio server: from its start to the answer to `tools/list`",
+        (Column("answer_ms", "answer ms", ratio=True), Column("cpu_ms", "CPU ms")),
+        starts(),
+        (Goal("answer_ms", most=350), Goal("answer_ms", "fastmcp proxy", 1)),
+    ),
+    Table(
+        "big",
+        "A structured result of 5 MB through a gateway over HTTP in front of one stdio server",
+        (Column("big_cpu_ms", "CPU ms", ratio=True), Column("big_ms", "ms"), Column("rss_mb", "RSS MB")),
+        bigs(),
+        (Goal("big_cpu_ms", "fastmcp proxy", 20),),
     ),
     Table(
         "idle",

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import gc
 import json
-import select
 import socket
 import sys
 
 import msgspec
 import trio
-from floor_wire import CALL, EMPTY, READ_SIZE, Child, decode_envelope, encode
+from floor_wire import CALL, EMPTY, READ_SIZE, Child, Pump, decode_envelope, encode
 from msgspec import Raw, Struct
 
 
@@ -108,78 +107,41 @@ async def serve_connection(gateway, sock):
                         return
 
 
-class Pump:
-    """MODE pump: calls back whoever has something to read."""
+def add_client(pump, gateway, sock):
+    data = b""
 
-    def __init__(self):
-        self.epoll = select.epoll()
-        self.callbacks = {}
+    def answer(id):
+        return lambda result: send(reply(id, bytes(result)))
 
-    def add(self, fd, callback):
-        self.callbacks[fd] = callback
-        self.epoll.register(fd, select.EPOLLIN)
+    def send(response):
+        try:  # the client may be gone; its small replies fit the socket's buffer
+            sock.send(response)
+        except OSError:
+            pass
 
-    def remove(self, fd):
-        self.epoll.unregister(fd)
-        del self.callbacks[fd]
+    def read():
+        nonlocal data
+        try:
+            more = sock.recv(READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            more = b""
+        if not more:
+            pump.remove(sock.fileno())
+            sock.close()
+            return
+        data += more
+        while (request := split_request(data)) is not None:
+            body, data, post = request
+            response, call = gateway.take(body, post)
+            if call is None:
+                send(response)
+            else:
+                child, tool, arguments, id = call
+                child.ask(CALL, tool, arguments, then=answer(id))
 
-    async def run(self):
-        wait_readable, fd, poll, callbacks = (
-            trio.lowlevel.wait_readable,
-            self.epoll.fileno(),
-            self.epoll.poll,
-            self.callbacks,
-        )
-        while True:
-            await wait_readable(fd)
-            for ready, _ in poll(0, 256):
-                try:
-                    callbacks[ready]()
-                except (OSError, KeyError):  # one dead client must not stop the pump
-                    pass
-
-    def add_child(self, child):
-        def read():
-            if not child.read():
-                self.remove(child.out)
-
-        self.add(child.out, read)
-
-    def add_client(self, gateway, sock):
-        data = b""
-
-        def answer(id):
-            return lambda result: send(reply(id, bytes(result)))
-
-        def send(response):
-            try:  # the client may be gone; its small replies fit the socket's buffer
-                sock.send(response)
-            except OSError:
-                pass
-
-        def read():
-            nonlocal data
-            try:
-                more = sock.recv(READ_SIZE)
-            except BlockingIOError:
-                return
-            except OSError:
-                more = b""
-            if not more:
-                self.remove(sock.fileno())
-                sock.close()
-                return
-            data += more
-            while (request := split_request(data)) is not None:
-                body, data, post = request
-                response, call = gateway.take(body, post)
-                if call is None:
-                    send(response)
-                else:
-                    child, tool, arguments, id = call
-                    child.ask(CALL, tool, arguments, then=answer(id))
-
-        self.add(sock.fileno(), read)
+    pump.add(sock.fileno(), read)
 
 
 async def main():
@@ -208,7 +170,7 @@ async def main():
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if mode == "pump":
-                pump.add_client(gateway, sock)
+                add_client(pump, gateway, sock)
             else:
                 nursery.start_soon(serve_connection, gateway, sock)
 

@@ -6,6 +6,7 @@ No back-pressure, no clean close, no deadline, no second look at what comes in: 
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 
 import msgspec
@@ -97,6 +98,12 @@ class Child:
 
         return await trio.lowlevel.wait_task_rescheduled(abort)
 
+    async def echo(self, text):
+        return decode_result(await self.request(CALL, encode("echo"), encode({"msg": text}))).content[0].text
+
+    async def stats(self):
+        return decode_result(await self.request(CALL, encode("stats"), b"{}")).content[0].text
+
     async def open(self):
         """Shake hands; returns the names of the tools."""
         self.write(INITIALIZE + b"\n" + INITIALIZED + b"\n")
@@ -124,3 +131,41 @@ class Child:
         self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
+
+
+class Pump:
+    """Calls back whoever has something to read: all pipes and sockets in one private epoll inside Trio's."""
+
+    def __init__(self):
+        self.epoll = select.epoll()
+        self.callbacks = {}
+
+    def add(self, fd, callback):
+        self.callbacks[fd] = callback
+        self.epoll.register(fd, select.EPOLLIN)
+
+    def remove(self, fd):
+        self.epoll.unregister(fd)
+        del self.callbacks[fd]
+
+    async def run(self):
+        wait_readable, fd, poll, callbacks = (
+            trio.lowlevel.wait_readable,
+            self.epoll.fileno(),
+            self.epoll.poll,
+            self.callbacks,
+        )
+        while True:
+            await wait_readable(fd)
+            for ready, _ in poll(0, 256):
+                try:
+                    callbacks[ready]()
+                except (OSError, KeyError):  # one dead client must not stop the pump
+                    pass
+
+    def add_child(self, child):
+        def read():
+            if not child.read():
+                self.remove(child.out)
+
+        self.add(child.out, read)

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+
+class Client(NamedTuple):
+    """One source: `await echo(text) -> text`, and `await stats() -> text`, what its server has counted."""
+
+    echo: object
+    stats: object
 
 
 class Trio:
@@ -10,6 +18,7 @@ class Trio:
         import trio
 
         self.Event = trio.Event
+        self.sleep = trio.sleep
         self.run = trio.run
 
     @asynccontextmanager
@@ -25,6 +34,7 @@ class Asyncio:
         import asyncio
 
         self.Event = asyncio.Event
+        self.sleep = asyncio.sleep
         self._run = asyncio.run
 
     def run(self, function):

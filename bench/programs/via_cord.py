@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from cord_config import toml
+from runtime import Client
 
 import cord_trio
 
@@ -33,10 +34,15 @@ async def open_clients(runtime, sources, *, era, in_flight):
         with trio.fail_after(READY):
             await fabric.wait_started()
 
-        def client(tool):
+        def client(name):
+            echoing, counting = f"{name}__echo", f"{name}__stats"
+
             async def echo(text):
-                return (await fabric.call(tool, {"msg": text})).text
+                return (await fabric.call(echoing, {"msg": text})).text
 
-            return echo
+            async def stats():
+                return (await fabric.call(counting, {})).text
 
-        yield [client(f"{source['name']}__echo") for source in sources]
+            return Client(echo, stats)
+
+        yield [client(source["name"]) for source in sources]

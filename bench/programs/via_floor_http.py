@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import trio
 from floor_wire import CALL, INITIALIZE, INITIALIZED, LIST, READ_SIZE, decode_envelope, decode_result, encode
-from runtime import open_each
+from runtime import Client, open_each
 
 
 def versions():
@@ -92,7 +92,10 @@ def open_clients(runtime, sources, *, era, in_flight):
             result = await server.request(CALL, encode("echo"), encode({"msg": text}))
             return decode_result(result).content[0].text
 
-        yield echo
+        async def stats():
+            return decode_result(await server.request(CALL, encode("stats"), b"{}")).content[0].text
+
+        yield Client(echo, stats)
         server.close()
 
     return open_each(runtime, sources, open_one)

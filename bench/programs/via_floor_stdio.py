@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 import trio
-from floor_wire import CALL, Child, decode_result, encode
-from runtime import open_each
+from floor_wire import Child
+from runtime import Client, open_each
 
 
 def versions():
@@ -21,12 +21,7 @@ def open_clients(runtime, sources, *, era, in_flight):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(child.keep_reading)
             await child.open()
-
-            async def echo(text):
-                result = await child.request(CALL, encode("echo"), encode({"msg": text}))
-                return decode_result(result).content[0].text
-
-            yield echo
+            yield Client(child.echo, child.stats)
             nursery.cancel_scope.cancel()
         child.close()
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from mcp import Client, StdioServerParameters
-from runtime import open_each
+from mcp import Client as SdkClient
+from mcp import StdioServerParameters
+from runtime import Client, open_each
 
 MODES = {"auto": "auto", "legacy": "legacy", "modern": "2026-07-28"}
 
@@ -22,13 +23,16 @@ def open_clients(runtime, sources, *, era, in_flight):
         if server is None:
             command, *args = source["command"]
             server = StdioServerParameters(command=command, args=args)
-        async with Client(server, mode=MODES[era]) as client:
+        async with SdkClient(server, mode=MODES[era]) as client:
 
             async def echo(text):
                 result = await client.call_tool("echo", {"msg": text})
                 return result.content[0].text
 
+            async def stats():
+                return (await client.call_tool("stats", {})).content[0].text
+
             await client.list_tools()
-            yield echo
+            yield Client(echo, stats)
 
     return open_each(runtime, sources, open_one)

@@ -12,7 +12,7 @@ from cord_trio.errors import Malformed
 from cord_trio.gateway.catalogue import MAX_VIEWS, VIEW_LIFE, Catalogue
 from cord_trio.gateway.steps import List
 from cord_trio.protocol.eras import ERAS
-from tests.gateway.fakes import LATEST, MODERN, FakeFabric, Route, Snapshot, modern, open_pipe, tool
+from tests.gateway.fakes import LATEST, MODERN, FakeFabric, Route, Snapshot, initialize, legacy, modern, open_pipe, tool
 
 if TYPE_CHECKING:
     from cord_trio.gateway.steps import Kind
@@ -107,6 +107,9 @@ async def test_m18_every_modern_page_has_valid_hints_and_no_legacy_page_has() ->
         for page in (first, second):
             assert (page["result"]["ttlMs"], page["result"]["cacheScope"]) == (60_000, "private")
         assert "nextCursor" not in second["result"]
+        await client.ask(initialize())
+        (old,) = await client.ask(legacy(3, "tools/list"))
+        assert old["result"].keys() == {"tools", "nextCursor"}
 
 
 def test_schemas_are_listed_byte_for_byte() -> None:

@@ -245,6 +245,53 @@ async def test_row_5_all_lists_are_merged(client: str, server: str, autojump_clo
             assert ("ttlMs" in result) == person.modern
 
 
+async def test_m27_rows_14_18_what_a_legacy_client_says_of_its_session_never_reaches_a_modern_server(
+    autojump_clock: MockClock,
+) -> None:
+    behind = far("modern")
+    async with open_gate(behind) as gate:
+        person = await gate.come("legacy")
+        assert (await person.ask("ping"))["result"] == {}
+        assert (await person.ask("logging/setLevel", {"level": "info"}))["result"] == {}
+        person.pipe.send(notice("notifications/initialized"), notice("notifications/roots/list_changed"))
+        assert (await person.ask("tools/call", {"name": "x__echo", "arguments": {"t": "hi"}}))["result"]["content"]
+        methods = {message["method"] for message in behind.got}
+        lists = {"tools/list", "prompts/list", "resources/list", "resources/templates/list"}
+        assert methods == {"server/discover", "subscriptions/listen", "tools/call", *lists}
+        (sent,) = behind.sent("tools/call")
+        assert sent["_meta"][LOG_LEVEL] == "info"
+
+
+@pairings
+async def test_m16_row_4_a_modern_server_is_told_what_this_client_can_be_asked(
+    client: str, server: str, autojump_clock: MockClock
+) -> None:
+    behind = far(server)
+    async with open_gate(behind) as gate:
+        person = await gate.come(client, can={"elicitation": {"form": {}}, "roots": {}})
+        await person.ask("tools/call", {"name": "x__echo", "arguments": {}})
+        if server == "modern":
+            declared = behind.sent("tools/call")[0]["_meta"][CAPABILITIES]
+        else:
+            declared = [each.capabilities for each in behind.connections][-1]
+        assert declared.keys() == {"elicitation", "roots"}
+
+
+@pairings
+async def test_c19_row_7_a_result_that_is_not_as_its_schema_says_arrives_all_the_same(
+    client: str, server: str, autojump_clock: MockClock
+) -> None:
+    wrong = text("seven", structuredContent={"n": "seven"})
+    behind = far(server, n=lambda _: wrong)
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    tools = [{"name": "n", "inputSchema": {"type": "object"}, "outputSchema": schema}]
+    behind.answers["tools/list"] = lambda _: {"tools": tools}
+    async with open_gate(behind) as gate:
+        result = (await (await gate.come(client)).ask("tools/call", {"name": "x__n", "arguments": {}}))["result"]
+        assert (result["content"], result["structuredContent"]) == (wrong["content"], wrong["structuredContent"])
+        assert (await gate.fabric.call("x__n")).structured == {"n": "seven"}
+
+
 @pairings
 async def test_row_7_calls_prompts_and_reads_reach_their_server(
     client: str, server: str, autojump_clock: MockClock

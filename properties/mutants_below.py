@@ -60,7 +60,7 @@ BELOW: Final[list[tuple[str, str, str]]] = [
     ("layers/rate.py", "        self.full = max(self.full, now) + self._interval\n        return True", "        self.full = self.full + self._interval\n        return True"),
     ("layers/rate.py", "            cell, _ = self._queue.popitem(last=False)\n", "            cell, _ = self._queue.popitem()\n"),
     ("layers/retry.py", '        if error.executed == "unknown" and not may_run_twice(call):\n            return None\n', ""),
-    ("layers/retry.py", "        if again + 1 > self._reserve", "        if again > self._reserve"),
+    ("layers/retry.py", "        if again + 1 > (self._reserve", "        if again > (self._reserve"),
     ("layers/retry.py", "        if not clock() + pause + times.quantile(0.5) < call.deadline:\n            return None  # it would only be cut off\n", ""),
     ("layers/retry.py", "call.attempt >= attempts", "call.attempt > attempts"),
     ("layers/retry.py", '                            exc.executed = "unknown"  #', '                            pass  #'),

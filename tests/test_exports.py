@@ -19,15 +19,13 @@ if TYPE_CHECKING:
 PUBLIC = {
     "Account", "AgentCrashed", "AgentDown", "AgentError", "AgentGone", "AgentNotFound", "AgentNotGranted", "Backoff",
     "BadReply", "Budget", "BudgetExceeded", "Call", "CallCycle", "CallError", "CallFailed", "Config", "ConfigError",
-    "ConnectFailed", "ConnectionLost", "Content", "Context", "CordError", "DeadlineExceeded", "DrainTimeout",
-    "Draining", "Events",
-    "Fabric", "Handler", "Handoff", "HandoffRefused", "Http", "HttpFailed", "InDoubt", "InProcess", "InputNeeded",
-    "Job", "JobCancelled", "JobNotFound", "Layer", "Mailbox", "Malformed", "MemoryJournal", "MessageTooLong",
-    "NoMailbox", "Notice", "Outcome", "Overloaded", "Refused", "RestartIntensity", "Snapshot", "SourceDown",
-    "SqliteJournal", "Stdio",
-    "Supervisor", "Tool", "ToolNotFound", "ToolNotGranted", "ToolResult", "ToolSettings", "TraceContext", "WebSocket",
-    "__version__", "deadline", "last", "latest", "limit", "load_config", "open_fabric", "rate", "retry",
-    "serve_gateway", "stack",
+    "ConnectFailed", "ConnectionLost", "Content", "Context", "CordError", "DeadlineExceeded", "Denied", "DrainTimeout",
+    "Draining", "Events", "Fabric", "Handler", "Handoff", "HandoffRefused", "Http", "HttpFailed", "InDoubt",
+    "InProcess", "InputNeeded", "Job", "JobCancelled", "JobNotFound", "Layer", "Mailbox", "Malformed", "MemoryJournal",
+    "MessageTooLong", "NoMailbox", "Notice", "Outcome", "Overloaded", "Quota", "Refused", "RestartIntensity", "Rule",
+    "Snapshot", "SourceDown", "SqliteJournal", "Stdio", "Supervisor", "Tool", "ToolNotFound", "ToolNotGranted",
+    "ToolResult", "ToolSettings", "TraceContext", "WebSocket", "__version__", "deadline", "last", "latest", "limit",
+    "load_config", "open_fabric", "rate", "retry", "serve_gateway", "stack",
 }  # fmt: skip
 """The public API; what else can be reached may change."""
 

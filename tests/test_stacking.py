@@ -11,14 +11,16 @@ from trio.testing import wait_all_tasks_blocked
 
 import cord_trio as cord
 from cord_trio.config import ToolSettings
-from cord_trio.errors import DeadlineExceeded, Overloaded
+from cord_trio.errors import DeadlineExceeded, Denied, Overloaded
 from cord_trio.fabric import open_fabric
 from cord_trio.testing import ToolServer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from trio.testing import MockClock
+
+    from cord_trio.agents.answering import Question
 
 
 async def ending(ask: Callable[[], Awaitable[object]], into: list[object]) -> None:
@@ -117,3 +119,68 @@ async def test_a_queue_that_is_full_refuses_without_shedding_too(autojump_clock:
             await wait_all_tasks_blocked()
             with pytest.raises(Overloaded, match=r"x\.waiting"):
                 await fabric.call("x__echo", {"text": ""})
+
+
+async def test_rules_are_about_the_servers_names_and_a_person_is_asked(autojump_clock: MockClock) -> None:
+    asked: list[str | None] = []
+
+    async def approve(call: cord.Call) -> bool:
+        await trio.sleep(100)  # which is not the call's time
+        asked.append(call.name)
+        return True
+
+    rules = [cord.Rule(tools="add", then="deny"), cord.Rule(tools="count", then="ask")]
+    source = ToolServer().in_process(name="x", rules=rules, deadline=5)
+    async with open_fabric([source], approve=approve) as fabric:
+        with pytest.raises(Denied, match="x__add is denied"):
+            await fabric.call("x__add", {"a": 1, "b": 2})
+        assert (await fabric.call("x__count")).text == "1"
+        assert (await fabric.call("x__echo", {"text": "hi"})).text == "hi"
+    assert asked == ["x__count"]
+
+
+async def test_whoever_calls_approves_in_the_middle_of_the_call(autojump_clock: MockClock) -> None:
+    questions: list[str] = []
+
+    async def answer(asked: Mapping[str, Question]) -> Mapping[str, object]:
+        await trio.lowlevel.checkpoint()
+        [(key, question)] = asked.items()
+        questions.append(str(question.params["message"]))
+        return {key: {"action": "accept", "content": {"approve": len(questions) == 1}}}
+
+    async with open_fabric([ToolServer().in_process(name="x", rules=[cord.Rule(then="ask")])]) as fabric:
+        assert (await fabric.call("x__count", answer=answer)).text == "1"
+        with pytest.raises(Denied):
+            await fabric.call("x__count", answer=answer)
+        with pytest.raises(Denied, match="nobody can be asked"):
+            await fabric.call("x__count")
+    assert questions == ["Allow x__count with {}?"] * 2
+
+
+async def test_a_budget_is_of_a_source_and_of_each_tool(autojump_clock: MockClock) -> None:
+    own = {"echo": cord.ToolSettings(budget=cord.Quota(calls=1))}
+    source = ToolServer().in_process(name="x", budget=cord.Quota(calls=3), tool=own, retries=0)
+    async with open_fabric([source]) as fabric:
+        await fabric.call("x__echo", {"text": ""})
+        with pytest.raises(Overloaded, match=r"x__echo\.budget\.calls"):
+            await fabric.call("x__echo", {"text": ""})
+        for _ in range(2):
+            await fabric.call("x__count")
+        with pytest.raises(Overloaded, match=r"bound x\.budget\.calls = 3"):
+            await fabric.call("x__count")
+
+
+async def test_only_trusted_reading_tools_are_cached_and_until_the_source_changes(autojump_clock: MockClock) -> None:
+    server = ToolServer()
+    own = {"*": cord.ToolSettings(cache=1000)}
+    async with open_fabric([server.in_process(name="x", trust=True, tool=own)]) as fabric:
+        for _ in range(3):
+            await fabric.call("x__echo", {"text": "hi"})
+            await fabric.call("x__count")
+        assert (await fabric.call("x__count")).text == "4"
+        hits = fabric.counters["cache.hit"]
+        assert hits == 2
+        await fabric.call("x__change_tools")
+        await trio.sleep(5)
+        await fabric.call("x__echo", {"text": "hi"})
+        assert fabric.counters["cache.hit"] == hits

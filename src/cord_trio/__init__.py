@@ -30,6 +30,8 @@ from cord_trio.call import stack as stack
 from cord_trio.config import Config as Config
 from cord_trio.config import Http as Http
 from cord_trio.config import InProcess as InProcess
+from cord_trio.config import Quota as Quota
+from cord_trio.config import Rule as Rule
 from cord_trio.config import Stdio as Stdio
 from cord_trio.config import ToolSettings as ToolSettings
 from cord_trio.config import WebSocket as WebSocket
@@ -49,6 +51,7 @@ from cord_trio.errors import ConnectFailed as ConnectFailed
 from cord_trio.errors import ConnectionLost as ConnectionLost
 from cord_trio.errors import CordError as CordError
 from cord_trio.errors import DeadlineExceeded as DeadlineExceeded
+from cord_trio.errors import Denied as Denied
 from cord_trio.errors import Draining as Draining
 from cord_trio.errors import DrainTimeout as DrainTimeout
 from cord_trio.errors import HandoffRefused as HandoffRefused

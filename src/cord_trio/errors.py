@@ -18,6 +18,7 @@
     │   ├── DeadlineExceeded   the configured deadline passed
     │   ├── HttpFailed         the server answered with an HTTP status that is no success
     │   │   └── Refused        it turned the request away for now: too many, or not at this moment
+    │   ├── Denied             a rule, or a person, does not allow it
     │   ├── Overloaded         one of our own bounds was met; names it
     │   │   └── MessageTooLong what was to be sent is longer than any message may be
     │   └── Draining           the fabric takes no new work
@@ -308,6 +309,17 @@ class MessageTooLong(Overloaded):
         super().__init__(bound, limit)
         self.args = (f"a message of {size} bytes is longer than bound {bound} = {limit:.12g}; send less, or raise it",)
         self.size = size
+
+
+class Denied(CallError):
+    """A rule, or a person, does not allow the call. `name` is what was called, `reason` says why."""
+
+    executed: Executed = "no"
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name} is denied: {reason}")
+        self.name = name
+        self.reason = reason
 
 
 class Draining(CallError):

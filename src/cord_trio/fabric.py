@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from cord_trio.agents.agent import AgentMade
     from cord_trio.call import Call, EventSink, Layer, Outcome
     from cord_trio.config import Source
+    from cord_trio.layers import Approve
     from cord_trio.observe.hogs import Watch
     from cord_trio.protocol.jsonrpc import Json
     from cord_trio.protocol.mcp import Tool
@@ -264,6 +265,7 @@ async def open_fabric(
     config: Config | Mapping[str, Source] | Sequence[Source] | None = None,
     *,
     layers: Sequence[Layer] = (),
+    approve: Approve | None = None,
     rng: Random | None = None,
     journal: Journal | None = None,
     traced: bool = False,
@@ -276,6 +278,8 @@ async def open_fabric(
     Args:
         config: whole, or only the sources; None for no sources.
         layers: around the calls of every source, the first of them outermost.
+        approve: `async (call) -> bool`, asks a person about a call that a rule says needs one; None to ask whoever
+            calls, if that one can be asked.
         rng: draws the pauses; seeded where a run is to repeat.
         journal: keeps started conversations; None for memory.
         traced: whether what agents are asked begins a trace where nobody gave one.
@@ -314,6 +318,7 @@ async def open_fabric(
             roots=_roots(config.gateway.roots),
             layers=tuple(layers),
             state_dir=config.state_dir,
+            approve=approve,
         )
         await core.start(service, registry.run)
         await core.start(service, timer.run)

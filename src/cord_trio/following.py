@@ -59,11 +59,13 @@ class Subscriptions:
 
     Attributes:
         changed: set, and replaced, when the set of URIs becomes another.
+        heard: called before those who subscribed: nothing that was kept is good any more.
 
     """
 
     def __init__(self) -> None:
         self.changed = trio.Event()
+        self.heard: Callable[[], None] | None = None
         self._sinks: dict[str, dict[object, Sink]] = {}
 
     @property
@@ -88,6 +90,8 @@ class Subscriptions:
 
     def updated(self, uri: str) -> None:
         """The resource, or a part of one, has changed: tell whoever subscribed to it, or to what it is part of."""
+        if self.heard is not None:
+            self.heard()
         found = uri if uri in self._sinks else ""
         if not found:
             found = max((each for each in self._sinks if each and uri.startswith(each)), key=len, default="")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -10,12 +9,12 @@ import trio
 
 from cord_trio.call import Error
 from cord_trio.errors import DrainTimeout, SourceDown, ToolNotFound
-from cord_trio.link import SHARED, Link, Surroundings
+from cord_trio.link import Link, Surroundings
 from cord_trio.nodes import node_of
 from cord_trio.observe import Node
 from cord_trio.protocol import jsonrpc
 from cord_trio.routing import ROUTED, Finder, unknown
-from cord_trio.stacking import Ends, stacked
+from cord_trio.stacking import ends_of, stacked
 from cord_trio.subscribing import Subscribing
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from cord_trio.call import Call, Handler, Outcome
     from cord_trio.config import Config, Source
     from cord_trio.layers import Breaker, Slots, Waits
-    from cord_trio.protocol.tools import Annotations
     from cord_trio.snapshot import Snapshot
     from cord_trio.stacking import Stacked
 
@@ -399,21 +397,6 @@ class Sources(Subscribing):
                     raise ToolNotFound(name)
             return link.call(call, route.tool.name)
 
-        def annotations(public: str) -> Annotations | None:
-            route = self.registry.snapshot.tools.get(public)
-            return None if route is None else route.tool.annotations
-
-        def own_name(public: str) -> str | None:
-            route = self.registry.snapshot.tools.get(public)
-            return None if route is None or route.source != source.name else route.tool.name
-
-        ends = Ends(send, self._parks.resume, partial(_probe, link), annotations, own_name)
-        return stacked(source, ends, self._around)
-
-
-async def _probe(link: Link) -> None:
-    """See whether the source answers what has no effects. Raises as a call does."""
-    client = link.sessions.get(SHARED)
-    if client is None:
-        raise SourceDown(link.name, link.reason or f"it is still {link.state}", link.next_try)
-    await client.probe()
+        behind = stacked(source, ends_of(link, self.registry, send, self._parks.resume), self._around)
+        link.subscriptions.heard = None if behind.cache is None else behind.cache.forget
+        return behind

@@ -11,13 +11,20 @@ import trio
 from cord_trio import layers
 from cord_trio.call import stack
 from cord_trio.config import Http, ToolSettings
+from cord_trio.errors import SourceDown
+from cord_trio.link import SHARED
+from cord_trio.protocol.mcp import ToolResult
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from msgspec import Raw
+
     from cord_trio.call import Call, Handler, Layer, Outcome
-    from cord_trio.config import Source
+    from cord_trio.config import Quota, Source
+    from cord_trio.link import Link
     from cord_trio.protocol.tools import Annotations
+    from cord_trio.registry import Registry
     from cord_trio.surroundings import Surroundings
 
 MOST_TOOLS: Final = 10_000
@@ -34,6 +41,7 @@ class Ends:
         probe: sees whether the source answers what has no effects; raises as a call does.
         annotations: of the tool with an exported name; None if there is no such tool.
         own_name: what the server calls the tool with an exported name; None if there is no such tool.
+        version: of what the source lists: another value as soon as that may be different.
 
     """
 
@@ -42,6 +50,28 @@ class Ends:
     probe: Callable[[], Awaitable[object]]
     annotations: Callable[[str], Annotations | None]
     own_name: Callable[[str], str | None]
+    version: Callable[[], object]
+
+
+def ends_of(link: Link, registry: Registry, send: Handler, resume: Handler) -> Ends:
+    """What lies below the layers of the source that `link` keeps."""
+    source = link.name
+
+    def annotations(public: str) -> Annotations | None:
+        route = registry.snapshot.tools.get(public)
+        return None if route is None else route.tool.annotations
+
+    def own_name(public: str) -> str | None:
+        route = registry.snapshot.tools.get(public)
+        return None if route is None or route.source != source else route.tool.name
+
+    async def probe() -> None:
+        client = link.sessions.get(SHARED)
+        if client is None:
+            raise SourceDown(source, link.reason or f"it is still {link.state}", link.next_try)
+        await client.probe()
+
+    return Ends(send, resume, probe, annotations, own_name, lambda: registry.snapshot.sources.get(source))
 
 
 @attrs.frozen
@@ -54,6 +84,7 @@ class Stacked:
         slots: for its calls.
         breaker: its circuit, if it has one.
         waits: wherever its calls wait.
+        cache: its answers, if some may be kept.
 
     """
 
@@ -62,6 +93,11 @@ class Stacked:
     slots: layers.Slots
     breaker: layers.Breaker | None
     waits: layers.Waits
+    cache: layers.Cache | None
+
+
+def _fails(result: Raw) -> bool:
+    return ToolResult(result).is_error
 
 
 class _Builder:
@@ -89,6 +125,17 @@ class _Builder:
                 source.breaker, probe=ends.probe, rng=around.rng, counters=counters, name=name, clock=clock
             )
             self._shared.append(layers.breaker(self.breaker))
+        self._policy: list[Layer] = []
+        if source.rules or source.read_only:
+            self._policy.append(self._denying())
+        self._budgets = [] if source.budget is None else [self._budget(source.budget, name)]
+        self.cache: layers.Cache | None = None
+        if source.cache is not None or any(each.cache is not None for each in source.tool.values()):
+            bounds = around.bounds
+            self.cache = layers.Cache(
+                entries=bounds.cache_entries, size=bounds.cache_bytes, version=ends.version, counters=counters,
+                clock=clock,
+            )  # fmt: skip
         self._limits = [self._limit(self.slots, name)]
         if source.rate is not None or isinstance(source, Http):  # only HTTP has words for a pause
             per_second = math.inf if source.rate is None else source.rate
@@ -101,7 +148,14 @@ class _Builder:
     def whole(self, own: ToolSettings, public: str = "") -> Handler:
         """The stack for what has the settings `own` beside those of the source."""
         source, counters, clock = self.source, self._around.counters, self._clock
-        ours: list[Layer] = [*self._around.layers, *source.layers, *own.layers, self._deadline(own.deadline)]
+        ours: list[Layer] = [*self._around.layers, *source.layers, *own.layers, *self._policy]
+        ours.append(self._deadline(own.deadline))
+        if own.budget is not None:
+            ours.append(self._budget(own.budget, public))
+        ours += self._budgets
+        seconds = source.cache if own.cache is None else own.cache
+        if seconds is not None and self.cache is not None:
+            ours.append(self._cache(self.cache, seconds))
         if source.shed:
             ours.append(
                 layers.shed(self.slots, self._held, most=source.queue, counters=counters, name=source.name, clock=clock)
@@ -133,6 +187,32 @@ class _Builder:
         limit = self._limit(self.slots, self.source.name)
         return stack(self._ends.resume, *self._around.layers, *self.source.layers, self._deadline(None), limit)
 
+    def _denying(self) -> Layer:
+        source, around = self.source, self._around
+        rules = layers.Policy(
+            source.rules, read_only=source.read_only, name=source.name, own_name=self._ends.own_name,
+            annotations=self._ends.annotations, trusted=source.trust,
+        )  # fmt: skip
+        return layers.policy(
+            rules, approve=around.approve, sealer=around.sealer, seconds=source.approval, counters=around.counters,
+            clock=self._clock,
+        )  # fmt: skip
+
+    def _budget(self, quota: Quota, name: str) -> Layer:
+        calls = math.inf if quota.calls is None else quota.calls
+        size = math.inf if quota.bytes is None else quota.bytes
+        counters = self._around.counters
+        return layers.budget(
+            layers.Allowance(calls, size, every=quota.every, counters=counters, name=name, clock=self._clock)
+        )
+
+    def _cache(self, kept: layers.Cache, seconds: float) -> Layer:
+        around, ends = self._around, self._ends
+        return layers.cache(
+            kept, seconds=seconds, timer=around.timer, counters=around.counters, fails=_fails,
+            reads=layers.only_reads(trusted=self.source.trust, annotations=ends.annotations),
+        )  # fmt: skip
+
     def _limit(self, slots: int | layers.Slots, name: str) -> Layer:
         timer, counters = self._around.timer, self._around.counters
         if isinstance(slots, int):
@@ -156,7 +236,7 @@ def stacked(source: Source, ends: Ends, around: Surroundings) -> Stacked:
     build = _Builder(source, ends, around)
     plain = build.whole(ToolSettings())
     call = plain if not source.tool else _by_tool(source, build, plain, ends)
-    return Stacked(call, build.resumed(), build.slots, build.breaker, build.waits)
+    return Stacked(call, build.resumed(), build.slots, build.breaker, build.waits, build.cache)
 
 
 def _by_tool(source: Source, build: _Builder, plain: Handler, ends: Ends) -> Handler:

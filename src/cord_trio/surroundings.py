@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
 
+from cord_trio.auth.sealing import KEY_BYTES, Sealer
 from cord_trio.cell import Cell
 from cord_trio.pages import Pages
 from cord_trio.parking import Parks
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from cord_trio.cell import Timer
     from cord_trio.config import Bounds
     from cord_trio.counters import Counters
+    from cord_trio.layers import Approve
     from cord_trio.protocol.jsonrpc import Json
     from cord_trio.registry import Registry
     from cord_trio.transports.guardian import Guardian
@@ -54,6 +57,12 @@ class Surroundings:
 
     layers: tuple[Layer, ...] = ()
     """The user's own, around the calls of every source, the first of them outermost."""
+
+    approve: Approve | None = None
+    """Asks a person about calls that a rule says need one; None to ask whoever calls."""
+
+    sealer: Sealer = attrs.field(factory=lambda: Sealer(os.urandom(KEY_BYTES)), repr=False)
+    """Of what callers keep for us."""
 
     @parks.default
     def _parks(self) -> Parks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cord_trio.config import Config, Layered, Stdio, ToolSettings, parse_config
+from cord_trio.config import Config, Layered, Quota, Rule, Stdio, ToolSettings, parse_config
 from cord_trio.errors import ConfigError
 
 
@@ -100,3 +100,60 @@ def test_layers_are_checked_in_code_too() -> None:
         Layered(slots=0)
     with pytest.raises(ConfigError, match=r"sources\.a\.attempt: is too small"):
         Stdio(name="a", command="a", attempt=0.0)
+
+
+def test_rules_and_budgets_are_read() -> None:
+    config = toml("""
+        [layers]
+        rules = [{ then = "deny" }]
+        budget = { bytes = 5 }
+
+        [sources.a]
+        command = "a"
+        cache = 0
+        read_only = true
+        rules = [
+            { tools = ["s*"], arguments = { "to.name" = ["me"], all = ["true"] }, then = "ask" },
+            { then = "allow" },
+        ]
+        budget = { calls = 3, every = 60 }
+        tool = { x = { cache = 2.5, budget = { calls = 1 } } }
+
+        [sources.b]
+        command = "b"
+    """)
+    a, b = config.sources.values()
+    assert a.rules == (
+        Rule(tools=("s*",), arguments={"to.name": ("me",), "all": ("true",)}, then="ask"),
+        Rule(then="allow"),
+    )
+    assert (a.budget, a.cache, a.read_only) == (Quota(calls=3, every=60.0), 0.0, True)
+    assert a.tool["x"] == ToolSettings(cache=2.5, budget=Quota(calls=1))
+    assert (b.rules, b.budget, b.cache) == ((Rule(then="deny"),), Quota(bytes=5), None)
+
+
+def test_what_is_wrong_with_rules_and_budgets_is_told_where_it_stands() -> None:
+    config = toml("""
+        [sources.a]
+        command = "a"
+        cache = -1
+        rules = [{ tools = "x" }, 3, { then = "maybe", when = 1, arguments = { a = "b" } }]
+        budget = { calls = 0, each = 3 }
+        [sources.b]
+        command = "b"
+        rules = { then = "ask" }
+        budget = 3
+    """)
+    assert [(problem.path, problem.what) for problem in config.problems] == [
+        ("sources.a.rules[1]", "is a number"),
+        ("sources.a.rules[0].tools", "is a text"),
+        ("sources.a.rules[0].then", "is none of the three"),
+        ("sources.a.rules[2].when", "is not known"),
+        ("sources.a.rules[2].arguments.a", "is a text"),
+        ("sources.a.rules[2].then", "is none of the three"),
+        ("sources.a.budget.each", "is not known"),
+        ("sources.a.budget.calls", "is too small"),
+        ("sources.a.cache", "is too small"),
+        ("sources.b.rules", "is a table"),
+        ("sources.b.budget", "is a number"),
+    ]

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 from cord_trio.config.layering import Layered as Layered
 from cord_trio.config.layering import ToolSettings as ToolSettings
+from cord_trio.config.rules import Quota as Quota
+from cord_trio.config.rules import Rule as Rule
 from cord_trio.config.settings import AgentConfig as AgentConfig
 from cord_trio.config.settings import Bounds as Bounds
 from cord_trio.config.settings import Config as Config

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from cord_trio.config.checks import check_numbers, raise_problems
+from cord_trio.config.rules import Quota, Rule
 from cord_trio.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from cord_trio.protocol.jsonrpc import Json
 
 
+def _rules(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    return tuple(rules)
+
+
 def in_order(layers: Iterable[Layer]) -> tuple[Layer, ...]:
     """The layers as they are kept."""
     return tuple(layers)
@@ -25,6 +30,7 @@ def in_order(layers: Iterable[Layer]) -> tuple[Layer, ...]:
 
 LEAST: Mapping[str, int | float] = {
     "deadline": 0.0, "attempt": 0.0, "slots": 1, "queue": 0, "rate": 0.0, "burst": 1, "retries": 0, "breaker": 1,
+    "approval": 0.0, "cache": 0,
 }  # fmt: skip
 """What the numbers are at least, or above where it is a `float`."""
 
@@ -34,7 +40,13 @@ class Layered:
     """The layers of a source. As a value of its own: those of all sources that do not say.
 
     Attributes:
+        read_only: whether only tools may be called that say they only read, and are trusted.
+        rules: which calls are allowed, denied, or need a person's yes; the first that matches decides.
+        approval: seconds that a person has for it.
         deadline: seconds for one call, all attempts together.
+        budget: how much it may be used.
+        cache: seconds for which answers are kept that may be: those of tools that are trusted to only read, and
+            resources for as long as the server says, at most; 0 only makes equal calls at once one. None for never.
         attempt: seconds for one attempt, from when it has a slot; None for as long as the call may take.
         slots: calls in flight at once.
         adaptive: whether the slots follow what it can take, up to `slots`.
@@ -49,7 +61,12 @@ class Layered:
 
     """
 
+    read_only: bool = False
+    rules: tuple[Rule, ...] = attrs.field(default=(), converter=_rules)
+    approval: float = 300.0
     deadline: float = 60.0
+    budget: Quota | None = None
+    cache: float | None = None
     attempt: float | None = None
     slots: int = 32
     adaptive: bool = False
@@ -73,10 +90,12 @@ class Layered:
 class ToolSettings:
     """What is different for some tools of a source; None for what is not.
 
-    Slots and rate of tools count beside those of their source, and of every tool for itself.
+    Slots, rate and budget of tools count beside those of their source, and of every tool for itself.
 
     Attributes:
         deadline: as of a source.
+        budget: of one such tool.
+        cache: as of a source.
         attempt: likewise.
         slots: calls of one such tool in flight at once.
         rate: calls a second of one such tool.
@@ -88,6 +107,8 @@ class ToolSettings:
     """
 
     deadline: float | None = None
+    budget: Quota | None = None
+    cache: float | None = None
     attempt: float | None = None
     slots: int | None = None
     rate: float | None = None
@@ -112,9 +133,9 @@ LAYER_MEMBERS = tuple(field.name for field in attrs.fields(Layered))
 TOOL_MEMBERS = tuple(field.name for field in attrs.fields(ToolSettings) if field.name != "layers")
 """What may be said of some tools of one source."""
 
-_NUMBERS = ("deadline", "attempt", "rate")
+_NUMBERS = ("deadline", "attempt", "rate", "approval", "cache")
 _COUNTS = ("slots", "queue", "burst", "retries", "breaker")
-_FLAGS = ("adaptive", "shed", "tell_deadline", "repeatable")
+_FLAGS = ("read_only", "adaptive", "shed", "tell_deadline", "repeatable")
 
 
 def read_layers(table: Table, known: Iterable[str]) -> dict[str, Json]:
@@ -124,6 +145,7 @@ def read_layers(table: Table, known: Iterable[str]) -> dict[str, Json]:
         **dict.fromkeys(_COUNTS, table.count),
     }
     readers |= dict.fromkeys(_FLAGS, table.flag)
+    readers |= {"rules": lambda _: _read_rules(table), "budget": lambda _: _read_budget(table)}
     found: dict[str, Json] = {name: readers[name](name) for name in known}
     return {name: value for name, value in found.items() if value is not None}
 
@@ -140,7 +162,41 @@ def read_tools(table: Table) -> dict[str, ToolSettings]:
         try:
             tools[name] = ToolSettings(**read_layers(entry, TOOL_MEMBERS))
         except ConfigError as exc:
-            for problem in exc.problems:
-                place = problem.path.removeprefix("tool").removeprefix(".")
-                entry.report.add(entry.at(place), problem.what, problem.remedy)
+            _report(exc, "tool", entry)
     return tools
+
+
+def _read_rules(table: Table) -> tuple[Rule, ...] | None:
+    rules: list[Rule] = []
+    for entry in table.tables("rules") or ():
+        entry.only(("tools", "arguments", "then"))
+        given: dict[str, Json] = {"tools": entry.texts("tools"), "then": entry.text("then")}
+        if (arguments := entry.table("arguments")) is not None:
+            found = {name: arguments.texts(name) for name in arguments.members}
+            given["arguments"] = {name: globs for name, globs in found.items() if globs is not None}
+        given = {name: value for name, value in given.items() if value is not None}
+        try:
+            rules.append(Rule(**{"then": "", **given}))
+        except ConfigError as exc:
+            _report(exc, "rule", entry)
+    return None if table.members.get("rules") is None else tuple(rules)
+
+
+def _read_budget(table: Table) -> Quota | None:
+    entry = table.table("budget")
+    if entry is None:
+        return None
+    entry.only(("calls", "bytes", "every"))
+    given: dict[str, Json] = {name: entry.count(name) for name in ("calls", "bytes")}
+    given["every"] = entry.number("every")
+    try:
+        return Quota(**{name: value for name, value in given.items() if value is not None})
+    except ConfigError as exc:
+        _report(exc, "budget", entry)
+        return None
+
+
+def _report(error: ConfigError, place: str, table: Table) -> None:
+    for problem in error.problems:
+        path = problem.path.removeprefix(place).removeprefix(".")
+        table.report.add(table.at(path) if path else table.path, problem.what, problem.remedy)

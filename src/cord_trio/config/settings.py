@@ -62,6 +62,8 @@ class Bounds:
             way; further callers share one of theirs, or else the session that asks nobody.
         interactive_idle: how long such a session is kept that nobody uses.
         hops: handoffs that one ask may take.
+        cache_entries: answers of one source that are kept.
+        cache_bytes: of those.
 
     """
 
@@ -91,6 +93,8 @@ class Bounds:
     interactive: int = 16
     interactive_idle: float = 600.0
     hops: int = 16
+    cache_entries: int = 1024
+    cache_bytes: int = 16 * 1024 * 1024
 
     def __attrs_post_init__(self) -> None:
         raise_problems("bounds", self._faults())

@@ -191,6 +191,23 @@ class Table:
             return None
         return Table(value, self.at(name), self.report)
 
+    def tables(self, name: str) -> list[Table] | None:
+        """A list of tables."""
+        value = self.members.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, list):
+            self.wrong(name, "a list of tables")
+            return None
+        for index, item in enumerate(value):
+            if not isinstance(item, Mapping):
+                self.report.add(f"{self.at(name)}[{index}]", f"is {kind(item)}", "give a table")
+        return [
+            Table(item, f"{self.at(name)}[{index}]", self.report)
+            for index, item in enumerate(value)
+            if isinstance(item, Mapping)
+        ]
+
     def only(self, known: Iterable[str]) -> None:
         """Report each member of another name."""
         names = list(known)

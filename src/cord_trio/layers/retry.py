@@ -20,6 +20,7 @@ from cord_trio.errors import (
     BadReply,
     CallError,
     CallFailed,
+    Denied,
     Draining,
     DrainTimeout,
     HttpFailed,
@@ -62,7 +63,9 @@ WINDOW: Final = 10.0
 PARTS: Final = 10
 """Parts in which the window moves on."""
 
-FINAL: Final = (BadReply, CallFailed, Draining, DrainTimeout, InputNeeded, MessageTooLong, SourceDown, ToolNotFound)
+FINAL: Final = (
+    BadReply, CallFailed, Denied, Draining, DrainTimeout, InputNeeded, MessageTooLong, SourceDown, ToolNotFound,
+)  # fmt: skip
 """Failures that another attempt would only repeat. Whoever raises `SourceDown` has waited for it already."""
 
 PASSING: Final = (408, 425)
@@ -124,12 +127,12 @@ class RetryBudget:
             self._current()[1] += 1
         return now
 
-    def withdraw(self) -> bool:
-        """Whether a retry is within the budget; if so, it counts."""
+    def withdraw(self, part: float = 1.0) -> bool:
+        """Whether a retry is within the budget, or within `part` of it; if so, it counts."""
         current = self._current()
-        first = sum(part[1] for part in self._parts)
-        again = sum(part[2] for part in self._parts)
-        if again + 1 > self._reserve + self._ratio * first:
+        first = sum(each[1] for each in self._parts)
+        again = sum(each[2] for each in self._parts)
+        if again + 1 > (self._reserve + self._ratio * first) * part:
             return False
         current[2] += 1
         return True

@@ -43,3 +43,17 @@ def repeatable(
         return hints is not None and (hints.read_only_hint or hints.idempotent_hint)
 
     return may_run_twice
+
+
+def only_reads(*, trusted: bool, annotations: Callable[[str], Annotations | None]) -> Callable[[Call], bool]:
+    """Whether a call is of a resource, or of a tool that a trusted server says only reads."""
+
+    def reads(call: Call) -> bool:
+        if call.method == "resources/read":
+            return True
+        if not trusted or call.method != "tools/call" or call.name is None:
+            return False
+        hints = annotations(call.name)
+        return hints is not None and hints.read_only_hint
+
+    return reads

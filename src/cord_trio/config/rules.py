@@ -1,0 +1,95 @@
+"""What the operator allows on a source, and how much of it, as frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+import attrs
+
+from cord_trio.config.checks import check_numbers, raise_problems, texts
+from cord_trio.protocol.jsonrpc import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cord_trio.config.checks import Fault
+    from cord_trio.protocol.jsonrpc import Json
+
+Then: TypeAlias = Literal["allow", "deny", "ask"]
+
+_MISSING: Final = object()
+
+
+def _globs(values: Mapping[str, Iterable[str]]) -> Mapping[str, tuple[str, ...]]:
+    return {name: texts(value) for name, value in values.items()}
+
+
+@attrs.frozen(kw_only=True)
+class Rule:
+    """What becomes of some calls of tools.
+
+    Attributes:
+        tools: globs over the server's names.
+        arguments: globs by argument, `a.b` for a member of `a`; all of them must match. Of a list each item must
+            match where the rule allows, else any.
+        then: "allow", "deny", or "ask" a person.
+
+    """
+
+    tools: tuple[str, ...] = attrs.field(default=("*",), converter=texts)
+    arguments: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict, converter=_globs)
+    then: Then
+
+    def __attrs_post_init__(self) -> None:
+        raise_problems("rule", self._faults())
+
+    def is_about(self, tool: str) -> bool:
+        """Whether some calls of the server's `tool` are meant."""
+        return any(fnmatchcase(tool, glob) for glob in self.tools)
+
+    def matches(self, arguments: Json) -> bool:
+        """Whether a call with these arguments is meant."""
+        return all(self._fits(_found(arguments, path), globs) for path, globs in self.arguments.items())
+
+    def _fits(self, value: Json, globs: tuple[str, ...]) -> bool:
+        if isinstance(value, list):
+            each = (self._fits(item, globs) for item in value)
+            return bool(value) and (all(each) if self.then == "allow" else any(each))
+        if value is _MISSING:
+            return False
+        text = value if isinstance(value, str) else encode(value).decode()
+        return any(fnmatchcase(text, glob) for glob in globs)
+
+    def _faults(self) -> Iterator[Fault]:
+        if self.then not in ("allow", "deny", "ask"):
+            yield "then", "is none of the three", 'write "allow", "deny" or "ask"'
+
+
+@attrs.frozen(kw_only=True)
+class Quota:
+    """How much a source, or a tool, may be used.
+
+    Attributes:
+        calls: that may have run; None for no limit.
+        bytes: of arguments and results; None for no limit.
+        every: seconds after which all of it is there again.
+
+    """
+
+    calls: int | None = None
+    bytes: int | None = None
+    every: float = 86_400.0
+
+    def __attrs_post_init__(self) -> None:
+        raise_problems("budget", check_numbers(self, {"calls": 1, "bytes": 1, "every": 0.0}))
+
+
+def _found(arguments: Json, path: str) -> Json:
+    value = arguments
+    for name in path.split("."):
+        if not isinstance(value, Mapping) or name not in value:
+            return _MISSING
+        value = value[name]
+    return value

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
 import cord_trio as cord
-from cord_trio.config.settings import GatewayConfig
+from cord_trio.config import AgentConfig, BudgetConfig, GatewayConfig, MailboxConfig, SupervisorConfig
 
 if TYPE_CHECKING:
     from cord_trio.observe import Node
@@ -196,3 +197,29 @@ async def test_a_traced_fabric_gives_each_ask_a_trace() -> None:
         await fabric.ask("leaf")
         await fabric.ask("leaf")
     assert len({trace.id for trace in seen if trace is not None}) == 2
+
+
+async def test_configured_agents_live_under_their_supervisors() -> None:
+    config = cord.Config(
+        agents=[
+            AgentConfig(name="ledger", handler="m:f", mailbox=MailboxConfig(size=8), supervisor="desk"),
+            AgentConfig(name="counts", handler="m:f", budget=BudgetConfig(tokens=1), supervisor="desk"),
+        ],
+        supervisors=[SupervisorConfig(name="desk", strategy="one_for_all", max_restarts=0)],
+    )
+    async with cord.open_fabric(config) as fabric:
+        fabric.add_configured({"ledger": Ledger, "counts": counts})
+        with pytest.raises(cord.AgentCrashed):
+            await fabric.ask("ledger", "much")
+        for name in ("ledger", "counts"):
+            with pytest.raises(cord.AgentDown):
+                await fabric.ask(name, 1)
+
+
+async def test_the_tree_shows_a_thousand_of_each_unless_told_otherwise() -> None:
+    async with cord.open_fabric() as fabric:
+        for number in range(1001):
+            fabric.agent(f"a{number}", counts)
+        tree = fabric.tree()
+        assert (len(tree.children), tree.facts["left_out"]) == (1000, 1)
+        assert len(fabric.tree(most=math.inf).children) == 1001

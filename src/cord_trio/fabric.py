@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from cord_trio.agents import open_agents
 from cord_trio.agents.asks import agent_of, ask_nodes, busiest
 from cord_trio.agents.exporting import as_tool
+from cord_trio.agents.handlers import options_of, supervisors_of
 from cord_trio.agents.serving import answer_call
 from cord_trio.agents.tools import finish, tool_call
 from cord_trio.agents.verbs import Verbs
@@ -57,6 +58,9 @@ if TYPE_CHECKING:
 LAST_CALLS: Final = 3.0
 """Seconds for calls made from outside the fabric's block to end, once its links have."""
 
+MOST_SHOWN: Final = 1000
+"""Agents, asks and conversations each that a tree shows, unless told otherwise."""
+
 STARTS_PER_CORE: Final = 2
 """Interpreters that start at once, for each processor."""
 
@@ -87,9 +91,9 @@ class Fabric(Verbs, Sources):
             handlers: by name, as `find_handlers` finds them.
 
         """
+        supervisors = supervisors_of(self.config.supervisors)
         for name, function in handlers.items():
-            agent = self.config.agents[name]
-            self.agent(name, function, turn=agent.turn, tools=agent.tools, export=agent.export)
+            self.agent(name, function, **options_of(self.config.agents[name], supervisors))
 
     def _export(self, agent: Agent) -> None:
         self._exported[agent.name] = as_tool(agent)
@@ -176,11 +180,12 @@ class Fabric(Verbs, Sources):
             self.agents.cut(DrainTimeout("the fabric", grace))
         return not unfinished
 
-    def tree(self, most: float = math.inf) -> Node:
-        """Everything that lives in the fabric, at this moment.
+    def tree(self, most: float = MOST_SHOWN) -> Node:
+        """What lives in the fabric, at this moment; how much of it was left out is the fact `left_out`.
 
         Args:
-            most: agents, asks and conversations each that are shown; of agents those first that are not idle.
+            most: agents, asks and conversations each that are shown, `math.inf` for all; of agents those first that
+                are not idle.
 
         """
         agents = self.agents

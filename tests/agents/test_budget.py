@@ -12,7 +12,7 @@ from cord_trio.agents import Account, Agents, Budget, Context, Mailbox
 from cord_trio.call import Call, Complete, Outcome
 from cord_trio.errors import BudgetExceeded, ConnectionLost
 from cord_trio.registry import Snapshot
-from tests.agents.world import echo, no_tools, world
+from tests.agents.world import echo, hang, no_tools, world
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -209,3 +209,42 @@ async def test_an_agent_asks_only_whom_it_is_granted() -> None:
         assert await agents.converse("tries", "desk-1") == 8
         with pytest.raises(HandoffRefused, match=r"granted desk-\*"):
             await agents.converse("tries", "ledger")
+
+
+async def test_after_a_handoff_the_error_names_who_asked_for_too_much() -> None:
+    async def giver(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
+        ctx.budget.spend(tokens=1)
+        return ctx.handoff("taker", payload)
+
+    async def taker(ctx: Context, payload: object) -> object:
+        if payload == "spend":
+            ctx.budget.spend(tokens=2)
+        if payload == "reserve":
+            ctx.budget.reserve(tokens=2)
+        await trio.sleep(1)
+        return ctx.budget.spent["tokens"], ctx.budget.left("tokens")
+
+    agents = Agents(no_tools, Snapshot)
+    agents.add("giver", giver)
+    agents.add("taker", taker)
+    for payload in ("spend", "reserve"):
+        with pytest.raises(BudgetExceeded) as caught:
+            await agents.ask_within(Budget(tokens=2), "giver", payload)
+        assert (caught.value.agent, caught.value.counter) == ("taker", "tokens")
+    assert await agents.ask_within(Budget(tokens=2), "giver", "look") == (1, 1)
+
+
+async def test_when_the_seconds_are_over_the_error_names_who_ran(autojump_clock: MockClock) -> None:
+    async def giver(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
+        return ctx.handoff("taker", payload)
+
+    async def taker(ctx: Context, payload: object) -> object:
+        return await ctx.ask("other", payload)
+
+    agents = Agents(no_tools, Snapshot)
+    agents.add("giver", giver)
+    agents.add("taker", taker)
+    agents.add("other", hang)
+    with pytest.raises(BudgetExceeded) as caught:
+        await agents.ask_within(Budget(seconds=1), "giver", None)
+    assert (caught.value.agent, caught.value.counter) == ("taker", "seconds")

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import math
 import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from cord_trio.agents.handlers import find_handlers
-from cord_trio.config import AgentConfig
+from cord_trio.agents.budget import Budget
+from cord_trio.agents.handlers import find_handlers, options_of, supervisors_of
+from cord_trio.agents.mailbox import Mailbox
+from cord_trio.config import AgentConfig, BudgetConfig, MailboxConfig, SupervisorConfig
 from cord_trio.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -118,3 +121,26 @@ def test_every_problem_is_told_with_its_place(modules: Path) -> None:
         ("cord.toml", "agents.plain.handler"),
         ("cord.toml", "agents.none.handler"),
     ]
+
+
+def test_a_configured_agent_is_made_as_it_says() -> None:
+    desk = SupervisorConfig(name="desk", strategy="rest_for_one", max_restarts=1, within=2.0, parent="all")
+    supervisors = supervisors_of({"desk": desk, "all": SupervisorConfig(name="all", gives_up="fail")})
+    assert supervisors["desk"].parent is supervisors["all"]
+    assert (supervisors["desk"].strategy, supervisors["desk"].max_restarts, supervisors["desk"].within) == (
+        *("rest_for_one", 1),
+        2.0,
+    )
+    assert (supervisors["desk"].gives_up, supervisors["all"].gives_up) == ("stop", "fail")
+    agent = AgentConfig(
+        name="a", handler="m:f", agents="b", topics="news", mailbox=MailboxConfig(size=8, full="fail"),
+        budget=BudgetConfig(calls=2, money=0.5), deadline=3.0, grace=1.0, restart="temporary", supervisor="desk",
+        tools="t", turn=2, export=True,
+    )  # fmt: skip
+    assert options_of(agent, supervisors) == {
+        "turn": 2, "tools": ("t",), "agents": ("b",), "topics": ("news",), "export": True,
+        "mailbox": Mailbox(8, "fail"), "budget": Budget(calls=2, money=0.5), "deadline": 3.0, "grace": 1.0,
+        "restart": "temporary", "supervisor": supervisors["desk"],
+    }  # fmt: skip
+    plain = options_of(AgentConfig(name="a", handler="m:f"), {})
+    assert (plain["mailbox"], plain["budget"], plain["deadline"], plain["supervisor"]) == (None, None, math.inf, None)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import signal
@@ -15,6 +16,8 @@ import trio
 
 from cord_trio.cli import main, serve
 from cord_trio.cli.figures import children
+from cord_trio.fabric import open_fabric
+from cord_trio.testing import ToolServer
 from tests.cli.helpers import Said, command_line, configure, script, server
 
 if TYPE_CHECKING:
@@ -112,3 +115,14 @@ def test_stdio_ends_with_its_client(folder: Path) -> None:
     first = json.loads(done.stdout.splitlines()[0])
     assert first["result"]["serverInfo"]["name"] == "cord_trio"
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+async def test_what_the_start_has_made_is_kept_out_of_the_collectors_way() -> None:
+    gc.unfreeze()
+    async with open_fabric([ToolServer(name="it").in_process()]) as fabric:
+        try:
+            await serve._freeze_when_listed(fabric)
+            assert fabric.registry.snapshot.sources["it"].state == "ready"
+            assert gc.get_freeze_count() > 10_000
+        finally:
+            gc.unfreeze()

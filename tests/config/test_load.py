@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
-from cord_trio.config import AgentConfig, Config, Http, Stdio, ToolFilter, WebSocket, load_config, parse_config
+from cord_trio.config import (
+    AgentConfig,
+    BudgetConfig,
+    Config,
+    Http,
+    MailboxConfig,
+    Stdio,
+    SupervisorConfig,
+    ToolFilter,
+    WebSocket,
+    load_config,
+    parse_config,
+)
 from cord_trio.config.documents import MAX_FILE
 from cord_trio.errors import ConfigError
 
@@ -483,3 +495,94 @@ def test_a_start_that_is_none_and_a_short_idle_are_told() -> None:
 
 def test_a_state_dir_with_an_unset_variable_stops_the_start() -> None:
     assert fatal('state_dir = "${NOT_SET}"') == [("state_dir", "the variable NOT_SET is not set")]
+
+
+def test_agents_have_mailboxes_budgets_and_supervisors() -> None:
+    config = toml(
+        """
+        [agents.ledger]
+        handler = "support:Ledger"
+        agents = ["triage"]
+        topics = ["orders"]
+        mailbox = { size = 8, full = "drop_oldest" }
+        budget = { calls = 20, seconds = 30, money = 0.5 }
+        deadline = 60
+        grace = 2
+        restart = "transient"
+        supervisor = "desk"
+
+        [agents.triage]
+        handler = "support:triage"
+        mailbox = 16
+
+        [supervisors.desk]
+        strategy = "one_for_all"
+        max_restarts = 5
+        within = 10
+        parent = "all"
+
+        [supervisors.all]
+        gives_up = "fail"
+        """
+    )
+    assert config.agents["ledger"] == AgentConfig(
+        name="ledger",
+        handler="support:Ledger",
+        agents=("triage",),
+        topics=("orders",),
+        mailbox=MailboxConfig(size=8, full="drop_oldest"),
+        budget=BudgetConfig(calls=20, seconds=30.0, money=0.5),
+        deadline=60.0,
+        grace=2.0,
+        restart="transient",
+        supervisor="desk",
+    )
+    assert config.agents["triage"].mailbox == MailboxConfig(size=16)
+    assert config.supervisors == {
+        "desk": SupervisorConfig(name="desk", strategy="one_for_all", max_restarts=5, within=10.0, parent="all"),
+        "all": SupervisorConfig(name="all", gives_up="fail"),
+    }
+
+
+def test_what_is_wrong_with_agents_and_supervisors_is_told_at_once_with_its_place() -> None:
+    with pytest.raises(ConfigError) as caught:
+        toml(
+            """
+            [agents.a]
+            handler = "m:f"
+            topics = ["news"]
+            budget = { calls = -1, cash = 3 }
+            restart = "always"
+            grace = 0
+            [agents.b]
+            handler = "m:f"
+            supervisor = "none"
+            mailbox = { size = 0, full = "explode" }
+            [agents.c]
+            handler = "m:f"
+            mailbox = "big"
+            [supervisors]
+            e = 3
+            [supervisors.x]
+            strategy = "all"
+            [supervisors.y]
+            parent = "z"
+            [supervisors.z]
+            parent = "y"
+            [supervisors.w]
+            parent = "v"
+            """
+        )
+    assert sorted(problem.path for problem in caught.value.problems) == [
+        *("agents.a.budget.calls", "agents.a.budget.cash", "agents.a.grace", "agents.a.restart", "agents.a.topics"),
+        *("agents.b.mailbox.full", "agents.b.mailbox.size", "agents.c.mailbox", "supervisors.e"),
+        *("supervisors.w.parent", "supervisors.x.strategy", "supervisors.y.parent", "supervisors.z.parent"),
+    ]
+
+
+def test_an_agent_whose_supervisor_is_missing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="there is no supervisor none") as caught:
+        Config(agents=[AgentConfig(name="a", handler="m:f", supervisor="none")])
+    assert [problem.path for problem in caught.value.problems] == ["agents.a.supervisor"]
+    with pytest.raises(ConfigError, match="there is no supervisor none; there are desk"):
+        toml('[agents.a]\nhandler = "m:f"\nsupervisor = "none"\n[supervisors.desk]\n')

@@ -135,7 +135,7 @@ async def test_each_kind_of_ticket_has_its_end(autojump_clock: MockClock) -> Non
         "small": ("done", "ticket small: paid 40"),
         "odd": ("failed", "ticket odd failed: agent ledger#1 crashed: InvalidOperation([<class "
                 "'decimal.ConversionSyntax'>])"),
-        "large": ("parked", "ticket large waits for a manager: budget of 100 money does not hold what agent 'triage' "
+        "large": ("parked", "ticket large waits for a manager: budget of 100 money does not hold what agent 'refunds' "
                   "asks for"),
         "other": ("done", "ticket other: paid 15"),  # after the crash
     }  # fmt: skip

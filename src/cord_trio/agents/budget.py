@@ -67,7 +67,8 @@ class Account:
 
     Attributes:
         limits: the budget.
-        owner: the agent that it was opened for.
+        owner: who is named when there is not enough: whom it was opened for, or whoever uses it.
+        last: the agent of the last run with it, once an ask has ended.
         parent: the account that this one narrows.
         most_hops: the limit of hops, which is looked at most; None if there is none.
         deadline: Trio time at which its seconds, and those above, are used up.
@@ -76,11 +77,11 @@ class Account:
 
     """
 
-    __slots__ = ("deadline", "limits", "most_hops", "owner", "parent", "reserved", "spent")
+    __slots__ = ("deadline", "last", "limits", "most_hops", "owner", "parent", "reserved", "spent")
 
     def __init__(self, limits: Budget, owner: str, parent: Account | None = None) -> None:
         self.limits = limits
-        self.owner = owner
+        self.owner = self.last = owner
         self.parent = parent
         self.most_hops = limits.hops
         self.deadline: float = math.inf if parent is None else parent.deadline
@@ -88,6 +89,14 @@ class Account:
             self.deadline = min(self.deadline, trio.current_time() + limits.seconds)
         self.spent: dict[str, Amount] = dict.fromkeys(COUNTERS, 0)
         self.reserved: dict[str, Amount] = dict.fromkeys(COUNTERS, 0)
+
+    def seen_by(self, agent: str) -> Account:
+        """The same account, in which `agent` is named as who asks for more than there is."""
+        seen = Account.__new__(Account)
+        seen.limits, seen.most_hops, seen.deadline = self.limits, self.most_hops, self.deadline
+        seen.parent, seen.spent, seen.reserved = self.parent, self.spent, self.reserved
+        seen.owner = seen.last = agent
+        return seen
 
     def left(self, counter: str) -> float | Decimal:
         """What may still be asked for, `math.inf` if there is no limit; of seconds too."""

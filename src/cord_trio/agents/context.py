@@ -69,7 +69,7 @@ class Context(msgspec.Struct, eq=False):
     @property
     def budget(self) -> Account:
         """What this run may use, and has."""
-        return self.branch.account or self._agents.account
+        return (self.branch.account or self._agents.account).seen_by(self.agent.name)
 
     @property
     def chain(self) -> tuple[str, ...]:
@@ -135,8 +135,9 @@ class Context(msgspec.Struct, eq=False):
         handler = self._agents.handler
         if tool.startswith(EXPORTED):
             handler = self._asked_by_us(handler)
-        if self.budget.parent is not None:  # a budget was given
-            handler = charge(self.budget, agent.name)(handler)
+        account = self.branch.account
+        if account is not None and account.parent is not None:  # a budget was given
+            handler = charge(account, agent.name)(handler)
         job = self.branch.job
         if job is None or agent.may_repeat(tool):
             return await call_tool(
@@ -197,13 +198,13 @@ class Context(msgspec.Struct, eq=False):
         """
         self._require(agent)
         return await self._agents.tell(
-            agent, payload, principal=self.principal, parent=self.branch, account=self.budget
+            agent, payload, principal=self.principal, parent=self.branch, account=self.branch.account
         )
 
     def broadcast(self, topic: str, payload: object = None) -> int:
         """Put `payload` into the mailbox of every agent that takes `topic`; returns how many took it."""
         return self._agents.broadcast(
-            topic, payload, principal=self.principal, account=self.budget, trace=self.branch.trace
+            topic, payload, principal=self.principal, account=self.branch.account, trace=self.branch.trace
         )
 
     def handoff(self, target: str, payload: object = None, keep: Keep | None = None) -> Handoff:
@@ -312,7 +313,7 @@ class Context(msgspec.Struct, eq=False):
             await job.calling(f"start {agent}")
         try:
             return await self._agents.jobs.start(
-                agent, payload, owner=owner, deadline=deadline, principal=self.principal, account=self.budget,
+                agent, payload, owner=owner, deadline=deadline, principal=self.principal, account=self.branch.account,
                 trace=self.trace,
             )  # fmt: skip
         finally:
@@ -337,7 +338,7 @@ class Context(msgspec.Struct, eq=False):
         resident = self.agent.resident
         if resident is None or resident.post is None:
             raise NoMailbox(self.agent.name)
-        branch = Branch(None, (self.agent.name,), 0, self.principal, self.budget)
+        branch = Branch(None, (self.agent.name,), 0, self.principal, self.branch.account)
         branch.follow(self.branch.trace, self._agents.spans)
         begin = partial(begin_run, self._agents, branch, self.agent, ())
         return resident.post.after(seconds, branch, begin, payload)
@@ -382,8 +383,8 @@ class Context(msgspec.Struct, eq=False):
         principal = self.branch.principal
         if budget is None:
             return await self._agents.converse(
-                agent, payload, principal=principal, parent=self.branch, account=self.budget, sink=sink
+                agent, payload, principal=principal, parent=self.branch, account=self.branch.account, sink=sink
             )
         return await self._agents.ask_within(
-            budget, agent, payload, principal=principal, parent=self.branch, account=self.budget, sink=sink
+            budget, agent, payload, principal=principal, parent=self.branch, account=self.branch.account, sink=sink
         )

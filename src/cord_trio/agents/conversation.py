@@ -133,6 +133,8 @@ async def converse(
             await trio.lowlevel.checkpoint_if_cancelled()
     finally:
         del siblings[branch]
+        if account is not None:
+            account.last = agent.name
 
 
 async def tell(

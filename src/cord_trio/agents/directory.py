@@ -220,7 +220,7 @@ class Agents(Mapping[str, Agent]):
             return await answer
         with trio.CancelScope(deadline=account.deadline):
             return await answer
-        raise BudgetExceeded("seconds", budget.seconds, name)
+        raise BudgetExceeded("seconds", budget.seconds, account.last)
 
     def tell(
         self, name: str, payload: object, *, principal: str = LOCAL, parent: Branch | None = None,

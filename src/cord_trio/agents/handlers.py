@@ -4,16 +4,61 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
+from cord_trio.agents.budget import Budget
+from cord_trio.agents.mailbox import Mailbox
+from cord_trio.agents.supervisor import Supervisor
 from cord_trio.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cord_trio.agents.agent import AgentMade
-    from cord_trio.config import AgentConfig
+    from cord_trio.config import AgentConfig, SupervisorConfig
+
+
+def supervisors_of(configured: Mapping[str, SupervisorConfig]) -> dict[str, Supervisor]:
+    """The supervisors of a configuration, by name; parents are there, and nobody is above itself."""
+    made: dict[str, Supervisor] = {}
+
+    def make(name: str) -> Supervisor:
+        if name not in made:
+            one = configured[name]
+            made[name] = Supervisor(
+                one.strategy,
+                one.max_restarts,
+                one.within,
+                gives_up=one.gives_up,
+                parent=make(one.parent) if one.parent else None,
+            )
+        return made[name]
+
+    for name in configured:
+        make(name)
+    return made
+
+
+def options_of(agent: AgentConfig, supervisors: Mapping[str, Supervisor]) -> dict[str, Any]:
+    """What `Fabric.agent` is given for a configured agent, beside name and function."""
+    mailbox, budget = agent.mailbox, agent.budget
+    return {
+        "turn": agent.turn,
+        "tools": agent.tools,
+        "agents": agent.agents,
+        "topics": agent.topics,
+        "export": agent.export,
+        "mailbox": None if mailbox is None else Mailbox(mailbox.size, mailbox.full),
+        "budget": None if budget is None else Budget(**attrs.asdict(budget)),
+        "deadline": math.inf if agent.deadline is None else agent.deadline,
+        "grace": agent.grace,
+        "restart": agent.restart,
+        "supervisor": supervisors.get(agent.supervisor),
+    }
 
 
 def find_handlers(agents: Mapping[str, AgentConfig], file: str = "") -> dict[str, AgentMade]:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from cord_trio.errors import Problem
     from cord_trio.fabric import Fabric
     from cord_trio.link import Link
-
-MOST_SHOWN: Final = 1000
-"""Agents, asks and conversations each that a look at a running fabric shows."""
 
 
 def add_config(parser: argparse.ArgumentParser, *, json: bool = True) -> None:
@@ -130,7 +127,7 @@ async def open_view(fabric: Fabric, verb: str) -> AsyncGenerator[None, None]:
     about = _about(fabric.config.file, verb)
 
     def answer() -> dict[str, object]:
-        return {**about, "counters": fabric.counters.snapshot(), "tree": fabric.tree(most=MOST_SHOWN).data()}
+        return {**about, "counters": fabric.counters.snapshot(), "tree": fabric.tree().data()}
 
     async with open_control(answer, counters=fabric.counters), fabric.watched():
         yield

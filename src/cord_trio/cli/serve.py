@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 DRAINS = True
 """The first signal drains, the second cancels."""
+
+BEGINNING: Final = ("configured", "starting")
+"""States of a source that starts by itself, until its first list or its first failure."""
 
 LAST_WRITES: Final = 1.0
 """Seconds for the last answers to be written once nothing runs any more, or the grace is over."""
@@ -83,10 +87,22 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
 
             nursery.start_soon(drain_when_interrupted)
             nursery.start_soon(_tell_changes, fabric)
+            nursery.start_soon(_freeze_when_listed, fabric)
             nursery.start_soon(keep_reloading, fabric, as_told, interrupted)
             await serve_gateway(fabric, http=listeners or None, stdio=args.stdio)
             nursery.cancel_scope.cancel("all that was asked is answered")
     return 0
+
+
+async def _freeze_when_listed(fabric: Fabric) -> None:
+    """Keep what the start has made, lists of tools too, out of the garbage collector's way: it would look at it all."""
+    eager = [name for name, source in fabric.config.enabled.items() if source.start == "eager"]
+    with trio.move_on_after(fabric.config.bounds.first_list):
+        snapshot = fabric.registry.snapshot
+        while any(name in snapshot.sources and snapshot.sources[name].state in BEGINNING for name in eager):
+            snapshot = await fabric.registry.changed(snapshot.version)
+    gc.collect()
+    gc.freeze()
 
 
 async def _tell_changes(fabric: Fabric) -> None:

@@ -2,11 +2,14 @@
 
 from typing import TYPE_CHECKING
 
+from cord_trio.config.agents import AgentConfig as AgentConfig
+from cord_trio.config.agents import BudgetConfig as BudgetConfig
+from cord_trio.config.agents import MailboxConfig as MailboxConfig
+from cord_trio.config.agents import SupervisorConfig as SupervisorConfig
 from cord_trio.config.layering import Layered as Layered
 from cord_trio.config.layering import ToolSettings as ToolSettings
 from cord_trio.config.rules import Quota as Quota
 from cord_trio.config.rules import Rule as Rule
-from cord_trio.config.settings import AgentConfig as AgentConfig
 from cord_trio.config.settings import Bounds as Bounds
 from cord_trio.config.settings import Config as Config
 from cord_trio.config.settings import GatewayConfig as GatewayConfig

@@ -40,6 +40,6 @@ def check_numbers(value: object, least: Mapping[str, int | float]) -> Iterator[F
 
 def raise_problems(place: str, faults: Iterable[Fault]) -> None:
     """Raise `ConfigError` if there are faults, each at its path below `place`."""
-    problems = [Problem("", f"{place}.{path}" if path else place, what, remedy) for path, what, remedy in faults]
+    problems = [Problem("", ".".join(filter(None, (place, path))), what, remedy) for path, what, remedy in faults]
     if problems:
         raise ConfigError(problems)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Literal
 
 import attrs
 
+from cord_trio.config.agents import check_supervisors, read_agents, read_supervisors
 from cord_trio.config.documents import MAX_FILE, decode_document, decode_text, guess_format
 from cord_trio.config.expand import expand
 from cord_trio.config.layering import LAYER_MEMBERS, Layered, read_layers
 from cord_trio.config.settings import (
-    AgentConfig,
     Bounds,
     Config,
     GatewayConfig,
@@ -22,7 +22,7 @@ from cord_trio.config.settings import (
     shared_prefixes,
 )
 from cord_trio.config.sources import Dialect, read_source
-from cord_trio.config.table import Member, Report, Table, below, kind, nearest
+from cord_trio.config.table import Member, Report, Table, below, kind, move, nearest
 from cord_trio.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 DEFAULT_FILES = ("cord.toml", ".mcp.json")
 """Looked for in the working folder, in this order."""
 
-OUR_TABLES = ("sources", "layers", "gateway", "profiles", "agents", "bounds")
+OUR_TABLES = ("sources", "layers", "gateway", "profiles", "agents", "supervisors", "bounds")
 
 CONTAINERS: tuple[tuple[tuple[str, ...], Dialect], ...] = (
     (("sources",), "ours"),
@@ -94,7 +94,10 @@ def parse_config(
     gateway = _gateway(top if ours else Table({}, "", report), bounds)
     profiles = _profiles(top) if ours else {}
     state_dir = _state_dir(top, environ) if ours else ""
-    agents = _agents(top) if ours or _holds_agents(document.get("agents")) else {}
+    agents = read_agents(top) if ours or _holds_agents(document.get("agents")) else {}
+    supervisors = read_supervisors(top) if ours or agents else {}
+    for path, what, remedy in check_supervisors(agents, supervisors):
+        report.add(path, what, remedy)
     sources: dict[str, Source] = {}
     broken: dict[str, list[Problem]] = {}
     problems = report.problems
@@ -131,6 +134,7 @@ def parse_config(
     return Config(
         sources=sources,
         agents=agents,
+        supervisors=supervisors,
         gateway=gateway,
         profiles=profiles,
         bounds=bounds,
@@ -208,7 +212,7 @@ def _bounds(top: Table) -> Bounds:
     try:
         return Bounds(**given)
     except ConfigError as exc:
-        _move(exc, "bounds", table)
+        move(exc, "bounds", table)
         return Bounds()
 
 
@@ -222,7 +226,7 @@ def _layers(top: Table) -> dict[str, Json]:
     try:
         Layered(**given)
     except ConfigError as exc:
-        _move(exc, "layers", table)
+        move(exc, "layers", table)
         return {}
     return given
 
@@ -248,7 +252,7 @@ def _gateway(top: Table, bounds: Bounds) -> GatewayConfig:
     try:
         return GatewayConfig(**given)
     except ConfigError as exc:
-        _move(exc, "gateway", table)
+        move(exc, "gateway", table)
         return GatewayConfig()
 
 
@@ -271,43 +275,5 @@ def _profiles(top: Table) -> dict[str, ProfileConfig]:
         try:
             profiles[name] = ProfileConfig(name=name, **given)
         except ConfigError as exc:
-            _move(exc, f"profiles.{name}", entry)
+            move(exc, f"profiles.{name}", entry)
     return profiles
-
-
-def _agents(top: Table) -> dict[str, AgentConfig]:
-    table = top.table("agents")
-    agents: dict[str, AgentConfig] = {}
-    for name in table.members if table else ():
-        agent = _agent(name, table.members[name], below("agents", name), top.report) if table else None
-        if agent is not None:
-            agents[name] = agent
-    return agents
-
-
-def _agent(name: str, entry: Member, path: str, report: Report) -> AgentConfig | None:
-    if not isinstance(entry, Mapping):
-        report.add(path, f"is {kind(entry)}, not a table", 'write handler = "module:function"')
-        return None
-    table = Table(entry, path, report)
-    table.only(("handler", "tools", "turn", "export"))
-    given: dict[str, Json] = {
-        "handler": table.text("handler"),
-        "tools": table.texts("tools"),
-        "turn": table.count("turn"),
-        "export": table.flag("export"),
-    }
-    if entry.get("handler") is None:
-        report.add(path, "has no handler", 'write handler = "module:function"')
-    if given["handler"] is None:
-        given["handler"] = "module:function"  # for what else is wrong
-    try:
-        return AgentConfig(name=name, **{key: value for key, value in given.items() if value is not None})
-    except ConfigError as exc:
-        _move(exc, f"agents.{name}", table)
-        return None
-
-
-def _move(error: ConfigError, place: str, table: Table) -> None:
-    for problem in error.problems:
-        table.report.add(table.at(problem.path[len(place) :].removeprefix(".")), problem.what, problem.remedy)

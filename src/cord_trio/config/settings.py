@@ -5,11 +5,18 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import attrs
 
+from cord_trio.config.agents import (
+    AGENT_NAME,
+    AgentConfig,
+    SupervisorConfig,
+    agents_by_name,
+    check_supervisors,
+    supervisors_by_name,
+)
 from cord_trio.config.checks import Fault, check_numbers, raise_problems
 from cord_trio.errors import ConfigError, Problem
 
@@ -21,9 +28,6 @@ HTTP_HOST = "127.0.0.1"
 
 HTTP_PORT = 8931
 """The port that the gateway listens on unless told otherwise."""
-
-_HANDLER = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
-_AGENT_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def _texts(values: Iterable[str]) -> tuple[str, ...]:
@@ -152,40 +156,6 @@ class GatewayConfig:
 
 
 @attrs.frozen(kw_only=True)
-class AgentConfig:
-    """An agent by name.
-
-    Attributes:
-        name: how others ask it.
-        handler: where its function is, `module:attribute`.
-        tools: globs over exported names: the tools it may call.
-        turn: how many of its tasks run at once.
-        export: whether the gateway shows it as a tool.
-
-    """
-
-    name: str
-    handler: str
-    tools: tuple[str, ...] = attrs.field(default=("*",), converter=_texts)
-    turn: int = 1
-    export: bool = False
-
-    def __attrs_post_init__(self) -> None:
-        raise_problems(f"agents.{self.name}", self._faults())
-
-    def may_call(self, tool: str) -> bool:
-        """Whether it may call the tool of this exported name."""
-        return any(fnmatchcase(tool, pattern) for pattern in self.tools)
-
-    def _faults(self) -> Iterator[Fault]:
-        if not _AGENT_NAME.fullmatch(self.name):
-            yield "", "the name cannot be an agent's", "use 1 to 64 letters, digits, `_` and `-`"
-        if not _HANDLER.fullmatch(self.handler):
-            yield "handler", "does not name a function", 'write "package.module:function"'
-        yield from check_numbers(self, {"turn": 1})
-
-
-@attrs.frozen(kw_only=True)
 class ProfileConfig:
     """A named part of what is served, at a path of its own. What no glob names is not in it.
 
@@ -206,7 +176,7 @@ class ProfileConfig:
         raise_problems(f"profiles.{self.name}", self._faults())
 
     def _faults(self) -> Iterator[Fault]:
-        if not _AGENT_NAME.fullmatch(self.name):
+        if not AGENT_NAME.fullmatch(self.name):
             yield "", "the name cannot be a profile's", "use 1 to 64 letters, digits, `_` and `-`"
         if not (self.tools or self.prompts or self.resources):
             yield "", "nothing is in the profile", 'write tools = ["*"], or globs over names'
@@ -223,10 +193,6 @@ def _by_name(sources: Mapping[str, Source] | Iterable[Source]) -> Mapping[str, S
     return named
 
 
-def _agents_by_name(agents: Mapping[str, AgentConfig] | Iterable[AgentConfig]) -> Mapping[str, AgentConfig]:
-    return dict(agents) if isinstance(agents, Mapping) else {agent.name: agent for agent in agents}
-
-
 def _profiles_by_name(
     profiles: Mapping[str, ProfileConfig] | Iterable[ProfileConfig],
 ) -> Mapping[str, ProfileConfig]:
@@ -240,6 +206,7 @@ class Config:
     Attributes:
         sources: by name, in configured order; those that can be used, disabled ones included.
         agents: by name.
+        supervisors: of agents, by name.
         gateway: how it is served.
         profiles: named parts of what is served, by name.
         bounds: what it holds at most.
@@ -251,7 +218,8 @@ class Config:
     """
 
     sources: Mapping[str, Source] = attrs.field(factory=dict, converter=_by_name)
-    agents: Mapping[str, AgentConfig] = attrs.field(factory=dict, converter=_agents_by_name)
+    agents: Mapping[str, AgentConfig] = attrs.field(factory=dict, converter=agents_by_name)
+    supervisors: Mapping[str, SupervisorConfig] = attrs.field(factory=dict, converter=supervisors_by_name)
     gateway: GatewayConfig = attrs.field(factory=GatewayConfig)
     profiles: Mapping[str, ProfileConfig] = attrs.field(factory=dict, converter=_profiles_by_name)
     bounds: Bounds = attrs.field(factory=Bounds)
@@ -262,6 +230,7 @@ class Config:
 
     def __attrs_post_init__(self) -> None:
         raise_problems("sources", shared_prefixes(self.sources.values()))
+        raise_problems("", check_supervisors(self.agents, self.supervisors))
 
     @property
     def enabled(self) -> Mapping[str, Source]:

@@ -18,6 +18,8 @@ from cord_trio.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from cord_trio.errors import ConfigError
+
 Member: TypeAlias = object
 """Any value of a JSON or TOML document."""
 
@@ -218,3 +220,9 @@ class Table:
     def _tell_twice(self, members: Mapping[str, Member], path: str) -> None:
         for name in dict.fromkeys(members.twice if isinstance(members, Members) else ()):
             self.report.note(below(path, name), "is given twice; the first is used", "remove the other")
+
+
+def move(error: ConfigError, place: str, table: Table) -> None:
+    """Report the problems of a value at `place` where the user wrote its table."""
+    for problem in error.problems:
+        table.report.add(table.at(problem.path[len(place) :].removeprefix(".")), problem.what, problem.remedy)

@@ -231,7 +231,13 @@ async def test_a_killed_server_fails_what_was_asked_and_is_found_again(monkeypat
             echo(nats, "echo")
             await nats.flush()
             changes: list[bool] = []
-            nats.line.on_change = lambda connected, _: changes.append(connected)
+            lost = trio.Event()
+
+            def change(connected: bool, _: str) -> None:
+                changes.append(connected)
+                lost.set()
+
+            nats.line.on_change = change
             async with trio.open_nursery() as nursery:
 
                 async def ask() -> None:
@@ -245,6 +251,7 @@ async def test_a_killed_server_fails_what_was_asked_and_is_found_again(monkeypat
             with pytest.raises(ConnectionLost) as caught:
                 await other.request("echo")
             assert caught.value.executed == "no"
+            await lost.wait()
             broker.start()
             await nats.wait_connected()
             await other.wait_connected()

@@ -111,6 +111,7 @@ class Nats(Owner):
         self._tokens = 0
         self._subscriptions: dict[int, Subscription] = {}
         self._awaited: dict[str, _Request | Stream] = {}
+        self._fragile: set[int] = set()  # numbers of those that end with this connection
         self._deaf: str | None = None  # why no reply would reach us
         self._idle = trio.Event()
         self.line = make_line(self)
@@ -190,6 +191,7 @@ class Nats(Owner):
         tell: Callable[[Message], None] | None = None,
         messages: int = MAX_MESSAGES,
         octets: int = MAX_BYTES,
+        lasting: bool = True,
     ) -> Subscription:
         """Listen to a subject or pattern, on this connection and those that follow it.
 
@@ -200,6 +202,7 @@ class Nats(Owner):
                 subscription is a queue to take them from.
             messages: that may wait to be taken.
             octets: bytes that may wait to be taken.
+            lasting: False to end with this connection, by `ConnectionLost`.
 
         Raises:
             ValueError: the subject or the queue's name cannot be sent.
@@ -222,9 +225,15 @@ class Nats(Owner):
                 subject, sid, queue=queue, unsubscribe=self._unsubscribe, counters=self.counters, tell=tell
             )
         self._subscriptions[sid] = subscription
+        if not lasting:
+            self._fragile.add(sid)
         if self.line.connected:
             self._command(line)
         return subscription
+
+    def new_inbox(self) -> str:
+        """A subject below ours for messages that are no replies; nobody else knows it."""
+        return f"{self.inbox}.in.{secrets.token_hex(8)}"
 
     async def flush(self) -> None:
         """Return once the server has worked off all that was sent before.
@@ -288,6 +297,7 @@ class Nats(Owner):
         if subscription.sid in self._subscriptions:
             if not keep:
                 del self._subscriptions[subscription.sid]
+                self._fragile.discard(subscription.sid)
             self._command(encode_unsubscribe(subscription.sid))
 
     # What the line tells
@@ -309,6 +319,9 @@ class Nats(Owner):
     def lost(self, reason: str, sent: int) -> None:
         for awaited in list(self._awaited.values()):
             awaited.fail(ConnectionLost(reason, "unknown" if awaited.until <= sent else "no"))
+        fragile, self._fragile = self._fragile, set()
+        for sid in fragile & self._subscriptions.keys():
+            self._subscriptions.pop(sid).fail(ConnectionLost(reason, "no"))
 
     async def settled(self) -> None:
         await trio.lowlevel.checkpoint()

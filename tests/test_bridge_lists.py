@@ -13,6 +13,7 @@ from cord_trio.call import Call, Complete, Error, InputRequired, Task
 from cord_trio.errors import BadReply, CallFailed, SourceDown
 from cord_trio.fabric import Fabric, open_fabric
 from cord_trio.following import DEBOUNCE, LISTEN_PATIENCE
+from cord_trio.transports.memory import MemoryTransport
 from tests.full_server import FullServer, Request, settled, text
 
 if TYPE_CHECKING:
@@ -443,6 +444,40 @@ async def test_subscriptions_are_restored_after_a_loss_with_one_update_each(
             server.connections[1].tell("notifications/resources/updated", {"uri": "file:///a"})
             await settled()
             assert told == ["cord://x/file:///a"] * 2
+
+
+@pytest.mark.parametrize("after", [0.5, 5.0])
+async def test_what_a_legacy_server_tells_before_its_standing_stream_is_open_is_not_missed(
+    after: float, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """Its first list waits a moment for that stream; if it comes later, all is listed once more."""
+    opened = trio.Event()
+    ways: list[MemoryTransport] = []
+
+    async def wait_listening(self: MemoryTransport) -> None:
+        ways.append(self)
+        await opened.wait()
+
+    monkeypatch.setattr(MemoryTransport, "wait_listening", wait_listening)
+    server = FullServer()
+    told: list[str] = []
+    async with open_fabric([server.source()]) as fabric:
+        with fabric.subscribe("one", ["cord://x/file:///a"], told.append):
+            await trio.sleep(after)
+            assert len(server.sent("tools/list")) == (0 if after < LISTEN_PATIENCE else 1)
+            server.tools["late"] = server.tools["echo"]  # and nobody hears of it
+            before = len(told)
+            opened.set()
+            assert ways[0].on_listening is not None
+            ways[0].on_listening()
+            await trio.sleep(1)
+            assert list(fabric.registry.snapshot.tools) == ["x__echo", "x__late"]
+            assert len(server.sent("tools/list")) == (1 if after < LISTEN_PATIENCE else 2)
+            assert len(told) == before + 1
+            ways[0].on_listening()  # it ended, and began anew
+            await trio.sleep(1)
+            assert len(told) == before + 2
+            assert len(server.sent("tools/list")) == (2 if after < LISTEN_PATIENCE else 3)
 
 
 async def test_a_server_that_refuses_a_subscription_is_asked_once(autojump_clock: MockClock) -> None:

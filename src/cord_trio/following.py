@@ -153,6 +153,12 @@ class Following:
                 # What changes before the server listens to us would be missed by a list made earlier.
                 with trio.move_on_after(LISTEN_PATIENCE):
                     await self._heard.wait()
+        elif announces:
+            # The same: some servers drop what they tell while nobody holds their standing stream.
+            transport = client.session.transport
+            transport.on_listening = self._opened
+            with trio.move_on_after(LISTEN_PATIENCE):
+                await transport.wait_listening()
         self._listing = True
         others = [kind for kind in KINDS if kind != "tools" and client.lists(kind)]
         fetched = {kind: trio.Event() for kind in others}
@@ -180,8 +186,7 @@ class Following:
         elif method == "notifications/subscriptions/acknowledged":
             if self._gap:
                 self._gap = False
-                for event in self._dirty.values() if self._listing else ():
-                    event.set()  # nobody told us what changed until now
+                self._missed()
                 self._synthesize()
             self._heard.set()
             self._live.set()
@@ -199,6 +204,19 @@ class Following:
             self._reserved |= found
             self._counters.add("link.reserved", len(found))
             self._dirty["tools"].set()
+
+    def _missed(self) -> None:
+        """Nobody told us what changed until now."""
+        for event in self._dirty.values() if self._listing else ():
+            event.set()
+
+    def _opened(self) -> None:
+        """A legacy server's standing stream is open, which lost what it was told before."""
+        if self._listing:
+            self._counters.add("link.gap")
+            self._missed()
+            self._late = set(self._subscriptions.uris)
+            self._synthesize()
 
     # Lists
 

@@ -811,6 +811,22 @@ async def test_a_standing_stream_is_opened_again_from_where_it_ended() -> None:
 
 
 @pytest.mark.usefixtures("_soon")
+async def test_whoever_follows_is_told_when_the_standing_stream_begins_anew_and_not_when_it_goes_on() -> None:
+    answers: list[Answer] = [
+        stream(LOG),  # without an id: what comes before the next is lost
+        stream(b"id: a1\n" + LOG),
+        Hold(chunked(LOG, end=False)),
+    ]
+    async with canned(GET=answers) as server:
+        async with talking(server.url, LEGACY) as (session, transport):
+            opened: list[int] = []
+            transport.on_listening = lambda: opened.append(server.count("GET"))
+            while session.log_lines < 3:  # noqa: ASYNC110  # a count has no event
+                await trio.sleep(0.005)
+            assert opened == [1, 2]
+
+
+@pytest.mark.usefixtures("_soon")
 async def test_a_standing_stream_redirected_in_circles_is_given_up() -> None:
     answers: list[Answer] = [status(307, b"", "Location: /a"), status(307, b"", "Location: /b")] * 20
     async with canned(GET=answers) as server:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cord_trio.errors import CallError, ConnectionLost
 
@@ -68,10 +68,13 @@ class Transport(ABC):
 
     Attributes:
         attends: whether `send_seated` may give its caller the reply to read.
+        on_listening: called when the peer can say from now on what belongs to no request of ours, and may have lost
+            what it said before; never where it can from the beginning.
 
     """
 
     attends: ClassVar[bool] = False
+    on_listening: Callable[[], None] | None = None
 
     @abstractmethod
     def send(

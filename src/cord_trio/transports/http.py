@@ -310,8 +310,10 @@ class HttpTransport(Transport):
         if post.id is not None and self._posts.get(post.id) is post:
             del self._posts[post.id]
 
-    def listening(self) -> None:
+    def listening(self, *, gap: bool) -> None:
         self._listening.set()
+        if gap and self.on_listening is not None:
+            self.on_listening()
 
     # What takes time
 
@@ -362,7 +364,7 @@ class HttpTransport(Transport):
         redirects = 0
         while True:
             ended = trio.Event()
-            stream = Standing(self, target, ended, again=opened)
+            stream = Standing(self, target, ended, again=opened, resumes=bool(event_id))
             headers = self._headers()
             if event_id:
                 headers.append(("Last-Event-ID", event_id))

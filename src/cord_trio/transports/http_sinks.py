@@ -77,8 +77,8 @@ class Endpoint(Protocol):
     def resume(self, post: Post, seconds: float, /) -> None:
         """Call `post.resume` in so many seconds, unless the request is withdrawn before."""
 
-    def listening(self) -> None:
-        """The standing stream is open."""
+    def listening(self, *, gap: bool) -> None:
+        """The standing stream is open; `gap`: what was to be said on it before is lost."""
 
     def lose(self, reason: str, /) -> None:
         """The legacy session is gone, and with it everything that waits."""
@@ -348,7 +348,9 @@ class Standing:
 
     """
 
-    def __init__(self, endpoint: Endpoint, target: str, ended: trio.Event, *, again: bool) -> None:
+    def __init__(
+        self, endpoint: Endpoint, target: str, ended: trio.Event, *, again: bool, resumes: bool = False
+    ) -> None:
         self.refused = False
         self.opened = False
         self.useful = False
@@ -358,6 +360,7 @@ class Standing:
         self._endpoint = endpoint
         self._ended = ended
         self._again = again
+        self._resumes = resumes
         self._events: SseSplitter | None = None
 
     def head(self, status: int, headers: Headers) -> None:
@@ -369,7 +372,7 @@ class Standing:
         elif status == 200 and media_type(headers) == EVENTS:
             self.opened = True
             self._events = SseSplitter(self._endpoint.max_message)
-            self._endpoint.listening()
+            self._endpoint.listening(gap=not self._resumes)
             return
         elif status == 404 and self._again and self._endpoint.session_id is not None:
             self._endpoint.lose(STALE_SESSION)  # it was there before, so it is the session that is not

@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+import trio.testing
 
 import cord_trio as cord
 from cord_trio.config import AgentConfig, BudgetConfig, GatewayConfig, MailboxConfig, SupervisorConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from trio.testing import MockClock
+
     from cord_trio.observe import Node
 
 
@@ -223,3 +228,84 @@ async def test_the_tree_shows_a_thousand_of_each_unless_told_otherwise() -> None
         tree = fabric.tree()
         assert (len(tree.children), tree.facts["left_out"]) == (1000, 1)
         assert len(fabric.tree(most=math.inf).children) == 1001
+
+
+async def caught(run: Callable[[], Awaitable[object]], into: list[object]) -> None:
+    """Keep how `run` ends."""
+    try:
+        into.append(await run())
+    except (cord.CordError, trio.Cancelled) as exc:
+        into.append(exc)
+        if isinstance(exc, trio.Cancelled):
+            raise
+
+
+@pytest.mark.parametrize("raises", [False, True])
+async def test_an_ask_of_a_task_that_is_not_the_fabrics_ends_with_it(raises: bool, autojump_clock: MockClock) -> None:
+    """Even where its handler needs nothing of the fabric."""
+    left: list[float] = []
+    endings: list[object] = []
+
+    async def hangs(ctx: cord.Context, payload: object) -> None:
+        try:
+            await trio.sleep(1000)
+        finally:
+            left.append(trio.current_time())
+
+    async with trio.open_nursery() as outside:
+        start = trio.current_time()
+        try:
+            async with cord.open_fabric(cord.Config(gateway=GatewayConfig(grace=2.0))) as fabric:
+                fabric.agent("hangs", hangs, turn=8, export=True)
+                outside.start_soon(caught, lambda: fabric.ask("hangs"), endings)
+                outside.start_soon(caught, lambda: fabric.ask("hangs", budget=cord.Budget(calls=1)), endings)
+                outside.start_soon(caught, lambda: fabric.call("agent__hangs"), endings)
+                job = await fabric.start("hangs", owner=outside)
+                outside.start_soon(caught, job.result, endings)
+                await trio.testing.wait_all_tasks_blocked()
+                if raises:
+                    raise KeyError
+        except KeyError:
+            pass
+        await trio.testing.wait_all_tasks_blocked()
+        assert left == [start + (0.0 if raises else 2.0)] * 4
+    names = sorted(type(ending).__name__ for ending in endings)
+    if raises:
+        assert names == ["AgentDown", "AgentDown", "ConnectionLost", "JobCancelled"]
+    else:
+        assert names == ["DrainTimeout", "DrainTimeout", "DrainTimeout", "JobCancelled"]
+    assert not any(isinstance(ending, trio.Cancelled) for ending in endings)
+
+
+async def test_an_ask_within_the_block_is_cancelled_by_its_own_scope_alone() -> None:
+    async def hangs(ctx: cord.Context, payload: object) -> None:
+        await trio.sleep_forever()
+
+    endings: list[object] = []
+    async with cord.open_fabric() as fabric:
+        fabric.agent("hangs", hangs, turn=8)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(caught, lambda: fabric.ask("hangs"), endings)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not fabric.agents.served
+            nursery.cancel_scope.cancel("enough")
+    assert [type(ending) for ending in endings] == [trio.Cancelled]
+
+
+async def test_a_conversation_that_a_drain_cut_off_is_resumed(autojump_clock: MockClock) -> None:
+    async def works(ctx: cord.Context, payload: object) -> object:
+        if payload == "slow" and ctx.restored is None:
+            await ctx.checkpoint("half")
+            await trio.sleep_forever()
+        return ctx.restored
+
+    journal = cord.MemoryJournal()
+    async with cord.open_fabric(cord.Config(gateway=GatewayConfig(grace=1.0)), journal=journal) as fabric:
+        fabric.agent("works", works)
+        first = await fabric.start("works", "slow")
+    with pytest.raises(cord.JobCancelled):
+        await first.result()
+    async with cord.open_fabric(journal=journal) as fabric:
+        fabric.agent("works", works)
+        (job,) = await fabric.resume()
+        assert await job.result() == "half"

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from cord_trio.agents import open_agents
 from cord_trio.agents.asks import agent_of, ask_nodes, busiest
+from cord_trio.agents.block import Block
 from cord_trio.agents.exporting import as_tool
 from cord_trio.agents.handlers import options_of, supervisors_of
 from cord_trio.agents.serving import answer_call
@@ -68,8 +69,9 @@ STARTS_PER_CORE: Final = 2
 class Fabric(Verbs, Sources):
     """A running fabric. Get one from `open_fabric`."""
 
-    def __init__(self, config: Config, around: Surroundings) -> None:
+    def __init__(self, config: Config, around: Surroundings, block: Block) -> None:
         super().__init__(config, around)
+        self._block = block
         self._exported: dict[str, Tool] = {}
         self._handlers[AGENTS] = self._ask_exported
         self._running = 0
@@ -292,6 +294,7 @@ async def open_fabric(
     """
     if not isinstance(config, Config):
         config = Config(sources=config or {})
+    block = Block()
     counters = Counters()
     block_error: Exception | None = None
     core_error: Exception | None = None
@@ -327,7 +330,7 @@ async def open_fabric(
         )
         await core.start(service, registry.run)
         await core.start(service, timer.run)
-        fabric = Fabric(config, around)
+        fabric = Fabric(config, around, block)
         at_end.callback(fabric._stages.go_to, "closed")
         async with trio.open_nursery() as links:
             fabric.keep(links)
@@ -347,7 +350,7 @@ async def open_fabric(
             except Exception as exc:
                 block_error = exc
             links.cancel_scope.cancel("the fabric's block has ended")
-        # Calls of tasks that are not the fabric's fail now, but may need the timer for it.
+        # Calls and asks of tasks that are not the fabric's end now, but may need the timer for it.
         fabric.hurry()
         with trio.move_on_after(LAST_CALLS):
             await fabric._wait_quiet()

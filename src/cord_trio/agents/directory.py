@@ -21,7 +21,15 @@ from cord_trio.agents.supervisor import Group, Supervisor
 from cord_trio.call import LOCAL
 from cord_trio.cell import Timer
 from cord_trio.counters import Counters
-from cord_trio.errors import AgentError, AgentGone, AgentNotFound, BudgetExceeded, Overloaded, RestartIntensity
+from cord_trio.errors import (
+    AgentDown,
+    AgentError,
+    AgentGone,
+    AgentNotFound,
+    BudgetExceeded,
+    Overloaded,
+    RestartIntensity,
+)
 from cord_trio.trace import new_trace, span_ids
 
 if TYPE_CHECKING:
@@ -38,6 +46,9 @@ if TYPE_CHECKING:
     from cord_trio.errors import DrainTimeout
     from cord_trio.registry import Snapshot
     from cord_trio.trace import TraceContext
+
+ENDED: Final = "the fabric's block has ended"
+"""Why those are cancelled that would outlive it."""
 
 MAX_FORWARDED: Final = 1024
 """Handoffs of messages that nobody waits for, under way at once."""
@@ -65,7 +76,7 @@ class Agents(Mapping[str, Agent]):
         failure: why the fabric must end.
         untold: messages that were told and are not over.
         quiet: set whenever those come to none.
-        served: the scopes of asks that came from outside, as calls of tools.
+        served: the scopes of asks that came from outside: as calls of tools, and of tasks that may outlive us.
         cut_off: what those are told that did not end within the grace of a drain; None before.
 
     """
@@ -282,12 +293,38 @@ class Agents(Mapping[str, Agent]):
         self.jobs.nursery.cancel_scope.cancel(str(failure))
 
     def end(self) -> None:
-        """All tasks have ended: whoever waits for an agent learns that it is down, and nobody asks any more."""
+        """All tasks have ended: whoever waits for an agent learns that it is down, and nobody asks any more.
+
+        What runs in tasks that are not ours is cancelled.
+        """
         self.over = True
+        for scope in self.served:
+            scope.cancel(ENDED)
+        if self._jobs is not None:
+            for job in tuple(self._jobs.running.values()):
+                job.cut(ENDED)
         for agent in self.by_name.values():
             if agent.resident is not None:
                 agent.resident.go_down("the fabric ended")
                 agent.resident.fail_waiting()
+
+    async def serve(self, name: str, answer: Awaitable[object]) -> object:
+        """What `answer` gives to a task that may outlive us, unless we end first: then it is cancelled.
+
+        Raises:
+            DrainTimeout: it had the grace of a drain.
+            AgentDown: we ended at once.
+
+        """
+        with trio.CancelScope() as scope:
+            self.served.add(scope)
+            try:
+                return await answer
+            finally:
+                self.served.discard(scope)
+        if self.cut_off is not None:
+            raise self.cut_off.fresh("unknown")
+        raise AgentDown(name, ENDED)
 
     def cut(self, why: DrainTimeout) -> None:
         """End what came from outside or was started: it had the grace of a drain."""
@@ -295,7 +332,7 @@ class Agents(Mapping[str, Agent]):
         for scope in self.served:
             scope.cancel(why.reason)
         for job in tuple(self.jobs.running.values()):
-            job.cancel(why.reason)
+            job.cut(why.reason)
 
     def told(self) -> None:
         """One more message is under way that nobody waits for."""

@@ -73,6 +73,7 @@ class Job:
         self._asked = 0
         self._written = 0
         self._reason = ""
+        self._cut = False
 
     @property
     def agent(self) -> str:
@@ -108,6 +109,11 @@ class Job:
         """End it, with whatever it asked for. `result` then raises `JobCancelled`."""
         self._reason = self._reason or reason
         self.scope.cancel(reason)
+
+    def cut(self, reason: str) -> None:
+        """As `cancel`, but the journal keeps it: it may be resumed."""
+        self._cut = True
+        self.cancel(reason)
 
     # What it tells the journal
 
@@ -178,8 +184,9 @@ class Job:
                     self._end("cancelled", error=JobCancelled(self.id, self._reason))
                 else:
                     self._end("failed", error=DeadlineExceeded(f"conversation {self.id}"))
-            with trio.move_on_after(LAST_WRITE, shield=True):
-                await jobs.forget(self.id)
+            if not self._cut:
+                with trio.move_on_after(LAST_WRITE, shield=True):
+                    await jobs.forget(self.id)
         finally:
             # Cut off with the fabric: the journal keeps it.
             self._end("cancelled", error=JobCancelled(self.id, "the fabric ends"))

@@ -12,7 +12,7 @@ import trio
 from cord_trio.agents.exporting import CALLING, failure_of, payload_of, result_of
 from cord_trio.agents.inquiring import Inquiry, Unasked
 from cord_trio.call import Complete
-from cord_trio.errors import CallError, DeadlineExceeded
+from cord_trio.errors import CallError, ConnectionLost, DeadlineExceeded
 from cord_trio.protocol.eras import LATEST_LEGACY
 from cord_trio.protocol.questions import NOBODY, askable
 from cord_trio.trace import trace_of
@@ -47,6 +47,8 @@ async def answer_call(agents: Agents, name: str, call: Call, counters: Counters,
             agents.served.discard(scope)
     if agents.cut_off is not None:
         raise agents.cut_off.fresh("unknown")
+    if agents.over:
+        raise ConnectionLost("the fabric's block has ended", "unknown")
     raise DeadlineExceeded(f"agent {name}", "unknown")
 
 

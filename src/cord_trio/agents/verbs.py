@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from cord_trio.agents.agent import Agent, AgentMade, Restart
     from cord_trio.agents.answering import Answer
+    from cord_trio.agents.block import Block
     from cord_trio.agents.budget import Budget
     from cord_trio.agents.directory import Agents
     from cord_trio.agents.job import Job, Owner
@@ -39,6 +40,7 @@ class Verbs(ABC):
     """
 
     agents: Agents
+    _block: Block
 
     @abstractmethod
     def _enter(self) -> None:
@@ -128,9 +130,14 @@ class Verbs(ABC):
     ) -> object:
         self._enter()
         try:
+            agents = self.agents
             if budget is None:
-                return await self.agents.converse(name, payload, sink=sink, trace=trace)
-            return await self.agents.ask_within(budget, name, payload, sink=sink, trace=trace)
+                answer = agents.converse(name, payload, sink=sink, trace=trace)
+            else:
+                answer = agents.ask_within(budget, name, payload, sink=sink, trace=trace)
+            if self._block.holds_this_task():
+                return await answer
+            return await agents.serve(name, answer)
         finally:
             self._leave()
 

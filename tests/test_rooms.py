@@ -29,6 +29,7 @@ ROWS: list[list[str]] = [
         "pending",
         "session",
         "handshake",
+        "names",
         "snapshot",
         "background",
         "client",

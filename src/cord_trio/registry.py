@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from cord_trio.cell import Cell
 from cord_trio.counters import Counters
+from cord_trio.names import Names
 from cord_trio.protocol.items import Prompt, Resource, Template
 from cord_trio.protocol.tools import Tool, exported_name
 from cord_trio.protocol.uris import export_template, export_uri, relink_meta
@@ -107,7 +108,6 @@ class Registry:
         max_tools: int = MAX_TOOLS,
         counters: Counters | None = None,
     ) -> None:
-        self.snapshot = Snapshot(sources=MappingProxyType({name: SourceView(name) for name in sources}))
         self._sources = dict(sources)
         self._max_tools = max_tools
         self._counters = Counters() if counters is None else counters
@@ -115,6 +115,9 @@ class Registry:
         self._watchers: dict[Cell[None], None] = {}
         self._ended = False
         self._agents = NO_EXPORTS
+        self._clashing: set[Kind] = set()  # of which some names would be exported twice
+        views = {name: SourceView(name) for name in sources}
+        self.snapshot = attrs.evolve(self._next(Snapshot(), views, NO_EXPORTS), version=0)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Publish changes in the order they were sent, until cancelled. Those sent meanwhile share a version."""
@@ -171,20 +174,21 @@ class Registry:
     @trio.lowlevel.enable_ki_protection
     def _publish(self, changes: Sequence[tuple[Update, Cell[Snapshot]]]) -> None:
         old = self.snapshot
-        sources = dict(old.sources)
+        changed: dict[str, SourceView] = {}
         applied = []
         for update, ack in changes:
-            view = sources.get(update.source)
+            name = update.source
+            view = changed.get(name) or old.sources.get(name)
             if view is None:
-                ack.fail(ValueError(f"no source named {update.source!r} is configured"))
+                ack.fail(ValueError(f"no source named {name!r} is configured"))
                 continue
             if update.epoch <= view.epoch:
                 self._counters.add("registry.stale_update")
             else:
-                sources[update.source] = self._updated(view, update)
+                changed[name] = self._updated(view, update)
             applied.append(ack)
-        if any(view is not old.sources[name] for name, view in sources.items()):
-            self._show(self._next(old, sources, self._agents))
+        if changed:
+            self._show(self._with(old, changed))
         for ack in applied:
             ack.settle(self.snapshot)
 
@@ -234,7 +238,8 @@ class Registry:
         lists, parts = view.lists, view.parts
         for kind, listed in brought.items():
             if listed != view.listed(kind):
-                kept, exports = self._exports(self._sources[view.name], kind, listed)
+                before = view.parts.get(kind, NO_EXPORTS)
+                kept, exports = self._exports(self._sources[view.name], kind, listed, before)
                 lists, parts = {**lists, kind: kept}, {**parts, kind: exports}
         return SourceView(
             view.name,
@@ -247,7 +252,10 @@ class Registry:
             parts,
         )
 
-    def _exports(self, source: Source, kind: Kind, listed: Listed) -> tuple[Listed, Exports]:
+    def _exports(
+        self, source: Source, kind: Kind, listed: Listed, before: Exports = NO_EXPORTS
+    ) -> tuple[Listed, Exports]:
+        """What is kept of a list, and exported; `before`: what the source exported so far, under the same settings."""
         items = listed.items[: self._max_tools]
         problems = [problem(source.name, note, "") for note in listed.notes]
         dropped = len(listed.items) - len(items)
@@ -255,9 +263,14 @@ class Registry:
             self._counters.add("registry.tools_dropped", dropped)
             what = f"{dropped} {WORDS[kind]}s beyond the bound {self._max_tools} are left out"
             problems.append(problem(source.name, what, ""))
+        known = {route.key: route for route in before.routes.values()}
         routes: dict[str, AnyRoute] = {}
         for item in items:
-            route = _route(source, item)
+            route = known.get(item.key)
+            if route is None:
+                route = _route(source, item)
+            elif route.item != item:
+                route = _route(source, item, route.public)
             if route is None:
                 continue
             first = routes.setdefault(route.public, route)
@@ -267,34 +280,69 @@ class Registry:
                 problems.append(problem(source.name, what, "rename or deny one of them"))
         return Listed(items, listed.notes), Exports(MappingProxyType(routes), tuple(problems))
 
-    def _next(self, old: Snapshot, sources: dict[str, SourceView], agents: Exports) -> Snapshot:
-        version = old.version + 1
+    def _with(self, old: Snapshot, changed: Mapping[str, SourceView]) -> Snapshot:
+        """The snapshot after `old`, with other views of some sources; what it costs goes by how much they changed."""
+        sources = {**old.sources, **changed}
         lists: dict[str, Any] = {}
         merged = dict(old.merged)
-        changed = set()
+        problems = False
         for kind in KINDS:
-            parts = [view.parts.get(kind, NO_EXPORTS) for view in sources.values()]
-            before = [view.parts.get(kind, NO_EXPORTS) for view in old.sources.values()]
+            for name, view in changed.items():
+                part, before = view.parts.get(kind, NO_EXPORTS), old.sources[name].parts.get(kind, NO_EXPORTS)
+                if part is before:
+                    continue
+                names = lists.get(kind, getattr(old, kind))
+                try:
+                    lists[kind] = None if kind in self._clashing else names.changed(name, part.routes)
+                except ValueError:  # another source has one of the names
+                    lists[kind] = None
+                if lists[kind] is None:
+                    return self._next(old, sources, self._agents)
+                merged[kind] = {**merged[kind], name: part}
+                problems = problems or part.problems != before.problems
+        return self._numbered(old, sources, merged, lists, problems=problems)
+
+    def _next(self, old: Snapshot, sources: dict[str, SourceView], agents: Exports) -> Snapshot:
+        """The snapshot after `old`, made from the ground up."""
+        lists: dict[str, Any] = {}
+        merged: dict[Kind, Mapping[str, Exports]] = {}
+        for kind in KINDS:
+            parts = {name: view.parts.get(kind, NO_EXPORTS) for name, view in sources.items()}
             if kind == "tools":
-                parts.append(agents)
-                before.append(self._agents)
-            if len(parts) != len(before) or any(part is not was for part, was in zip(parts, before, strict=True)):
-                routes, merged[kind] = _merged(kind, parts)
-                lists[kind] = MappingProxyType(routes)
-                if [part.routes for part in parts if part.routes] != [was.routes for was in before if was.routes]:
-                    changed.add(kind)
-        if not lists:
-            # Only states changed: the lists, and what was made of them, stay.
-            return attrs.evolve(old, version=version, sources=MappingProxyType(sources))
-        resources = changed & {"resources", "templates"}
+                parts[AGENTS] = agents
+            merged[kind] = _apart(kind, parts)
+            if merged[kind] is parts:
+                self._clashing.discard(kind)
+            else:
+                self._clashing.add(kind)
+            if merged[kind] != old.merged.get(kind) or list(merged[kind]) != list(old.merged[kind]):
+                lists[kind] = Names({name: part.routes for name, part in merged[kind].items()})
+        return self._numbered(old, sources, merged, lists, problems=True)
+
+    def _numbered(
+        self,
+        old: Snapshot,
+        sources: dict[str, SourceView],
+        merged: dict[Kind, Mapping[str, Exports]],
+        lists: dict[str, Any],
+        *,
+        problems: bool,
+    ) -> Snapshot:
+        version = old.version + 1
+        new = {kind for kind, names in lists.items() if not _same(getattr(old, kind), names)}
+        resources = new & {"resources", "templates"}
+        if problems:
+            found = tuple([each for kind in KINDS for part in merged[kind].values() for each in part.problems])
+        else:
+            found = old.problems
         return attrs.evolve(
             old,
             version=version,
-            listed_tools=version if "tools" in changed else old.listed_tools,
-            listed_prompts=version if "prompts" in changed else old.listed_prompts,
+            listed_tools=version if "tools" in new else old.listed_tools,
+            listed_prompts=version if "prompts" in new else old.listed_prompts,
             listed_resources=version if resources else old.listed_resources,
             sources=MappingProxyType(sources),
-            problems=tuple([each for kind in KINDS for part in merged.get(kind, ()) for each in part.problems]),
+            problems=found,
             merged=merged,
             **lists,
         )
@@ -311,13 +359,14 @@ class Registry:
         self._watchers.clear()
 
 
-def _route(source: Source, item: Item) -> AnyRoute | None:
-    """Where `item` is exported, if it is."""
+def _route(source: Source, item: Item, public: str | None = None) -> AnyRoute | None:
+    """Where `item` is exported, if it is; under `public` if that is known already."""
     prefix, name = source.export_prefix, source.name
     match item:
         case Tool():
-            base = source.tools.exports(item.name)
-            return None if base is None else Route(exported_name(prefix, base), name, _linked(prefix, item))
+            if public is None and (base := source.tools.exports(item.name)) is not None:
+                public = exported_name(prefix, base)
+            return None if public is None else Route(public, name, _linked(prefix, item))
         case Prompt():
             return PromptRoute(exported_name(prefix, item.name), name, item)
         case Resource():
@@ -335,20 +384,26 @@ def _linked(prefix: str, tool: Tool) -> Tool:
     return tool if linked is meta else replace(tool, members={**tool.members, "_meta": linked})
 
 
-def _merged(kind: Kind, parts: Sequence[Exports]) -> tuple[dict[str, AnyRoute], tuple[Exports, ...]]:
-    routes: dict[str, AnyRoute] = {}
-    for part in parts:
-        routes.update(part.routes)
-    if len(routes) == sum(len(part.routes) for part in parts):
-        return routes, tuple(parts)
-    # Two sources export one name: the first in order keeps it.
-    routes.clear()
-    kept = []
-    for part in parts:
-        part = part.without(routes, kind)
-        routes.update(part.routes)
-        kept.append(part)
-    return routes, tuple(kept)
+def _apart(kind: Kind, parts: Mapping[str, Exports]) -> Mapping[str, Exports]:
+    """The parts without names that two would export: the first in order keeps them."""
+    taken: dict[str, AnyRoute] = {}
+    for part in parts.values():
+        taken.update(part.routes)
+    if len(taken) == sum(len(part.routes) for part in parts.values()):
+        return parts
+    taken.clear()
+    apart = {}
+    for name, part in parts.items():
+        apart[name] = part.without(taken, kind)
+        taken.update(apart[name].routes)
+    return apart
+
+
+def _same(old: Names[Any], new: Names[Any]) -> bool:
+    """Whether clients would see no difference. Parts that are shared are not looked into."""
+    shown = [part for part in old.parts.values() if part]
+    now = [part for part in new.parts.values() if part]
+    return len(shown) == len(now) and all(was is part or was == part for was, part in zip(shown, now, strict=True))
 
 
 def _nothing() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 import attrs
 
 from cord_trio.errors import Problem
+from cord_trio.names import Names
 from cord_trio.protocol.tools import SEPARATOR
 
 if TYPE_CHECKING:
@@ -217,6 +218,7 @@ class Snapshot:
         resources: the same of resources, by exported URI.
         templates: the same of resource templates, by exported URI template.
         problems: names that are not exported, tools that were left out.
+        merged: what each source adds to each list, without what others before it do; by kind, then by source.
 
     """
 
@@ -225,12 +227,12 @@ class Snapshot:
     listed_prompts: int = 0
     listed_resources: int = 0
     sources: Mapping[str, SourceView] = attrs.field(factory=dict)
-    tools: Mapping[str, Route] = attrs.field(factory=dict, repr=False)
-    prompts: Mapping[str, PromptRoute] = attrs.field(factory=dict, repr=False)
-    resources: Mapping[str, ResourceRoute] = attrs.field(factory=dict, repr=False)
-    templates: Mapping[str, TemplateRoute] = attrs.field(factory=dict, repr=False)
+    tools: Mapping[str, Route] = attrs.field(factory=Names, repr=False)
+    prompts: Mapping[str, PromptRoute] = attrs.field(factory=Names, repr=False)
+    resources: Mapping[str, ResourceRoute] = attrs.field(factory=Names, repr=False)
+    templates: Mapping[str, TemplateRoute] = attrs.field(factory=Names, repr=False)
     problems: tuple[Problem, ...] = ()
-    merged: Mapping[Kind, tuple[Exports, ...]] = attrs.field(factory=dict, repr=False)
+    merged: Mapping[Kind, Mapping[str, Exports]] = attrs.field(factory=dict, repr=False)
 
     @cached_property
     def encoded_tools(self) -> bytes:
@@ -262,7 +264,7 @@ class Snapshot:
         return owners
 
     def _encoded(self, kind: Kind) -> bytes:
-        return b"[%b]" % b",".join([part.encoded for part in self.merged.get(kind, ()) if part.routes])
+        return b"[%b]" % b",".join([part.encoded for part in self.merged.get(kind, {}).values() if part.routes])
 
     def near(self, name: str) -> tuple[str, ...]:
         """The exported names closest to `name`, the closest first."""

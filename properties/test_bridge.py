@@ -216,7 +216,7 @@ class World:
         held: dict[str, int] = {"parks": len(fabric._parks), "calls": fabric._running}
         for name, link in fabric.links.items():
             held[f"{name} slots"] = fabric.slots[name].taken + fabric.slots[name].waiting
-            held[f"{name} interactive sessions"] = len(link.pool.sessions)
+            held[f"{name} interactive sessions"] = len(link.pool.sessions)  # type: ignore[union-attr]  # it is one server
             for _, upstream in link.open():
                 open = [each for each in upstream.session.peer.open.values() if each.method != "subscriptions/listen"]
                 held[f"{name} pending"] = len(open)

@@ -27,7 +27,7 @@ from properties.invariants import proves
 if TYPE_CHECKING:
     from cord_trio.agents import Context
     from cord_trio.fabric import Fabric
-    from cord_trio.link import Link
+    from cord_trio.replicas import Kept
 
 Json: TypeAlias = Any
 
@@ -44,8 +44,8 @@ class Looks(trio.abc.Instrument):
     def __init__(self) -> None:
         self.fabric: Fabric | None = None
         self.stages: list[str] = []
-        self.states: dict[Link, list[str]] = {}
-        self.starts: dict[Link, int] = {}
+        self.states: dict[Kept, list[str]] = {}
+        self.starts: dict[Kept, int] = {}
         self.wrong: list[str] = []
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:

@@ -105,7 +105,9 @@ def server(**tools: Callable[[Request], Json]) -> FullServer:
 def quiet(fabric: Fabric) -> bool:
     """Whether nothing is held for any call."""
     return len(fabric._parks) == 0 and all(
-        each.users == 0 for link in fabric.links.values() for each in link.pool.sessions
+        each.users == 0
+        for link in fabric.links.values()
+        for each in link.pool.sessions  # type: ignore[union-attr]  # it is one server
     )
 
 
@@ -291,7 +293,7 @@ async def test_a_session_that_nobody_uses_is_closed_but_not_one_with_a_parked_ca
     async with open_fabric(Config(sources=[far.source()], bounds=bounds)) as fabric:
         asked = await fabric.handle(first())
         await fabric.handle(first("x__echo", principal="bob"))
-        pool = fabric.links["x"].pool
+        pool = fabric.links["x"].pool  # type: ignore[union-attr]  # it is one server
         assert len(pool.sessions) == 2
         await trio.sleep(100)
         assert [each.key[0] for each in pool.sessions] == ["ada"]
@@ -308,7 +310,7 @@ async def test_beyond_the_bound_the_longest_unused_session_goes_else_the_shared_
     async with open_fabric(Config(sources=[far.source()], bounds=Bounds(interactive=1))) as fabric:
         await fabric.handle(first("x__echo"))
         asked = await fabric.handle(first(principal="bob"))
-        assert [each.key[0] for each in fabric.links["x"].pool.sessions] == ["bob"]
+        assert [each.key[0] for each in fabric.links["x"].pool.sessions] == ["bob"]  # type: ignore[union-attr]  # it is one server
         outcome = await fabric.handle(first(principal="cy"))
         assert said(outcome)["code"] == -32601  # nobody can be asked there
         assert fabric.counters["link.interactive_refused"] == 1
@@ -644,7 +646,7 @@ async def test_where_calls_share_a_session_only_questions_within_a_call_are_put_
             assert endings == {}  # whose question it is cannot be told, so it is nobody's
             assert [reply["result"] for reply in replies] == [{"action": "cancel"}]
             assert fabric.counters["link.questions_unclear"] == 1
-            (session,) = fabric.links["x"].pool.sessions
+            (session,) = fabric.links["x"].pool.sessions  # type: ignore[union-attr]  # it is one server
             assert session.client is not None
             one = min(int(id) for id in session.running)
             line = b'{"jsonrpc":"2.0","id":"s1","method":"roots/list"}'

@@ -15,6 +15,7 @@ from cord_trio.config import Bounds, Config, InProcess
 from cord_trio.counters import Counters
 from cord_trio.errors import SourceDown, ToolNotFound
 from cord_trio.fabric import Fabric, open_fabric
+from cord_trio.link import Link
 from cord_trio.manifests import SCHEMA, Stored, digest, state_folder
 from cord_trio.testing import ToolServer
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    from cord_trio.link import Link
     from cord_trio.transports.memory import MemoryTransport
 
 Json: TypeAlias = Any
@@ -50,7 +50,9 @@ async def fabric_of(
     state_dir = "/nowhere" if folder is None else str(folder)
     config = Config(sources=[source], bounds=bounds or Bounds(), state_dir=state_dir)
     async with open_fabric(config, rng=Random(0)) as fabric:
-        yield fabric, fabric.links["x"]
+        link = fabric.links["x"]
+        assert isinstance(link, Link)
+        yield fabric, link
 
 
 def state(fabric: Fabric) -> str:

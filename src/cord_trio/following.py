@@ -77,7 +77,7 @@ class Subscriptions:
         """Tell `sink` of changes of `uri`, until `remove`."""
         if uri not in self._sinks:
             self._sinks[uri] = {}
-            self._change()
+            self.stir()
         self._sinks[uri][key] = sink
 
     def remove(self, uri: str, key: object) -> None:
@@ -86,7 +86,7 @@ class Subscriptions:
         del sinks[key]
         if not sinks:
             del self._sinks[uri]
-            self._change()
+            self.stir()
 
     def updated(self, uri: str) -> None:
         """The resource, or a part of one, has changed: tell whoever subscribed to it, or to what it is part of."""
@@ -101,7 +101,8 @@ class Subscriptions:
             except Exception:
                 log.exception("a subscriber failed uri=%s", uri)
 
-    def _change(self) -> None:
+    def stir(self) -> None:
+        """Have whoever waits for `changed` look again."""
         self.changed.set()
         self.changed = trio.Event()
 
@@ -117,14 +118,14 @@ class Following:
         client: Client,
         source: Source,
         *,
-        subscriptions: Subscriptions,
+        subscriptions: Callable[[], Subscriptions],
         counters: Counters,
         pause: Callable[[int], float],
         publish: Publish,
     ) -> None:
         self._client = client
         self._source = source
-        self._subscriptions = subscriptions
+        self._wanted = subscriptions
         self._counters = counters
         self._pause = pause
         self._publish = publish
@@ -135,8 +136,17 @@ class Following:
         self._listing = False
         self._found: dict[Kind, Listed] = {}
         self._published = False
-        self._late = set(subscriptions.uris)
+        self._late = set(subscriptions().uris)
         self._reserved: dict[str, tuple[Tool, bytes]] = {}
+
+    @property
+    def _subscriptions(self) -> Subscriptions:
+        return self._wanted()
+
+    def take_over(self) -> None:
+        """Others are subscribed to than before: once the server tells of their resources, tell of each once."""
+        self._late.update(self._subscriptions.uris)
+        self._gap = True
 
     async def first(self, nursery: trio.Nursery) -> None:
         """List everything and publish it. What goes on after that runs in `nursery`.

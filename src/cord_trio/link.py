@@ -18,6 +18,7 @@ from cord_trio.connecting import Connecting
 from cord_trio.errors import CallError, ConnectFailed, ConnectionLost, DrainTimeout, SourceDown
 from cord_trio.following import STEADY, Following, Subscriptions
 from cord_trio.handshake import unreached
+from cord_trio.idling import wait_idle
 from cord_trio.manifests import Stored, state_folder
 from cord_trio.pages import COMPLETED
 from cord_trio.pool import Pool
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
 __all__ = ["Link", "Surroundings"]
 
 log = logging.getLogger("cord_trio.link")
-
-IDLE_LOOKS: Final = 8
-"""Looks at whether a source is used, in the time after which it is stopped."""
 
 SHARED: Final = "shared"
 """Key of the session that everybody may use: it declares nothing that could be asked of one person."""
@@ -79,8 +77,10 @@ class Link:
 
     """
 
-    def __init__(self, source: Source, around: Surroundings, *, epoch: int = 0, before: Link | None = None) -> None:
-        """Make a link; `epoch` is that of the registry's view, and `before` the link whose place it takes."""
+    def __init__(
+        self, source: Source, around: Surroundings, *, epoch: int = 0, subscriptions: Subscriptions | None = None
+    ) -> None:
+        """Make a link; `epoch` is that of the registry's view, `subscriptions` those of the link before it."""
         self.source = source
         self.retired = False
         self.drains = False
@@ -94,7 +94,7 @@ class Link:
         self.notes: tuple[str, ...] = ()
         self.starts = 0
         self.known = False
-        self.subscriptions: Subscriptions = Subscriptions() if before is None else before.subscriptions
+        self.subscriptions = subscriptions or Subscriptions()
         self._connecting = Connecting(source, around, self._told)
         self.pool = Pool(
             source.name, self._connecting.alone, parks=around.parks, timer=around.timer, counters=around.counters,
@@ -156,6 +156,20 @@ class Link:
     async def wait_tried(self) -> None:
         """Return once it is `tried`."""
         await self._tried.wait()
+
+    @property
+    def takes_calls(self) -> bool:
+        """Whether a call would be sent at once."""
+        client = self.sessions.get(SHARED)
+        return client is not None and client.session.loss is None
+
+    def follow(self, subscriptions: Subscriptions) -> None:
+        """Have the server tell of these from here on, in place of those before. Of each is told once."""
+        before, self.subscriptions = self.subscriptions, subscriptions
+        if self._following is not None:
+            self._following.take_over()
+        before.stir()
+        subscriptions.stir()
 
     async def wait_attempted(self) -> None:
         """Return once the first attempt to connect has ended, in whichever way."""
@@ -367,7 +381,7 @@ class Link:
         None: nobody used it for as long as it is configured to wait.
         """
         following = self._following = Following(
-            client, self.source, subscriptions=self.subscriptions, counters=self._around.counters,
+            client, self.source, subscriptions=lambda: self.subscriptions, counters=self._around.counters,
             pause=self._pause, publish=partial(self._publish_lists, client),
         )  # fmt: skip
         failure: Exception | None = None
@@ -401,24 +415,16 @@ class Link:
             self._following.shown(declares, tools)
 
     async def _watch(self, idle: float, serving: trio.CancelScope) -> None:
-        """End `serving` once nobody has used the source for `idle` seconds."""
-        before, since = -1, trio.current_time()
-        while True:
-            await trio.sleep(idle / IDLE_LOOKS)
-            made = self.starts + sum(client.made for _, client in self.open())
-            if made != before or self.used:
-                before, since = made, trio.current_time()
-            elif trio.current_time() - since >= idle:
-                self.rest()
-                serving.cancel("nobody uses it")
-                return
+        await wait_idle(idle, self._uses)
+        self.rest()
+        serving.cancel("nobody uses it")
 
-    @property
-    def used(self) -> bool:
-        """Whether somebody waits for something of it: a call, an answer, a change."""
-        if self.waiting or self.asks or self.subscriptions.uris:
-            return True
-        return any(client.calls for _, client in self.open())
+    def _uses(self) -> int | None:
+        """Calls so far; None while somebody waits for something of it: a call, an answer, a change."""
+        clients = [client for _, client in self.open()]
+        if self.waiting or self.asks or self.subscriptions.uris or any(client.calls for client in clients):
+            return None
+        return sum(client.made for client in clients)
 
     def rest(self) -> None:
         """Take no calls on what is open: it is about to be closed, until somebody needs it."""
@@ -456,7 +462,7 @@ class Link:
         self.epoch += 1
         down = state == "down"
         try:
-            await self._around.registry.update(
+            await self._tell(
                 Update(
                     self.name, self.epoch, state, reason=self.reason if down else "",
                     next_try=self.next_try if down else None, greeting=greeting, lists=lists,
@@ -465,3 +471,6 @@ class Link:
         except ValueError:
             if not self.retired:  # else it was retired while the update waited
                 raise
+
+    async def _tell(self, update: Update) -> None:
+        await self._around.registry.update(update)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import trio
 
 from cord_trio.observe import Node
+from cord_trio.replicas import Replica, Replicas
 
 if TYPE_CHECKING:
-    from cord_trio.link import Link
+    from cord_trio.replicas import Kept
 
 
-def node_of(link: Link) -> Node:
+def node_of(link: Kept) -> Node:
     """The source as it is now, for the live tree."""
     now = trio.current_time()
     facts: dict[str, object] = {
@@ -23,6 +24,12 @@ def node_of(link: Link) -> Node:
         "waiting": len(link.waiting) or None,
         "notes": len(link.notes) or None,
     }
+    if isinstance(link, Replicas):
+        return Node("source", link.name, link.state, facts, tuple(node_of(each) for each in link.links))
+    if isinstance(link, Replica):
+        facts["calls"] = link.load.in_flight
+        facts["latency_ms"] = round(1000 * link.load.latency(now), 1)
+        facts["left_out_for"] = round(link.load.until - now, 1) if link.load.until > now else None
     sessions = []
     for key, client in link.open():
         pending = client.session.peer.open.values()
@@ -33,4 +40,5 @@ def node_of(link: Link) -> Node:
             "log_lines": client.session.log_lines,
         }
         sessions.append(Node("session", key, client.greeting.revision, about))
-    return Node("source", link.name, link.state, facts, tuple(sessions))
+    kind = "replica" if isinstance(link, Replica) else "source"
+    return Node(kind, link.name, link.state, facts, tuple(sessions))

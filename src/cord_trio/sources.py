@@ -9,10 +9,10 @@ import trio
 
 from cord_trio.call import Error
 from cord_trio.errors import DrainTimeout, SourceDown, ToolNotFound
-from cord_trio.link import Link, Surroundings
 from cord_trio.nodes import node_of
 from cord_trio.observe import Node
 from cord_trio.protocol import jsonrpc
+from cord_trio.replicas import link_of
 from cord_trio.routing import ROUTED, Finder, unknown
 from cord_trio.stacking import ends_of, stacked
 from cord_trio.subscribing import Subscribing
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from cord_trio.call import Call, Handler, Outcome
     from cord_trio.config import Config, Source
     from cord_trio.layers import Breaker, Slots, Waits
+    from cord_trio.replicas import Kept
     from cord_trio.snapshot import Snapshot
     from cord_trio.stacking import Stacked
+    from cord_trio.surroundings import Surroundings
 
 RETIRED_LOOK: Final = 0.05
 """Seconds between looks at whether a source that is gone still runs calls."""
@@ -76,13 +78,13 @@ class Sources(Subscribing):
         self.registry = around.registry
         self.timer = around.timer
         self.counters = around.counters
-        self.links: dict[str, Link] = {}
-        self.retiring: dict[Link, Slots] = {}
+        self.links: dict[str, Kept] = {}
+        self.retiring: dict[Kept, Slots] = {}
         self.slots: dict[str, Slots] = {}
         self.breakers: dict[str, Breaker] = {}
-        self._waits: dict[Link, Waits] = {}
-        self._grace_of: dict[Link, float] = {}
-        self._gone: dict[Link, Snapshot] = {}  # what there was when a link was retired: its last calls know no other
+        self._waits: dict[Kept, Waits] = {}
+        self._grace_of: dict[Kept, float] = {}
+        self._gone: dict[Kept, Snapshot] = {}  # what there was when a link was retired: its last calls know no other
         self._around = around
         self._parks = around.parks
         self._pages = around.pages
@@ -92,7 +94,7 @@ class Sources(Subscribing):
         self._generation = 0
         self._was_ready = False
         for source in config.enabled.values():
-            self._add(Link(source, around))
+            self._add(link_of(source, around))
         self._find_by(config)
 
     def keep(self, nursery: trio.Nursery) -> None:
@@ -141,7 +143,7 @@ class Sources(Subscribing):
         for name in (*changes.removed, *changes.replaced):
             self._retire(name, snapshot)
         for name, epoch in epochs.items():
-            link = Link(after[name], self._around, epoch=epoch, before=self.links.get(name))
+            link = link_of(after[name], self._around, epoch=epoch, before=self.links.get(name))
             self._add(link)
             self._keep(link)
         for name in changes.removed:
@@ -261,7 +263,7 @@ class Sources(Subscribing):
         broken = {name: why for name, why in self.config.broken.items() if name not in sources}
         return attrs.evolve(self.config, sources=sources, broken=broken)
 
-    def _add(self, link: Link) -> None:
+    def _add(self, link: Kept) -> None:
         """Send the calls of its source to `link` from here on."""
         name = link.name
         self.links[name] = link
@@ -273,7 +275,7 @@ class Sources(Subscribing):
         if behind.breaker is not None:
             self.breakers[name] = behind.breaker
 
-    def _keep(self, link: Link) -> None:
+    def _keep(self, link: Kept) -> None:
         if self._nursery is not None:
             self._nursery.start_soon(link.keep, name=f"link {link.name}")
 
@@ -287,7 +289,7 @@ class Sources(Subscribing):
         if self._nursery is not None:
             self._nursery.start_soon(self._end_retired, link, slots, name=f"retire {name}")
 
-    async def _end_retired(self, link: Link, slots: Slots) -> None:
+    async def _end_retired(self, link: Kept, slots: Slots) -> None:
         """Let a link finish what it runs, and end it."""
         grace, waits = self._grace_of.pop(link, self.config.gateway.grace), self._waits[link]
         with trio.move_on_after(grace):
@@ -301,7 +303,7 @@ class Sources(Subscribing):
         await link.wait_ended()
         del self.retiring[link], self._waits[link], self._gone[link]
 
-    def _cut(self, link: Link, why: DrainTimeout) -> None:
+    def _cut(self, link: Kept, why: DrainTimeout) -> None:
         """End a link, and all calls that it runs or that wait for it."""
         link.end(why.reason, why)
         self._waits[link].hurry()
@@ -369,7 +371,7 @@ class Sources(Subscribing):
             if name.startswith(f"{source}__"):
                 raise SourceDown(source, "; ".join(map(str, problems)))
 
-    def _source_node(self, link: Link) -> Node:
+    def _source_node(self, link: Kept) -> Node:
         node, slots = node_of(link), self.slots[link.name]
         facts = {
             "slots": f"{slots.taken}/{slots.size}",
@@ -379,7 +381,7 @@ class Sources(Subscribing):
         }
         return attrs.evolve(node, facts={**facts, **node.facts})
 
-    def _stacked(self, link: Link) -> Stacked:
+    def _stacked(self, link: Kept) -> Stacked:
         """A source behind its layers."""
         source = link.source
 

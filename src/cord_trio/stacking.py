@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from cord_trio.call import Call, Handler, Layer, Outcome
     from cord_trio.config import Quota, Source
-    from cord_trio.link import Link
     from cord_trio.protocol.tools import Annotations
     from cord_trio.registry import Registry
+    from cord_trio.replicas import Kept
     from cord_trio.surroundings import Surroundings
 
 MOST_TOOLS: Final = 10_000
@@ -53,7 +53,7 @@ class Ends:
     version: Callable[[], object]
 
 
-def ends_of(link: Link, registry: Registry, send: Handler, resume: Handler) -> Ends:
+def ends_of(link: Kept, registry: Registry, send: Handler, resume: Handler) -> Ends:
     """What lies below the layers of the source that `link` keeps."""
     source = link.name
 

@@ -12,8 +12,8 @@ from cord_trio.routing import told_as
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
 
-    from cord_trio.link import Link
     from cord_trio.registry import Registry
+    from cord_trio.replicas import Kept
     from cord_trio.routing import Finder
 
 
@@ -21,7 +21,7 @@ class Subscribing:
     """The part of `Sources` that subscribes."""
 
     registry: Registry
-    links: dict[str, Link]
+    links: dict[str, Kept]
     _finder: Finder
     _nursery: trio.Nursery | None
 
@@ -42,7 +42,7 @@ class Subscribing:
         """
         del principal  # resources that differ by person come with credentials of theirs
         key = object()
-        wanted: list[tuple[Link, str]] = []
+        wanted: list[tuple[Kept, str]] = []
 
         def found(public: str) -> bool:
             way = self._finder.resource(self.registry.snapshot, public)

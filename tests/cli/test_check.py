@@ -51,6 +51,17 @@ def test_a_source_that_starts_when_it_is_needed_is_checked_too(
     assert said(capsys)[0].startswith("it__echo")
 
 
+def test_a_source_of_which_several_run_is_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    configure(
+        folder, it={**server(name="shop"), "replicas": 2}, bad={**script("import sys; sys.exit(3)"), "replicas": 2}
+    )
+    assert main(["check"]) == 1
+    shop, bad, *_ = said(capsys)
+    assert shop == "ok   it: shop speaks 2026-07-28, 15 tools"
+    assert bad.startswith("FAIL bad: ")
+    assert "exited with status 3" in bad
+
+
 def test_a_source_that_its_configuration_leaves_out_says_where_and_what_to_do(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

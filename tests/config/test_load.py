@@ -586,3 +586,37 @@ def test_an_agent_whose_supervisor_is_missing_is_refused() -> None:
     assert [problem.path for problem in caught.value.problems] == ["agents.a.supervisor"]
     with pytest.raises(ConfigError, match="there is no supervisor none; there are desk"):
         toml('[agents.a]\nhandler = "m:f"\nsupervisor = "none"\n[supervisors.desk]\n')
+
+
+def test_several_servers_of_one_source_are_read() -> None:
+    config = toml("""
+        [sources.x]
+        command = "x"
+        replicas = 3
+        [sources.y]
+        urls = ["https://a/mcp", "https://b/${TOKEN}"]
+        [sources.z]
+        url = "https://a/mcp"
+        urls = ["https://b/mcp"]
+    """)
+    x, y, z = config.sources.values()
+    assert isinstance(x, Stdio)
+    assert isinstance(y, Http)
+    assert isinstance(z, Http)
+    assert x.replicas == 3
+    assert (y.url, y.urls) == ("https://a/mcp", ("https://b/hunter2",))
+    assert (z.url, z.urls) == ("https://a/mcp", ("https://b/mcp",))
+
+
+def test_wrong_replicas_and_urls_are_told_where_they_are() -> None:
+    config = toml("""
+        [sources.x]
+        command = "x"
+        replicas = 0
+        [sources.y]
+        urls = ["https://a/mcp", "ftp://b"]
+    """)
+    assert set(told(config)) == {
+        ("sources.x.replicas", "is out of range"),
+        ("sources.y.urls[1]", "is not a URL that can be reached"),
+    }

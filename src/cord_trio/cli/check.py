@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cord_trio.config import Config
     from cord_trio.errors import Problem
     from cord_trio.fabric import Fabric
-    from cord_trio.link import Link
+    from cord_trio.replicas import Kept
 
 
 @attrs.frozen
@@ -61,7 +61,7 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
     started = trio.current_time()
     async with open_fabric(config) as fabric:
 
-        async def find(link: Link) -> None:
+        async def find(link: Kept) -> None:
             findings[link.name] = await _finding(link, fabric)
 
         async with trio.open_nursery() as nursery:
@@ -108,7 +108,7 @@ def _broken(name: str, problems: tuple[Problem, ...]) -> Finding:
     return Finding(name, False, f"left out for {len(told)} reasons", steps=tuple(told))
 
 
-async def _finding(link: Link, fabric: Fabric) -> Finding:
+async def _finding(link: Kept, fabric: Fabric) -> Finding:
     """How the source fares, with a look at each step towards a remote one that is not ready."""
     link.wake()
     await link.wait_attempted()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cord_trio.config import Config
     from cord_trio.errors import Problem
     from cord_trio.fabric import Fabric
-    from cord_trio.link import Link
+    from cord_trio.replicas import Kept
 
 
 def add_config(parser: argparse.ArgumentParser, *, json: bool = True) -> None:
@@ -69,7 +69,7 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def why_down(link: Link) -> str:
+def why_down(link: Kept) -> str:
     """Why the source is not ready, in one line."""
     return one_line(link.reason or link.state)
 

@@ -24,6 +24,7 @@ from cord_trio.config.values import Stdio as Stdio
 from cord_trio.config.values import ToolFilter as ToolFilter
 from cord_trio.config.values import WebSocket as WebSocket
 from cord_trio.config.values import public_url as public_url
+from cord_trio.config.values import several as several
 
 if TYPE_CHECKING:
     from cord_trio.config.load import load_config as load_config

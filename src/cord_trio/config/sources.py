@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 Dialect: TypeAlias = Literal["ours", "plain", "gemini", "vscode", "zed", "codex"]
 
-STDIO_MEMBERS = ("command", "args", "env", "cwd")
-HTTP_MEMBERS = ("url", "headers", "redirects")
+STDIO_MEMBERS = ("command", "args", "env", "cwd", "replicas")
+HTTP_MEMBERS = ("url", "urls", "headers", "redirects")
 COMMON_MEMBERS = (
     "prefix", "connect", "first_list", "trust", "era", "asks", "tools", "tool", "start", "idle",
     "enabled", "max_message",
@@ -177,6 +177,11 @@ def _add_from_environment(
 
 
 def _build(name: str, table: Table, defaults: Mapping[str, Json], environ: Mapping[str, str]) -> Source | None:
+    urls = table.members.get("urls")
+    if table.members.get("url") is None and isinstance(urls, list) and urls:  # the first is as good as any
+        members = {**table.members, "url": urls[0], "urls": urls[1:]}
+        origins = {"url": "urls[0]", **{f"urls[{place}]": f"urls[{place + 1}]" for place in range(len(urls) - 1)}}
+        table = Table(members, table.path, table.report, origins=origins)
     how = _kind(table)
     common = _common(name, table, defaults)
     expander = _Expander(table, environ)
@@ -189,12 +194,18 @@ def _build(name: str, table: Table, defaults: Mapping[str, Json], environ: Mappi
                 if how == "ws":
                     return _settled(table, WebSocket(url=url, headers=headers, **common))
                 transport: Literal["streamable", "sse"] = "sse" if how == "sse" else "streamable"
-                source = Http(url=url, headers=headers, redirects=redirects is not False, transport=transport, **common)
+                source = Http(
+                    url=url, urls=expander.texts("urls"), headers=headers, redirects=redirects is not False,
+                    transport=transport, **common,
+                )  # fmt: skip
                 return _settled(table, source)
             case "stdio":
                 command, cwd = expander.text("command", home=True), expander.text("cwd", home=True)
                 args, env = expander.texts("args"), expander.pairs("env")
-                return _settled(table, Stdio(command=command or "", args=args, env=env, cwd=cwd, **common))
+                replicas = 1 if (given := table.count("replicas")) is None else given
+                return _settled(
+                    table, Stdio(command=command or "", args=args, env=env, cwd=cwd, replicas=replicas, **common)
+                )
             case _:
                 Stdio(command="-", **common)  # for what else is wrong
                 return None

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 MAX_PREFIX = 40
 """Characters of a prefix: an exported name has 64 in all, and must leave room to tell tools apart."""
 
+MAX_REPLICAS = 64
+"""Like servers that stand for one source."""
+
 RESERVED_PREFIXES = frozenset({"agent", "cord"})
 """Prefixes of the fabric's own tools."""
 
@@ -199,10 +202,12 @@ class Stdio(Common):
         args: its arguments.
         env: variables that it gets beside the allow-listed ones.
         cwd: its working folder; None for ours.
+        replicas: how many of it run, each of which takes its share of the calls.
 
     """
 
     command: str
+    replicas: int = 1
     args: tuple[str, ...] = attrs.field(default=(), converter=texts, repr=_only_count)
     env: Mapping[str, str] = attrs.field(factory=dict, converter=_copied, repr=_only_names)
     cwd: str | None = None
@@ -223,6 +228,7 @@ class Stdio(Common):
         for name in self.env:
             if not name or "=" in name or not _fits_a_process(name):
                 yield "env", "holds a name that no variable can have", "use letters, digits and `_`"
+        yield from _replica_faults(self.replicas)
 
 
 @attrs.frozen(kw_only=True)
@@ -234,6 +240,7 @@ class Http(Common):
         headers: sent with each request.
         redirects: whether redirects within the same origin are followed; others never are.
         transport: "streamable" (MCP Streamable HTTP) or "sse" (the HTTP+SSE of 2024-11-05).
+        urls: further endpoints of like servers, each of which takes its share of the calls.
 
     """
 
@@ -241,11 +248,19 @@ class Http(Common):
     headers: Mapping[str, str] = attrs.field(factory=dict, converter=_copied, repr=_only_names)
     redirects: bool = True
     transport: Literal["streamable", "sse"] = "streamable"
+    urls: tuple[str, ...] = attrs.field(default=(), converter=texts, repr=_only_count)
 
     def faults(self) -> Iterator[Fault]:
         """What is wrong with this value; nothing, once it exists."""
         yield from super().faults()
         yield from _url_faults(self.url, ("http", "https"))
+        for place, url in enumerate(self.urls):
+            for _, what, remedy in _url_faults(url, ("http", "https")):
+                yield f"urls[{place}]", what, remedy
+            if url in (self.url, *self.urls[:place]):
+                yield f"urls[{place}]", "is given twice", "keep one"
+        if len(self.urls) >= MAX_REPLICAS:
+            yield "urls", "are too many", f"give {MAX_REPLICAS} or fewer"
         yield from _header_faults(self.headers)
         if self.transport not in ("streamable", "sse"):
             yield "transport", "is not a transport", 'write "streamable" or "sse"'
@@ -276,13 +291,41 @@ class InProcess(Common):
 
     Attributes:
         serve: called with its end of an in-memory transport at each connect; runs until cancelled.
+        replicas: to how many of it calls go.
 
     """
 
     serve: Callable[..., Awaitable[object]]
+    replicas: int = 1
+
+    def faults(self) -> Iterator[Fault]:
+        """What is wrong with this value; nothing, once it exists."""
+        yield from super().faults()
+        yield from _replica_faults(self.replicas)
 
 
 Source: TypeAlias = Stdio | Http | WebSocket | InProcess
+
+
+def several(source: Source) -> tuple[Source, ...]:
+    """The like servers that stand for `source`, each as a source of its own; none if it is one server."""
+    alone: list[Source] = []
+    match source:
+        case Http(urls=urls) if urls:
+            alone = [attrs.evolve(source, url=url, urls=()) for url in (source.url, *urls)]
+        case Stdio(replicas=count) | InProcess(replicas=count) if count > 1:
+            alone = [attrs.evolve(source, replicas=1)] * count
+        case _:
+            return ()
+    prefix = source.export_prefix
+    return tuple(attrs.evolve(each, name=f"{source.name}#{n}", prefix=prefix) for n, each in enumerate(alone, 1))
+
+
+def _replica_faults(count: int) -> Iterator[Fault]:
+    if isinstance(count, bool) or not isinstance(count, int):
+        yield "replicas", "is no whole number", f"give 1 to {MAX_REPLICAS}"
+    elif not 1 <= count <= MAX_REPLICAS:
+        yield "replicas", "is out of range", f"give 1 to {MAX_REPLICAS}"
 
 
 def _fits_a_process(text: str) -> bool:

@@ -141,6 +141,40 @@ async def test_how_requests_are_split_never_matters(sent: list[bytes], places: l
     assert await exchange(cut(data, places)) == whole
 
 
+async def exchange_after(first: bytes, request: bytes) -> bytes:
+    """What comes back for `request` and an end, on a connection on which `first` was answered before."""
+    async with open_door(echo) as (port, _):
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        if first:
+            await stream.send_all(first)
+            assert b" 200 OK" in await stream.receive_some()
+        try:
+            await stream.send_all(request)
+            await trio.sleep(0.002)  # or they would come together, and nothing be known of the first
+            await stream.send_all(END)
+        except trio.BrokenResourceError:
+            pass
+        data = await everything(stream)
+        await stream.aclose()
+    return re.sub(rb"Date: .*\r\n", b"", data)
+
+
+@given(
+    st.sampled_from([b"", b"A: b\r\n", b"Content-Length: 2\r\n", b"Transfer-Encoding: chunked\r\n", b"Expect: x\r\n"]),
+    st.sampled_from([b"2", b"02", b"3", b"0", b"-1", b"2 ", b"2\r\n 2", b"999", b"201"]),
+    st.sampled_from([b"", b"ok", b"abc", b"x" * 201]),
+)
+@example(b"", b"3", b"abc")
+@example(b"", b"0", b"")
+@example(b"", b"201", b"x" * 201)
+async def test_a_request_with_the_head_of_the_one_before_is_judged_as_if_it_were_the_first(
+    fields: bytes, length: bytes, body: bytes
+) -> None:
+    head = b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: "
+    request = b"%b%b\r\n%b\r\n%b" % (head, length, fields, body)
+    assert await exchange_after(head + b"2\r\n\r\nok", request) == await exchange_after(b"", request)
+
+
 pieces_of_http = st.sampled_from(
     [b"GET / HTTP/1.1\r\n", b"POST / HTTP/1.1\r\n", b"Host: x\r\n", b"\r\n", b"\n", b"\r", b" ", b":", b"\0", b"HTTP"]
 )

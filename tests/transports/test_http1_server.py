@@ -98,6 +98,22 @@ def statuses(data: bytes) -> list[int]:
     return [int(code) for code in re.findall(rb"HTTP/1\.1 (\d+) ", data)]
 
 
+async def test_requests_with_one_head_are_told_apart_by_their_lengths() -> None:
+    seen: list[tuple[str | None, int, bytes]] = []
+
+    async def handler(request: Request, response: Response) -> None:  # noqa: ASYNC124  # async by contract
+        seen.append((request.headers.get("content-length"), len(request.headers), request.body))
+        response.send(200)
+
+    async with open_door(handler) as door, await door.dial() as stream:
+        for body in (b"a", b"bc", b"", b"d" * 300):
+            await stream.send_all(
+                b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+            )
+            assert statuses(await stream.receive_some()) == [200]
+    assert seen == [("1", 2, b"a"), ("2", 2, b"bc"), ("0", 2, b""), ("300", 2, b"d" * 300)]
+
+
 async def test_httpx_understands_every_kind_of_answer() -> None:
     async def handler(request: Request, response: Response) -> None:
         match request.path:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 MCP_PATH: Final = "/mcp"
 """Where MCP is served; a profile below it."""
 
+DOORS: Final = 64
+"""Pairs of `Host` and `Origin` that are known to be let in."""
+
 METHODS: Final = "POST, GET, DELETE, OPTIONS"
 BEAT: Final = 15.0
 """Seconds between comments on open streams, so that no proxy takes them for dead."""
@@ -77,6 +80,7 @@ class HttpEndpoint:
         self._service = service
         self._hosts = (*LOOPBACK_HOSTS, *allowed_hosts)
         self._origins = (*LOOPBACK_ORIGINS, *allowed_origins)
+        self._doors: set[tuple[str | None, str | None]] = set()
         self._outlets: dict[Outlet, None] = {}
         self._views: dict[str, Exchanges] = {}
         for path, view in [(MCP_PATH, service), *((f"{MCP_PATH}/{name}", each) for name, each in profiles.items())]:
@@ -87,8 +91,8 @@ class HttpEndpoint:
         """Answer one request. Cancelled when its client leaves."""
         headers = request.headers
         origin = headers.get("origin")
-        refusal = check_origin(headers.get("host"), origin, allowed_hosts=self._hosts, allowed_origins=self._origins)
-        if refusal is not None:
+        door = (headers.get("host"), origin)
+        if door not in self._doors and (refusal := self._check(*door)) is not None:
             self._service.counters.add("gateway.foreign_refused")
             what = "Host" if refusal == 421 else "Origin"
             say(response, refusal, f"this {what} is not on the gateway's list (gateway.allowed_{what.lower()}s)")
@@ -109,6 +113,15 @@ class HttpEndpoint:
                 say(response, 405, "method not allowed", ("Allow", "GET, HEAD"))
             case _:
                 say(response, 404, "there is nothing here; MCP is at /mcp")
+
+    def _check(self, host: str | None, origin: str | None) -> int | None:
+        """The status to refuse a request with; who was let in once need not be judged again."""
+        refusal = check_origin(host, origin, allowed_hosts=self._hosts, allowed_origins=self._origins)
+        if refusal is None:
+            if len(self._doors) >= DOORS:
+                self._doors.clear()
+            self._doors.add((host, origin))
+        return refusal
 
     async def _mcp(self, exchanges: Exchanges, request: Request, response: Response, common: Fields) -> None:
         if request.method == "OPTIONS":

@@ -39,6 +39,10 @@ LOOPBACK_HOSTS = ("localhost:*", "127.0.0.1:*", "[::1]:*")
 LOOPBACK_ORIGINS = tuple(f"{scheme}://{host}" for scheme in ("http", "https") for host in LOOPBACK_HOSTS)
 """The origins of pages that this machine serves itself."""
 
+LENGTH_DIGITS = 10
+"""Digits of the length in a head that is known already."""
+
+_LENGTH = re.compile(rb"\r\ncontent-length: ?([0-9]{1,10})\r\n", re.IGNORECASE)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _TARGET = re.compile(r"[\x21-\x7e]+")
@@ -61,11 +65,21 @@ class Headers:
     Names are looked up in any case. Two fields of one name stay two.
     """
 
-    __slots__ = ("_index", "raw")
+    __slots__ = ("_found", "_index", "raw")
 
     def __init__(self, raw: Sequence[tuple[bytes, bytes]]) -> None:
         self.raw = raw
         self._index: dict[bytes, bytes] | None = None
+        self._found: dict[
+            str, str | None
+        ] = {}  # by the names that were asked for, since heads are kept and asked again
+
+    def resized(self, size: int) -> None:
+        """Take another `Content-Length`; there is exactly one."""
+        length = b"%d" % size
+        self.raw = [(name, length if name.lower() == b"content-length" else value) for name, value in self.raw]
+        if self._index is not None:
+            self._index[b"content-length"] = length
 
     @property
     def index(self) -> Mapping[bytes, bytes]:
@@ -77,8 +91,15 @@ class Headers:
 
     def get(self, name: str) -> str | None:
         """The value of the first field called `name`."""
-        value = self.index.get(name.lower().encode("latin-1", "replace"))
-        return None if value is None else value.decode("latin-1").strip(" \t")
+        try:
+            return self._found[name]
+        except KeyError:
+            lower = name.lower()
+            value = self.index.get(lower.encode("latin-1", "replace"))
+            found = None if value is None else value.decode("latin-1").strip(" \t")
+            if lower != "content-length":
+                self._found[name] = found
+            return found
 
     def all(self, name: str) -> tuple[str, ...]:
         """The values of all fields called `name`."""
@@ -97,6 +118,48 @@ class Headers:
 
     def __repr__(self) -> str:
         return f"Headers({[name.decode('latin-1') for name, _ in self.raw]})"  # values may be secrets
+
+
+class KnownHead:
+    """A head that was judged good, around its length: one that differs only there needs no judging.
+
+    A peer's heads are mostly the same, and to read one is a fifth of an exchange's instructions.
+    """
+
+    __slots__ = ("_after", "_before", "headers")
+
+    def __init__(self, before: bytes, after: bytes, headers: Headers) -> None:
+        self._before = before
+        self._after = after
+        self.headers = headers
+
+    def body(self, data: bytes) -> int:
+        """Where the body begins, if `data` is such a head, its whole body and nothing else; else -1."""
+        before, after = self._before, self._after
+        if not data.startswith(before):
+            return -1
+        begin = len(before)
+        end = data.find(after, begin, begin + LENGTH_DIGITS + len(after))
+        digits = data[begin:end]
+        start = end + len(after)
+        if end < 0 or not digits.isdigit() or len(data) - start != int(digits):
+            return -1
+        return start
+
+
+def know(head: bytes, headers: Headers, limit: int) -> KnownHead | None:
+    """What to know `head` by, which was judged good; None if no length frames the body, or it would be too long.
+
+    Args:
+        head: as it came.
+        headers: its fields, as they will be handed out with each that is like it.
+        limit: bytes of a head.
+
+    """
+    found = _LENGTH.search(head)
+    if found is None or len(head) + LENGTH_DIGITS > limit:
+        return None
+    return KnownHead(head[: found.start(1)], head[found.end(1) :], headers)
 
 
 def encode_headers(headers: Iterable[tuple[str, str]]) -> bytes:

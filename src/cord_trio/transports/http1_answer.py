@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
-from cord_trio.transports.http1 import encode_headers
 from cord_trio.transports.http1_wire import SMALL
 
 if TYPE_CHECKING:
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from cord_trio.transports.http1_visitor import Connection
 
 Address: TypeAlias = tuple[str, int] | str
+Fields: TypeAlias = tuple[tuple[str, str], ...]
 
 
 class Request:
@@ -68,25 +68,26 @@ class Response:
             RuntimeError: the answer was begun before.
 
         """
-        head = self._head(status, headers, None if status in (204, 304) else f"Content-Length: {len(body)}\r\n")
+        head = self._begin(status, headers)
         self.started = self.ended = True
-        if self._bare or status in (204, 304):
-            self._connection.write(head)
+        if status in (204, 304):
+            self._connection.write(head + b"\r\n")
+        elif self._bare:
+            self._connection.write(b"%bContent-Length: %d\r\n\r\n" % (head, len(body)))
         elif len(body) <= SMALL:
-            self._connection.write(head + body)
+            self._connection.write(b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body))
         else:
-            self._connection.write(head, body)
+            self._connection.write(b"%bContent-Length: %d\r\n\r\n" % (head, len(body)), body)
 
     def start(self, status: int, headers: Iterable[tuple[str, str]] = ()) -> None:
         """Begin an answer whose length is not known yet. Raises as `send` does."""
         self._bare = self._bare or status in (204, 304)
         if not self._chunked and not self._bare:
             self._connection.keep = False  # HTTP/1.0: the body goes to the end of the connection
-        head = self._head(
-            status, headers, None if self._bare or not self._chunked else "Transfer-Encoding: chunked\r\n"
-        )
+        head = self._begin(status, headers)
         self.started = True
-        self._connection.write(head)
+        framing = b"" if self._bare or not self._chunked else b"Transfer-Encoding: chunked\r\n"
+        self._connection.write(b"%b%b\r\n" % (head, framing))
 
     def write(self, data: bytes) -> None:
         """Send more of the body that `start` began."""
@@ -127,10 +128,10 @@ class Response:
         self.started = self.ended = True
         return taken
 
-    def _head(self, status: int, headers: Iterable[tuple[str, str]], framing: str | None) -> bytes:
+    def _begin(self, status: int, headers: Iterable[tuple[str, str]]) -> bytes:
         if self.started:
             raise RuntimeError("the answer has begun already")
-        return self._connection.head(status, encode_headers(headers), framing or "")
+        return self._connection.begin(status, headers if type(headers) is tuple else tuple(headers))
 
     @property
     def gone(self) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from typing import TYPE_CHECKING
 
 import httptools
@@ -15,7 +14,7 @@ import trio
 
 from cord_trio.cell import Cell
 from cord_trio.errors import BadReply, ConnectionLost
-from cord_trio.transports.http1 import Headers
+from cord_trio.transports.http1 import Headers, KnownHead, know
 
 if TYPE_CHECKING:
     from cord_trio.errors import Executed
@@ -27,23 +26,6 @@ logger = logging.getLogger("cord_trio.transports")
 
 INTERIM_LIMIT = 16
 """Answers of the 1xx kind to one request."""
-
-LENGTH_DIGITS = 10
-"""Digits of the length of a body that is read without httptools."""
-
-_LENGTH = re.compile(rb"\r\ncontent-length: ?([0-9]{1,10})\r\n", re.IGNORECASE)
-
-
-class Known:
-    """A head that was judged good, around its length."""
-
-    __slots__ = ("after", "before", "headers", "status")
-
-    def __init__(self, before: bytes, after: bytes, status: int, headers: Headers) -> None:
-        self.before = before
-        self.after = after
-        self.status = status
-        self.headers = headers
 
 
 class Connection:
@@ -90,7 +72,7 @@ class Connection:
         self._status = 0
         self._refusal: str | None = None
         self._raw = b""
-        self._known: Known | None = None
+        self._known: KnownHead | None = None
         self._rests = False  # whether the reader has nothing to do between exchanges
         self._needed: Cell[None] | None = None
 
@@ -166,7 +148,7 @@ class Connection:
         try:
             if self._in_head:
                 known = self._known
-                if known is not None and data.startswith(known.before) and self._take_known(known, data):
+                if known is not None and self._take_known(known, data):
                     return
                 data = self._take_head(data)
             if data and not (self._in_head or self._complete or self.closed or self._refusal):
@@ -188,18 +170,11 @@ class Connection:
         elif self._complete:
             self._finish(reusable=self._keep and not data)
 
-    def _take_known(self, known: Known, data: bytes) -> bool:
-        """Take a whole answer whose head is the last one's but for its length. Returns False if it is none.
-
-        A server's heads are nearly always the same. Such a one is as good as the first, so that httptools need not
-        read it: that, its header fields and what they mean are a fifth of the instructions of a call.
-        """
+    def _take_known(self, known: KnownHead, data: bytes) -> bool:
+        """Take a whole answer whose head is the last one's but for its length. Returns False if it is none."""
+        start = known.body(data)
         exchange = self._exchange
-        begin = len(known.before)
-        end = data.find(known.after, begin, begin + LENGTH_DIGITS + len(known.after))
-        digits = data[begin:end]
-        start = end + len(known.after)
-        if end < 0 or not digits.isdigit() or len(data) - start != int(digits) or exchange is None:
+        if start < 0 or exchange is None:
             return False
         whole = exchange.whole
         if whole is None or self._buffer or len(data) - start > self._pool.limits.body or exchange.method == "HEAD":
@@ -212,18 +187,10 @@ class Connection:
         if not exchange.over:
             exchange.over = True
             try:
-                whole(known.status, known.headers, data[start:])
+                whole(self._status, known.headers, data[start:])
             except Exception:
                 logger.exception("a sink raised at the end origin=%s", self._pool.origin.name)
         return True
-
-    def _learn(self, status: int, headers: Headers, length: int) -> None:
-        """Remember a head that was judged good, of a body framed by its length."""
-        found = _LENGTH.search(self._raw)
-        if found is None or int(found[1]) != length or len(self._raw) + LENGTH_DIGITS > self._pool.limits.head:
-            return
-        fields = [field for field in headers.raw if field[0].lower() != b"content-length"]
-        self._known = Known(self._raw[: found.start(1)], self._raw[found.end(1) :], status, Headers(fields))
 
     def _take_head(self, data: bytes) -> bytes:
         """Feed the head once it is whole; returns what follows it."""
@@ -302,7 +269,8 @@ class Connection:
                 self._refuse_size()
                 return
             if length is not None and transfer is None and self._keep and not stream:
-                self._learn(status, headers, int(length))
+                fields = [field for field in headers.raw if field[0].lower() != b"content-length"]
+                self._known = know(self._raw, Headers(fields), pool.limits.head)
         exchange.sink.head(status, headers)
         if bare:
             self._complete = True

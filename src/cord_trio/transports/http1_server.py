@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
+    from cord_trio.transports.http1_answer import Fields
+
 __all__ = ["HttpHandler", "HttpLimits", "Request", "Response", "serve_http"]
 
 logger = logging.getLogger("cord_trio.transports")
@@ -83,16 +85,18 @@ class Server:
         self.draining = False
         self.empty = trio.Event()
         self.populated = trio.Event()
-        self._date = ""
+        self.date = ""
+        self._heads: dict[tuple[int, Fields, bool], bytes] = {}
         self._second = 0
 
-    def date(self) -> str:
-        """The `Date` header (RFC 9110, section 6.6.1)."""
+    def heads(self) -> dict[tuple[int, Fields, bool], bytes]:
+        """What the heads of this second's answers are, since the `Date` (RFC 9110, section 6.6.1) is in them."""
         second = int(time.time())
         if second != self._second:
             self._second = second
-            self._date = f"Date: {formatdate(second, usegmt=True)}\r\n"
-        return self._date
+            self.date = f"Date: {formatdate(second, usegmt=True)}\r\n"
+            self._heads.clear()
+        return self._heads
 
     def relieve(self) -> None:
         """Drop the clients that keep most waiting, until what waits for all of them is within its bound."""

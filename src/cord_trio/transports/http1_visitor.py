@@ -18,13 +18,14 @@ import httptools
 import trio
 
 from cord_trio.cell import Cell
-from cord_trio.transports.http1 import Chunks, Headers, Unacceptable, check_head
+from cord_trio.transports.http1 import Chunks, Headers, KnownHead, Unacceptable, check_head, encode_headers, know
 from cord_trio.transports.http1_answer import Address, Request, Response
 from cord_trio.transports.http1_wire import SocketWire
 
 if TYPE_CHECKING:
     import socket
 
+    from cord_trio.transports.http1_answer import Fields
     from cord_trio.transports.http1_server import Server
 
 logger = logging.getLogger("cord_trio.transports")
@@ -40,6 +41,12 @@ HOLD_INTERVAL = 0.1
 
 BODY_RATE = 1024
 """Bytes a second that a body must come with, beyond its patience."""
+
+UNUSUAL = frozenset({b"expect", b"upgrade", b"transfer-encoding"})
+"""Fields of a head that is judged each time anew."""
+
+HEADS = 64
+"""Heads of answers that are kept for the rest of a second."""
 
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
 _REQUEST_LINE = re.compile(rb"([A-Z-]+) (\S+) HTTP/1\.([01])\r\n")
@@ -73,6 +80,7 @@ class Connection:
         self._got = 0
         self._chunks: Chunks | None = None
         self._headers = Headers(())
+        self._known: KnownHead | None = None
 
     # The reader
 
@@ -128,6 +136,12 @@ class Connection:
 
     def _take_head(self, data: bytes) -> None:
         limits = self.server.limits
+        known = self._known
+        if known is not None and (start := known.body(data)) > 0 and len(data) - start <= limits.body:
+            self.keep = True
+            known.headers.resized(len(data) - start)
+            self._dispatch(known.headers, data[start:])
+            return
         if data[0] in b"\r\n":
             data = data.lstrip(b"\r\n")  # an empty line before a request line is old custom
             if not data:
@@ -157,7 +171,16 @@ class Connection:
             pass  # an upgrade is an offer, which the handler may take (RFC 9110, section 7.8)
         except httptools.HttpParserError as exc:
             raise Unacceptable(400, f"not HTTP/1.1: {exc}") from None
+        self._known = None
         self._judge(data[end:])
+        if self._stage == "busy":
+            self._learn(head)
+
+    def _learn(self, head: bytes) -> None:
+        """Remember a head that was judged good, if a body framed by its length follows and nothing else."""
+        headers = self._headers
+        if self.keep and self._line[2] != "0" and not UNUSUAL & headers.index.keys():
+            self._known = know(head, headers, self.server.limits.head)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._fields.append((name, value))
@@ -266,6 +289,7 @@ class Connection:
         self._release()
         method, target, minor = self._line
         self._stage = "busy"
+        self._headers = headers
         self.deadline = math.inf
         self.server.counters.add("http_server.requests")
         request = Request(method, target, headers, body, self.client)
@@ -343,13 +367,21 @@ class Connection:
 
     # Both
 
-    def head(self, status: int, fields: bytes, framing: str) -> bytes:
-        """An answer's head."""
+    def begin(self, status: int, fields: Fields) -> bytes:
+        """An answer's head up to its framing."""
         if self.server.draining:
             self.keep = False
-        line = _STATUS_LINES.get(status) or f"HTTP/1.1 {status} Status\r\n"
-        close = "" if self.keep else "Connection: close\r\n"
-        return b"%b%b%b\r\n" % (line.encode(), fields, f"{self.server.date()}{framing}{close}".encode())
+        heads = self.server.heads()
+        key = (status, fields, self.keep)
+        head = heads.get(key)
+        if head is None:
+            line = _STATUS_LINES.get(status) or f"HTTP/1.1 {status} Status\r\n"
+            close = "" if self.keep else "Connection: close\r\n"
+            head = b"%b%b%b" % (line.encode(), encode_headers(fields), f"{self.server.date}{close}".encode())
+            if len(heads) >= HEADS:
+                heads.clear()
+            heads[key] = head
+        return head
 
     def write(self, *parts: bytes) -> None:
         """Send to the client, if it is still there."""
@@ -375,8 +407,8 @@ class Connection:
         logger.debug("refused status=%d client=%s what=%s", refusal.status, self.client, refusal.what)
         self.keep = False
         body = f"{refusal.what}\n".encode()
-        head = self.head(refusal.status, b"Content-Type: text/plain\r\n", f"Content-Length: {len(body)}\r\n")
-        self.write(head + body)
+        head = self.begin(refusal.status, (("Content-Type", "text/plain"),))
+        self.write(b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body))
         self._finish()
 
     def _finish(self) -> None:

@@ -18,7 +18,25 @@ from cord_trio.call import Call, Complete, Outcome, stack
 from cord_trio.cell import Timer
 from cord_trio.counters import Counters
 from cord_trio.errors import CallError, CallFailed, ConnectionLost, DeadlineExceeded, Overloaded, Refused, SourceDown
-from cord_trio.layers import Breaker, RetryBudget, Slots, breaker, deadline, limit, rate, retry
+from cord_trio.layers import (
+    Allowance,
+    Breaker,
+    Cache,
+    RetryBudget,
+    Slots,
+    Times,
+    adapt,
+    attempt,
+    breaker,
+    budget,
+    cache,
+    deadline,
+    hedge,
+    limit,
+    rate,
+    retry,
+    shed,
+)
 from cord_trio.protocol.mcp import Annotations
 from cord_trio.testing.schedule import scheduled
 from cord_trio.testing.strategies import schedules
@@ -334,6 +352,7 @@ def test_all_layers_together_end_every_call_once_and_leave_nothing(
     asks: list[Ask], ends: list[str], reserve: int, rng: Random
 ) -> None:
     gates: list[Slots] = []
+    accounts: list[Allowance] = []
     inside = 0
     starts: dict[int, list[str]] = {number: [] for number in range(len(asks))}
 
@@ -361,16 +380,23 @@ def test_all_layers_together_end_every_call_once_and_leave_nothing(
     def build(timer: Timer, handler: Handler) -> Handler:
         counters = Counters()
         gates.append(Slots(2, waiting=3, timer=timer, counters=counters, name="web"))
+        accounts.append(Allowance(every=1000, counters=counters, name="web"))
         return stack(
             handler,
             deadline(20),
+            budget(accounts[0]),
+            shed(gates[0], Times(), most=2, counters=counters, name="web"),
             retry(budget=RetryBudget(reserve=reserve, ratio=0.2), rng=Random(0), timer=timer, counters=counters),
             rate(5, timer=timer, counters=counters, name="web"),
             limit(gates[0], timer=timer, counters=counters, name="web"),
+            adapt(gates[0], most=2, counters=counters),
+            attempt(100),
         )
 
     def at_rest() -> None:
-        assert (gates[0].taken, gates[0].waiting) == (0, 0)
+        account = accounts[0]
+        assert (gates[0].taken, gates[0].waiting, account.reserved_calls, account.reserved_bytes) == (0, 0, 0, 0)
+        assert account.spent_calls <= len(asks)
 
     def ended(under_way: set[int]) -> None:
         assert gates[0].taken + gates[0].waiting <= len(under_way)
@@ -500,3 +526,223 @@ def test_invariant_45_an_open_source_sees_no_call_but_the_probe(
     legal = {("closed", "open"), ("open", "half-open"), ("half-open", "open"), ("half-open", "closed")}
     assert set(pairwise(states)) <= legal
     assert circuit.state != "half-open"
+
+
+@proves("layers.limit", "layers.rest", "layers.shed")
+@given(ASKS, st.lists(st.sampled_from(["busy", "late", "lost", "unsent"]), min_size=3, max_size=3), schedules())
+def test_slots_that_adapt_stay_in_bounds_and_fall_only_after_a_sign_of_overload(
+    asks: list[Ask], failures: list[str], rng: Random
+) -> None:
+    gates: list[Slots] = []
+    counters = Counters()
+    signs = inside = 0
+    started: set[str | None] = set()
+
+    async def handler(call: Call) -> Outcome:
+        nonlocal signs, inside
+        number = int(call.name or "")
+        started.add(call.name)
+        inside += 1
+        assert inside <= 4
+        try:
+            await trio.sleep(asks[number].runs)
+        finally:
+            inside -= 1
+        if not asks[number].fails:
+            return DONE
+        match failures[number % 3]:
+            case "busy":
+                signs += 1
+                raise Refused("busy")
+            case "late":
+                signs += 1
+                raise DeadlineExceeded("attempt")
+            case "lost":
+                raise ConnectionLost("gone")
+        raise DeadlineExceeded("queue", "no")
+
+    def build(timer: Timer, handler: Handler) -> Handler:
+        gate = Slots(2, timer=timer, counters=counters, name="web")
+        gates.append(gate)
+        return stack(
+            handler,
+            shed(gate, Times(), most=3, counters=counters, name="web"),
+            limit(gate, timer=timer, counters=counters, name="web"),
+            adapt(gate, most=4, counters=counters),
+        )
+
+    def at_rest() -> None:
+        assert (gates[0].taken, gates[0].waiting) == (0, 0)
+
+    def ended(under_way: set[int]) -> None:
+        assert 1 <= gates[0].size <= 4
+        assert counters["adapt.fewer"] <= signs
+        assert gates[0].size >= 2 - counters["adapt.fewer"] * 2
+        assert gates[0].waiting == 0 or gates[0].taken >= gates[0].size  # nobody waits while one is free
+        if not signs:
+            assert gates[0].size >= 2
+
+    endings = play(asks, rng, build, handler, at_rest, ended)
+    for number, (ending,) in enumerate(endings):
+        if ending == "Overloaded":
+            assert str(number) not in started
+
+
+@proves("layers.rest")
+@given(
+    ASKS, st.integers(0, 6), st.lists(st.sampled_from(["no", "unknown", "yes"]), min_size=2, max_size=2), schedules()
+)
+def test_what_may_have_run_is_spent_once_within_the_budget_and_nothing_stays_reserved(
+    asks: list[Ask], most: int, ran: list[str], rng: Random
+) -> None:
+    accounts: list[Allowance] = []
+    spent = 0
+
+    async def handler(call: Call) -> Outcome:
+        nonlocal spent
+        number = int(call.name or "")
+        account = accounts[0]
+        assert account.spent_calls + account.reserved_calls <= most
+        executed = ran[number % 2] if asks[number].fails else "yes"
+        costs = 1
+        try:
+            await trio.sleep(asks[number].runs)
+            costs = int(executed != "no")
+        finally:
+            spent += costs
+        if asks[number].fails:
+            raise CallError("failed", executed)  # type: ignore[arg-type]  # one of the three
+        return DONE
+
+    def build(timer: Timer, handler: Handler) -> Handler:
+        accounts.append(Allowance(most, every=1000, counters=Counters(), name="web"))
+        return budget(accounts[0])(handler)
+
+    def at_rest() -> None:
+        assert (accounts[0].reserved_calls, accounts[0].reserved_bytes) == (0, 0)
+        assert accounts[0].spent_calls == spent <= most
+
+    play(asks, rng, build, handler, at_rest)
+
+
+@proves(1, "layers.flight")
+@given(ASKS, st.integers(1, 3), st.booleans(), schedules())
+def test_equal_calls_are_one_and_nobody_ends_with_another(
+    asks: list[Ask], kinds: int, lives: bool, rng: Random
+) -> None:
+    caches: list[Cache] = []
+    inside: set[str] = set()
+    runs: dict[str, list[Outcome]] = {}
+    got: list[tuple[str, Outcome]] = []
+    late = False
+
+    async def handler(call: Call) -> Outcome:
+        nonlocal late
+        kind = call.name or ""
+        assert kind not in inside, "the same is asked twice at once"
+        inside.add(kind)
+        try:
+            plan = asks[int(kind)]
+            if trio.current_time() + plan.runs >= call.deadline:
+                await trio.sleep_until(call.deadline)
+                raise DeadlineExceeded("late")
+            await trio.sleep(plan.runs)
+        finally:
+            inside.remove(kind)
+        if plan.fails:
+            raise ConnectionLost("gone")
+        outcome = Complete(Raw(b'{"run":%d,"ttlMs":%d}' % (len(runs.get(kind, [])), 1000 if lives else 0)))
+        runs.setdefault(kind, []).append(outcome)
+        return outcome
+
+    def build(timer: Timer, handler: Handler) -> Handler:
+        counters = Counters()
+        caches.append(Cache(entries=2, counters=counters))
+        around = cache(
+            caches[0], seconds=100, reads=lambda _: True, fails=lambda _: False, timer=timer, counters=counters
+        )
+        cached = around(handler)
+
+        async def asked(call: Call) -> Outcome:
+            kind = str(int(call.name or "") % min(kinds, len(asks)))
+            outcome = await cached(Call("resources/read", kind, deadline=call.deadline))
+            got.append((kind, outcome))
+            return outcome
+
+        return asked
+
+    def at_rest() -> None:
+        assert not caches[0].flights
+        assert len(caches[0]) <= 2
+
+    endings = play(asks, rng, build, handler, at_rest)
+    for number, (ending,) in enumerate(endings):
+        plan, runs_by = asks[number], asks[number % min(kinds, len(asks))]
+        if ending == "ConnectionLost":
+            assert runs_by.fails
+        if ending == "DeadlineExceeded":
+            assert plan.within != math.inf  # it was its own
+        if ending == "cancelled":
+            assert plan.patience != math.inf
+    for kind, outcome in got:
+        assert isinstance(outcome, Complete)
+        head = bytes(outcome.result).split(b",")[0]
+        assert any(bytes(each.result).startswith(head) for each in runs[kind] if isinstance(each, Complete))
+
+
+@proves("layers.hedge")
+@given(ASKS, st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0]), min_size=4, max_size=4), schedules())
+def test_two_hedged_attempts_yield_one_response_and_leave_nothing(
+    asks: list[Ask], seconds: list[float], rng: Random
+) -> None:
+    starts: dict[str, int] = {}
+    open_: dict[str, int] = {}
+    cancels: dict[str, int] = {}
+    answers: dict[str, list[Outcome]] = {}
+    warming = 2
+
+    async def handler(call: Call) -> Outcome:
+        name = call.park or "warm"
+        if name == "warm":
+            await trio.sleep(0.5)
+            return DONE
+        number = int(name)
+        copy = starts.get(name, 0)
+        starts[name] = copy + 1
+        assert starts[name] <= 2
+        open_[name] = open_.get(name, 0) + 1
+        try:
+            await trio.sleep(seconds[(number + copy) % 4])
+        except trio.Cancelled:
+            cancels[name] = cancels.get(name, 0) + 1
+            raise
+        finally:
+            open_[name] -= 1
+        if asks[number].fails and copy == 0:
+            raise ConnectionLost("gone")
+        answers.setdefault(name, []).append(outcome := Complete(Raw(b"%d" % copy)))
+        return outcome
+
+    def build(timer: Timer, handler: Handler) -> Handler:
+        layer = hedge(may=lambda _: True, budget=RetryBudget(reserve=4, ratio=0), counters=Counters(), samples=warming)
+        hedged = layer(handler)
+
+        async def asked(call: Call) -> Outcome:
+            name = call.name or ""
+            for _ in range(warming):
+                await hedged(Call("tools/call", "same"))
+            outcome = await hedged(Call("tools/call", "same", park=name))
+            assert outcome in answers[name]
+            assert not open_[name]  # the other one is gone before its answer is given
+            return outcome
+
+        return asked
+
+    def at_rest() -> None:
+        assert not any(open_.values())
+        assert sum(count == 2 for count in starts.values()) <= 2  # half of four
+
+    endings = play(asks, rng, build, handler, at_rest)
+    for number, (ending,) in enumerate(endings):
+        assert ending in ("answered", "ConnectionLost", "cancelled")
+        assert cancels.get(str(number), 0) <= (2 if ending == "cancelled" else 1)

@@ -32,6 +32,7 @@ from cord_trio.errors import Draining, DrainTimeout, Overloaded
 from cord_trio.link import Surroundings
 from cord_trio.observe import Node
 from cord_trio.observe.hogs import open_watch
+from cord_trio.observe.metrics import watches
 from cord_trio.protocol import jsonrpc
 from cord_trio.protocol.mcp import ToolResult
 from cord_trio.registry import AGENTS, Registry
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from cord_trio.config import Source
     from cord_trio.layers import Approve
     from cord_trio.observe.hogs import Watch
+    from cord_trio.observe.metrics import CollectorRegistry
     from cord_trio.protocol.jsonrpc import Json
     from cord_trio.protocol.mcp import Tool
     from cord_trio.stages import Stage
@@ -273,6 +275,7 @@ async def open_fabric(
     *,
     layers: Sequence[Layer] = (),
     approve: Approve | None = None,
+    metrics: CollectorRegistry | None = None,
     rng: Random | None = None,
     journal: Journal | None = None,
     traced: bool = False,
@@ -287,6 +290,8 @@ async def open_fabric(
         layers: around the calls of every source, the first of them outermost.
         approve: `async (call) -> bool`, asks a person about a call that a rule says needs one; None to ask whoever
             calls, if that one can be asked.
+        metrics: a registry of Prometheus that counts calls; None for none. Spans of OpenTelemetry are made where a
+            provider was configured before.
         rng: draws the pauses; seeded where a run is to repeat.
         journal: keeps started conversations; None for memory.
         traced: whether what agents are asked begins a trace where nobody gave one.
@@ -327,6 +332,7 @@ async def open_fabric(
             layers=tuple(layers),
             state_dir=config.state_dir,
             approve=approve,
+            watches=watches(metrics),
         )
         await core.start(service, registry.run)
         await core.start(service, timer.run)

@@ -125,6 +125,7 @@ class _Builder:
                 source.breaker, probe=ends.probe, rng=around.rng, counters=counters, name=name, clock=clock
             )
             self._shared.append(layers.breaker(self.breaker))
+        self._traces = [layers.trace(watch(name)) for watch in around.watches]
         self._policy: list[Layer] = []
         if source.rules or source.read_only:
             self._policy.append(self._denying())
@@ -148,7 +149,7 @@ class _Builder:
     def whole(self, own: ToolSettings, public: str = "") -> Handler:
         """The stack for what has the settings `own` beside those of the source."""
         source, counters, clock = self.source, self._around.counters, self._clock
-        ours: list[Layer] = [*self._around.layers, *source.layers, *own.layers, *self._policy]
+        ours: list[Layer] = [*self._traces, *self._around.layers, *source.layers, *own.layers, *self._policy]
         ours.append(self._deadline(own.deadline))
         if own.budget is not None:
             ours.append(self._budget(own.budget, public))
@@ -185,7 +186,8 @@ class _Builder:
     def resumed(self) -> Handler:
         """The stack for answers to calls that wait: they are never made anew, so nothing is retried."""
         limit = self._limit(self.slots, self.source.name)
-        return stack(self._ends.resume, *self._around.layers, *self.source.layers, self._deadline(None), limit)
+        users = (*self._around.layers, *self.source.layers)
+        return stack(self._ends.resume, *self._traces, *users, self._deadline(None), limit)
 
     def _denying(self) -> Layer:
         source, around = self.source, self._around

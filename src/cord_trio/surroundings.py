@@ -16,14 +16,14 @@ from cord_trio.parking import Parks
 from cord_trio.pool import NO_ROOTS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
     from random import Random
 
     from cord_trio.call import Layer
     from cord_trio.cell import Timer
     from cord_trio.config import Bounds
     from cord_trio.counters import Counters
-    from cord_trio.layers import Approve
+    from cord_trio.layers import Approve, Watch
     from cord_trio.protocol.jsonrpc import Json
     from cord_trio.registry import Registry
     from cord_trio.transports.guardian import Guardian
@@ -54,6 +54,9 @@ class Surroundings:
     """What servers are told that ask for roots and whose callers have none, as JSON."""
     state_dir: str = ""
     """Where stored manifests are; empty for the user's folder for such."""
+
+    watches: tuple[Callable[[str], Watch], ...] = ()
+    """What watches the calls of a source, by its name."""
 
     layers: tuple[Layer, ...] = ()
     """The user's own, around the calls of every source, the first of them outermost."""

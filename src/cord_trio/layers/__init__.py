@@ -1,10 +1,11 @@
 """What lies around every call: plain functions from a handler to a handler, `stack`ed outermost first.
 
 A layer keeps its books synchronously, waits in cells, and never catches a cancellation. From the outside
-in: `policy` decides whether a call may be made; `deadline` bounds everything below; `budget` counts what it costs;
-`cache` knows the answer already; `shed` refuses what would wait in vain; `retry` makes attempts; `breaker` refuses
-those of a source that fails; `rate` and `limit` admit each, so that no slot is held during a pause, and `adapt` finds
-out how many slots there should be; `attempt` bounds each; `tell_deadline` tells the server what is left.
+in: `trace` tells others of all of it; `policy` decides whether a call may be made; `deadline` bounds everything
+below; `budget` counts what it costs; `cache` knows the answer already; `shed` refuses what would wait in vain; `retry`
+makes attempts; `hedge` makes a second one while the first is slow; `breaker` refuses those of a source that fails;
+`rate` and `limit` admit each, so that no slot is held during a pause, and `adapt` finds out how many slots there should
+be; `attempt` bounds each; `tell_deadline` tells the server what is left.
 """
 
 from cord_trio.layers.adapt import adapt
@@ -22,10 +23,11 @@ from cord_trio.layers.retry import RetryBudget, retry
 from cord_trio.layers.safety import only_reads, repeatable
 from cord_trio.layers.shed import shed
 from cord_trio.layers.times import Times, timed
+from cord_trio.layers.trace import Ended, Watch, trace
 from cord_trio.layers.waits import Waits
 
 __all__ = [
-    "META_DEADLINE", "Allowance", "Approve", "Breaker", "Cache", "Meter", "Policy", "RetryBudget", "Slots", "Times",
-    "Waits", "adapt", "attempt", "breaker", "budget", "cache", "deadline", "hedge", "limit", "only_reads", "policy",
-    "rate", "repeatable", "retry", "shed", "tell_deadline", "timed",
+    "META_DEADLINE", "Allowance", "Approve", "Breaker", "Cache", "Ended", "Meter", "Policy", "RetryBudget", "Slots",
+    "Times", "Waits", "Watch", "adapt", "attempt", "breaker", "budget", "cache", "deadline", "hedge", "limit",
+    "only_reads", "policy", "rate", "repeatable", "retry", "shed", "tell_deadline", "timed", "trace",
 ]  # fmt: skip

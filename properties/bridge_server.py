@@ -36,8 +36,9 @@ class Script:
     """What a server does in one call.
 
     Attributes:
-        steps: ("wait", seconds), ("progress", how often), ("log", how often), ("ask", which of `ASKS`), ("change", 0).
-        ending: text, rich, fail, error, twice, unknown, silent or drop.
+        steps: ("wait", seconds), ("progress", how often), ("falls", how often), ("log", how often),
+            ("ask", which of `ASKS`), ("change", 0).
+        ending: text, rich, fail, error, twice, unknown, silent, drop or lingers: telling progress after its answer.
 
     """
 
@@ -259,6 +260,11 @@ class Connection:
                         told += 1
                         self.send({"method": "notifications/progress",
                                    "params": {"progressToken": seen.token, "progress": told}})  # fmt: skip
+                case "falls" if seen.token is not None and not seen.over:
+                    for less in range(much):  # a bad server, whose word must not be passed on
+                        fallen = max(told - less, 1000 * seen.number)
+                        self.send({"method": "notifications/progress",
+                                   "params": {"progressToken": seen.token, "progress": fallen}})  # fmt: skip
                 case "log" if not seen.over and (not self.server.era.modern or seen.level is not None):
                     self.send({"method": "notifications/message", "params": {"level": "info", "data": seen.number}})
                 case "change":
@@ -309,6 +315,13 @@ class Connection:
         seen.answered = trio.current_time()
         self.open.pop(seen.id, None)
 
+    async def _linger(self, seen: Seen) -> None:
+        """Tell progress of a call that was answered, at once and later."""
+        for late in (998, 999):
+            told = {"progressToken": seen.token, "progress": 1000 * seen.number + late}
+            self.send({"method": "notifications/progress", "params": told})
+            await trio.sleep(0.1)
+
     def _end(self, seen: Seen, ending: str) -> None:
         if ending == "silent":
             return
@@ -337,6 +350,8 @@ class Connection:
             self.result("never", {"content": []})
         for _ in range(2 if ending == "twice" else 1):
             self.result(seen.id, {"content": blocks, **more})
+        if ending == "lingers" and seen.token is not None:
+            self.server.nursery.start_soon(self._linger, seen)
 
 
 def question(kind: str, number: int) -> Json:

@@ -45,10 +45,11 @@ steps = st.one_of(
     st.tuples(st.just("ask"), kinds),
     st.tuples(st.just("wait"), moments),
     st.tuples(st.just("progress"), st.integers(1, 3)),
+    st.tuples(st.just("falls"), st.integers(1, 3)),
     st.tuples(st.just("log"), st.just(1)),
     st.tuples(st.just("change"), st.just(0)),
 )
-endings = st.sampled_from(["text", "text", "rich", "fail", "error", "twice", "unknown", "silent", "drop"])
+endings = st.sampled_from(["text", "text", "rich", "fail", "error", "twice", "unknown", "silent", "drop", "lingers"])
 scripts = st.builds(Script, st.lists(steps, max_size=4).map(tuple), endings)
 rounds = st.sampled_from(["answer", "answer", "refuse", "late", "never", "replay", "wrong"])
 asks = st.builds(Ask, moments, st.integers(0, 1), scripts, st.lists(rounds, max_size=3).map(tuple), st.none() | moments)

@@ -130,6 +130,14 @@ async def test_a_tool_that_a_server_lists_twice_is_exported_once() -> None:
     assert len(snapshot.problems) == 1
 
 
+async def test_a_tool_that_was_there_and_is_listed_twice_is_told_of_too() -> None:
+    snapshot = await publish(
+        registry(source("web")), Update("web", 1, "ready", tools("get")), Update("web", 2, "ready", tools("get", "get"))
+    )
+    assert names(snapshot) == ["web__get"]
+    assert len(snapshot.problems) == 1
+
+
 async def test_filters_and_renames_decide_what_is_exported() -> None:
     shown = ToolFilter(allow=("search*",), rename={"search_docs": "find"})
     snapshot = await publish(

@@ -273,8 +273,10 @@ class Registry:
                 route = _route(source, item, route.public)
             if route is None:
                 continue
-            first = routes.setdefault(route.public, route)
-            if first is not route:
+            first = routes.get(route.public)
+            if first is None:
+                routes[route.public] = route
+            else:
                 public, word = route.public, WORDS[kind]
                 what = f"{word} {route.key!r} is not exported: the source's {first.key!r} already is as {public!r}"
                 problems.append(problem(source.name, what, "rename or deny one of them"))

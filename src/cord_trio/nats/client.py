@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 
+    from cord_trio.nats.line import Reach
+
 log = logging.getLogger("cord_trio.nats")
 
 MAX_AWAITED: Final = 65536
@@ -377,6 +379,7 @@ async def open_nats(
     counters: Counters | None = None,
     environ: Mapping[str, str] | None = None,
     rng: random.Random | None = None,
+    reach: Reach | None = None,
 ) -> AsyncGenerator[Nats]:
     """A connection to one of `servers` for as long as the block runs. The block's own errors leave as raised.
 
@@ -391,6 +394,7 @@ async def open_nats(
         counters: where to count.
         environ: where proxies for WebSockets are named; None for the process's environment.
         rng: draws the pauses before connecting again.
+        reach: makes a connection to a server; None for real ones.
 
     Raises:
         ValueError: an address or `inbox` cannot be used.
@@ -408,6 +412,7 @@ async def open_nats(
         outbox=outbox,
         counters=counters,
         rng=rng or random.Random(),
+        reach=reach,
     )
     nats = Nats(inbox, counters, make_line)
     failure: Exception | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
@@ -22,12 +22,14 @@ from cord_trio.nats.wire import MAX_PAYLOAD, PING, PONG, Beat, Info, Message, Re
 if TYPE_CHECKING:
     import random
     import ssl
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from cord_trio.counters import Counters
     from cord_trio.nats.keys import Credentials
     from cord_trio.nats.wire import Event, Hello
     from cord_trio.transports.http1_wire import Wire
+
+    Reach: TypeAlias = Callable[[Server, trio.Nursery], Awaitable[Greeted]]
 
 log = logging.getLogger("cord_trio.nats")
 
@@ -104,6 +106,7 @@ class Line:
         outbox: int,
         counters: Counters,
         rng: random.Random,
+        reach: Reach | None = None,
     ) -> None:
         self.info = Info()
         self.server = servers[0]
@@ -119,6 +122,7 @@ class Line:
         self._outbox = outbox
         self._counters = counters
         self._rng = rng
+        self._reach: Reach = reach or self._greet
         self._wire: Wire | None = None
         self._cause = ""  # what we know better than that the server closed the connection
         self._held: list[bytes] | None = None  # what waits for the end of the reader's turn
@@ -227,10 +231,7 @@ class Line:
             greeted: Greeted | None = None
             with trio.move_on_after(CONNECT_LIMIT):
                 try:
-                    greeted = await greet(
-                        server, nursery, credentials=self._credentials, hello=self._hello, verify=self._verify,
-                        environ=self._environ, max_payload=MAX_PAYLOAD,
-                    )  # fmt: skip
+                    greeted = await self._reach(server, nursery)
                 except ConnectFailed as exc:
                     failure = exc
             if greeted is not None:
@@ -239,6 +240,17 @@ class Line:
                 failure = ConnectFailed(server.name, "connect", f"no answer within {CONNECT_LIMIT:g} s")
             nursery.cancel_scope.cancel("the connection is over")
         return failure
+
+    async def _greet(self, server: Server, nursery: trio.Nursery) -> Greeted:
+        return await greet(
+            server,
+            nursery,
+            credentials=self._credentials,
+            hello=self._hello,
+            verify=self._verify,
+            environ=self._environ,
+            max_payload=MAX_PAYLOAD,
+        )
 
     async def _converse(
         self, server: Server, greeted: Greeted, nursery: trio.Nursery, started: Callable[[], None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import asynccontextmanager
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,7 +17,7 @@ from cord_trio.counters import Counters
 from cord_trio.errors import SourceDown, ToolNotFound
 from cord_trio.fabric import Fabric, open_fabric
 from cord_trio.link import Link
-from cord_trio.manifests import SCHEMA, Stored, digest, state_folder
+from cord_trio.manifests import SCHEMA, Stored, _replace, digest, state_folder
 from cord_trio.testing import ToolServer
 
 if TYPE_CHECKING:
@@ -336,6 +337,17 @@ async def test_a_manifest_that_cannot_be_read_or_written_is_done_without(
         assert fabric.counters["manifests.not_written"] == 1
         assert (await fabric.call("x__echo", {"text": "hi"})).text == "hi"
     assert list((tmp_path / "manifests").iterdir()) == [path]
+
+
+async def test_what_a_killed_fabric_left_half_written_is_removed_when_it_is_old(tmp_path: Path) -> None:
+    source = Opened().source(start="manifest")
+    path = await make_manifest(source, tmp_path)
+    old, new = (path.parent / f".{path.name}.{name}" for name in ("old", "new"))
+    for left in (old, new):
+        left.write_bytes(b"{")
+    os.utime(old, (1, 1))
+    _replace(path, b"{}")
+    assert set(path.parent.iterdir()) == {path, new}  # the new one may be being written
 
 
 def test_another_command_has_another_manifest(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -44,6 +45,9 @@ MAX_MANIFEST: Final = 64 * 1024 * 1024
 
 GATHER: Final = 0.1
 """Seconds in which further changes of the lists join the first, to be written together."""
+
+UNFINISHED: Final = 60.0
+"""Seconds after which a file that never got its name is somebody's who died over it."""
 
 MEMBERS: Final[Mapping[Kind, str]] = {
     "tools": "tools",
@@ -201,6 +205,10 @@ class Stored:
 def _replace(path: Path, data: bytes) -> None:
     """Put `data` into the file at `path`, all or nothing. It is nobody else's: a list can tell much of its owner."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.*"):  # by who was killed over it
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > UNFINISHED:
+                left.unlink()
     descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

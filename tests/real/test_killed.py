@@ -25,6 +25,7 @@ launcher = cord.Stdio(
     args=("-c", f"setsid sleep {marker} & sleep {marker} & exec \\"$@\\"", "sh", servers[0].command, *servers[0].args),
 )
 extra = ToolServer(name=f"{marker}d").source(name="d", era="modern")
+stored = ToolServer(name=f"{marker}m").source(name="m", era="modern", start="manifest")
 
 async def worker(ctx, payload):
     await ctx.checkpoint(payload)
@@ -45,20 +46,26 @@ async def keep_starting(fabric):
 
 async def keep_changing(fabric, sources):
     while True:
-        fabric.reconfigure(cord.Config(sources=[*sources, extra]))
+        fabric.reconfigure(cord.Config(sources=[*sources, extra], state_dir=str(folder)))
         await trio.sleep(0.05)
-        fabric.reconfigure(cord.Config(sources=sources))
+        fabric.reconfigure(cord.Config(sources=sources, state_dir=str(folder)))
+        await trio.sleep(0.05)
+
+async def keep_listing(fabric):
+    while True:
+        await fabric.call("m__change_tools")  # has its manifest written anew
         await trio.sleep(0.05)
 
 async def main():
-    sources = [*servers, launcher]
+    sources = [*servers, launcher, stored]
     journal = cord.SqliteJournal(folder / "journal")
-    async with cord.open_fabric(sources, journal=journal) as fabric:
+    async with cord.open_fabric(cord.Config(sources=sources, state_dir=str(folder)), journal=journal) as fabric:
         async with open_control(lambda: {}, counters=fabric.counters, places=[folder / "control"]) as control:
             fabric.agent("worker", worker, turn=8)
             fabric.agent("waiter", waiter)
             await fabric.wait_started()
             if "again" in sys.argv:
+                listed = [fabric.links["m"].state, "m__echo" in fabric.registry.snapshot.tools]
                 jobs = await fabric.resume()
                 told = {
                     "ready": [name for name, link in fabric.links.items() if link.state == "ready"],
@@ -66,6 +73,7 @@ async def main():
                     "states": sorted({job.state for job in jobs}),
                     "waiter": await next(job for job in jobs if job.agent == "waiter").result(),
                     "new": await (await fabric.start("worker", "new")).result(),
+                    "manifest": [*listed, (await fabric.call("m__echo", {"text": "x"})).text],
                     "control": sockets(places=[folder / "control"]) == [control],
                 }
                 print(json.dumps(told), flush=True)
@@ -76,7 +84,10 @@ async def main():
                         nursery.start_soon(keep_calling, fabric)
                         nursery.start_soon(keep_starting, fabric)
                     nursery.start_soon(keep_changing, fabric, sources)
-                    await trio.sleep(0.3)
+                    nursery.start_soon(keep_listing, fabric)
+                    while not list(folder.glob("manifests/*.json")):
+                        await trio.sleep(0.05)
+                    await trio.sleep(0.2)
                     print("busy", flush=True)
                     await trio.sleep_forever()
 
@@ -105,7 +116,7 @@ def test_p10_a_fabric_killed_in_the_middle_of_everything_leaves_no_process_and_s
     try:
         assert host.stdout is not None
         assert host.stdout.readline() == b"busy\n"
-        assert len(alive(marker)) >= 5  # three servers, and two whom the launcher left
+        assert len(alive(marker)) >= 6  # four servers, and two whom the launcher left
     finally:
         host.kill()
         host.communicate()
@@ -119,6 +130,7 @@ def test_p10_a_fabric_killed_in_the_middle_of_everything_leaves_no_process_and_s
     assert told["states"] in (["in_doubt", "running"], ["running"])
     assert {**told, "states": None, "agents": None} == {
         "ready": ["a", "b", "c"], "agents": None, "states": None, "waiter": "done", "new": "new", "control": True,
+        "manifest": ["manifest", True, "x"],
     }  # fmt: skip
     assert again.stderr == ""
     with sqlite3.connect(tmp_path / "journal") as journal:

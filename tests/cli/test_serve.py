@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 def arguments(**given: object) -> argparse.Namespace:
     """Parsed arguments of `serve`."""
-    return argparse.Namespace(**{"config": None, "http": "127.0.0.1:0", "stdio": False, "grace": 0.2, **given})
+    return argparse.Namespace(
+        **{"config": None, "http": "127.0.0.1:0", "stdio": False, "grace": 0.2, "fd": None, "takeover": None, **given}
+    )
 
 
 @pytest.mark.parametrize(

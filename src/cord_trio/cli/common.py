@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cord_trio.config import Config
     from cord_trio.errors import Problem
     from cord_trio.fabric import Fabric
+    from cord_trio.observe.handover import Offer
     from cord_trio.replicas import Kept
 
 
@@ -122,14 +123,14 @@ def find_configured(config: Config, typed: str = "") -> dict[str, AgentMade]:
 
 
 @asynccontextmanager
-async def open_view(fabric: Fabric, verb: str) -> AsyncGenerator[None, None]:
+async def open_view(fabric: Fabric, verb: str, offer: Offer | None = None) -> AsyncGenerator[None, None]:
     """While the block runs, `tree` and `top` can look at this fabric."""
     about = _about(fabric.config.file, verb)
 
     def answer() -> dict[str, object]:
         return {**about, "counters": fabric.counters.snapshot(), "tree": fabric.tree().data()}
 
-    async with open_control(answer, counters=fabric.counters), fabric.watched():
+    async with open_control(answer, counters=fabric.counters, offer=offer), fabric.watched():
         yield
 
 

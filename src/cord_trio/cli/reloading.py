@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeAlias
 
+    from cord_trio.cli.sockets import Notify
     from cord_trio.config import Config
     from cord_trio.fabric import Fabric
     from cord_trio.sources import Changes
@@ -28,7 +29,9 @@ LOOK: Final = 1.0
 """Seconds between looks at the file. It is taken over once two of them find it the same."""
 
 
-async def keep_reloading(fabric: Fabric, as_told: Callable[[Config], Config], interrupted: trio.Event) -> None:
+async def keep_reloading(
+    fabric: Fabric, as_told: Callable[[Config], Config], interrupted: trio.Event, notify: Notify
+) -> None:
     """Follow the file that the fabric was configured from, until cancelled.
 
     A file that cannot be used changes nothing, and is reported once.
@@ -37,6 +40,7 @@ async def keep_reloading(fabric: Fabric, as_told: Callable[[Config], Config], in
         fabric: to be reconfigured.
         as_told: puts in what the command line says instead of the file.
         interrupted: set if the signal means that our terminal is gone, which ends us like any other program.
+        notify: told of each look.
 
     """
     file = fabric.config.file
@@ -56,7 +60,9 @@ async def keep_reloading(fabric: Fabric, as_told: Callable[[Config], Config], in
             # Halfway through an editor's write it is neither the old one nor the new.
             if told or (rests and stamp != used):
                 used = stamp
+                notify.reloading()
                 _reload(fabric, file, as_told)
+                notify.ready()
 
 
 def _reload(fabric: Fabric, file: str, as_told: Callable[[Config], Config]) -> None:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
 
 from cord_trio.cli import FAILED, tell
-from cord_trio.cli.common import add_config, count, find_configured, load, one_line, open_view, wrong_usage
+from cord_trio.cli.common import add_config, clean, count, find_configured, load, one_line, open_view, wrong_usage
 from cord_trio.cli.reloading import keep_reloading
+from cord_trio.cli.running import find
+from cord_trio.cli.sockets import Notify, as_listeners, checked, inherit, passed
+from cord_trio.observe.control import pid_of
+from cord_trio.observe.handover import TAKING, Offer, Taken, take_over
 
 if TYPE_CHECKING:
     import argparse
+    import socket
+    from pathlib import Path
 
     from cord_trio.config import Config
     from cord_trio.fabric import Fabric
@@ -35,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser, json=False)
     parser.add_argument("--http", metavar="HOST:PORT", help="listen here; default 127.0.0.1:8931, or as configured")
     parser.add_argument("--stdio", action="store_true", help="speak MCP over stdin and stdout; with --http, both")
+    parser.add_argument("--fd", metavar="N", type=int, help="serve at this listening socket, which was inherited")
+    parser.add_argument(
+        "--takeover", metavar="PID", type=int, nargs="?", const=0,
+        help="take the listening sockets of the `serve` that runs (with this PID, if several do), which then drains",
+    )  # fmt: skip
     parser.add_argument("--grace", metavar="SECONDS", type=float, help="for running calls at the end; default 10")
 
 
@@ -61,35 +74,53 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
     config = as_told(load(args))
     gateway = config.gateway
     handlers = find_configured(config)
+    notify = Notify(os.environ)
     async with AsyncExitStack() as stack:
-        listeners: list[trio.SocketListener] = []
-        if args.http is not None or not args.stdio:
-            try:
-                listeners = await trio.open_tcp_listeners(gateway.port, host=gateway.host, backlog=1024)
-            except OSError as exc:
-                remedy = "name another port with --http, or 0 for any free one"
-                tell(f"error: cannot listen on {gateway.http}: {exc.strerror or exc}; {remedy}")
-                return FAILED
-            for listener in listeners:
-                stack.push_async_callback(trio.aclose_forcefully, listener)
-            for listener in listeners:
-                host, port = listener.socket.getsockname()[:2]
-                shown = f"[{host}]" if ":" in host else host
-                tell(f"serving {count(len(config.enabled), 'source')} at http://{shown}:{port}/mcp")
-        async with open_fabric(config) as fabric, open_view(fabric, "serve"), trio.open_nursery() as nursery:
+        try:
+            listeners, taken = await _listen(args, config, stack)
+        except (ValueError, OSError) as exc:
+            tell(f"error: {clean(str(exc))}")
+            return FAILED
+        for listener in listeners:
+            host, port = listener.socket.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            tell(f"serving {count(len(config.enabled), 'source')} at http://{shown}:{port}/mcp")
+        leaving = trio.Event()
+        offer = Offer(listeners, leaving.set)
+        async with (
+            open_fabric(config) as fabric,
+            open_view(fabric, "serve", offer=offer),
+            trio.open_nursery() as nursery,
+        ):
             fabric.add_configured(handlers)
 
             async def drain_when_interrupted() -> None:
                 await interrupted.wait()
+                notify.stopping()
                 tell(f"draining for up to {gateway.grace:g} s; a second signal cancels")
                 await fabric.drain(gateway.grace)
                 nursery.cancel_scope.relative_deadline = LAST_WRITES
 
+            async def drain_when_taken_over() -> None:
+                await leaving.wait()
+                tell(f"process {offer.pid} has taken over; connections have {gateway.grace:g} s to end")
+                await trio.sleep(gateway.grace)
+                interrupted.set()
+
             nursery.start_soon(drain_when_interrupted)
+            nursery.start_soon(drain_when_taken_over)
             nursery.start_soon(_tell_changes, fabric)
             nursery.start_soon(_freeze_when_listed, fabric)
-            nursery.start_soon(keep_reloading, fabric, as_told, interrupted)
-            await serve_gateway(fabric, http=listeners or None, stdio=args.stdio)
+            nursery.start_soon(keep_reloading, fabric, as_told, interrupted, notify)
+            if taken is not None:
+                with trio.move_on_after(TAKING / 2):
+                    await fabric.wait_started()  # the one before us serves meanwhile
+            serving = partial(serve_gateway, fabric, http=listeners or None, stdio=args.stdio, leaving=leaving)
+            async with trio.open_nursery() as gateway_nursery:
+                await gateway_nursery.start(serving)
+                if taken is not None:
+                    await taken.ready()
+                notify.ready()
             nursery.cancel_scope.cancel("all that was asked is answered")
     return 0
 
@@ -103,6 +134,55 @@ async def _freeze_when_listed(fabric: Fabric) -> None:
             snapshot = await fabric.registry.changed(snapshot.version)
     gc.collect()
     gc.freeze()
+
+
+async def _listen(
+    args: argparse.Namespace, config: Config, stack: AsyncExitStack
+) -> tuple[list[trio.SocketListener], Taken | None]:
+    """Where to listen, closed by `stack`; and from whom that is taken over, if from anybody.
+
+    Raises:
+        ValueError: what was inherited cannot be used, or nothing can be taken over.
+        OSError: we cannot listen.
+
+    """
+    inherited = passed(os.environ)
+    taken = None
+    sockets: list[socket.socket] = []
+    if args.takeover is not None:
+        taken = await take_over(await _running(args.takeover))
+        stack.callback(taken.close)
+        sockets = [checked(each) for each in taken.sockets]
+    elif args.fd is not None or inherited:
+        sockets = [inherit(number) for number in ([args.fd] if args.fd is not None else inherited)]
+    listeners = as_listeners(sockets)
+    if not listeners and (args.http is not None or not args.stdio):
+        gateway = config.gateway
+        try:
+            listeners = await trio.open_tcp_listeners(gateway.port, host=gateway.host, backlog=1024)
+        except OSError as exc:
+            remedy = "name another port with --http, or 0 for any free one"
+            raise OSError(f"cannot listen on {gateway.http}: {exc.strerror or exc}; {remedy}") from exc
+    for listener in listeners:
+        stack.push_async_callback(trio.aclose_forcefully, listener)
+    return listeners, taken
+
+
+async def _running(pid: int) -> Path:
+    """The control socket of the `serve` that runs; of process `pid`, unless that is 0.
+
+    Raises:
+        ValueError: there is none, or no single one.
+
+    """
+    found = [each for each in await find(pid or None) if each.said is not None and each.said.get("verb") == "serve"]
+    if len(found) == 1:
+        return found[0].path
+    if not found:
+        raise ValueError("no `serve` runs that this user could take over")
+    raise ValueError(
+        "several run; name one: --takeover PID, with " + ", ".join(str(pid_of(each.path)) for each in found)
+    )
 
 
 async def _tell_changes(fabric: Fabric) -> None:

@@ -37,6 +37,7 @@ async def serve_gateway(
     pipes: Sequence[Transport] = (),
     limits: HttpLimits | None = None,
     principal: Callable[[Lines], str | None] | None = None,
+    leaving: trio.Event | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `fabric` to MCP clients until cancelled, or until all is answered after it began to drain.
@@ -53,6 +54,8 @@ async def serve_gateway(
             behind a login of its own. Sessions, states, cursors and tasks belong to one principal each, and what a
             server asks reaches the one who called. None of it refuses the request. Without it, all who reach the
             gateway are one. Must not block.
+        leaving: once set, another process accepts at the same listeners: here nothing is accepted any more, each answer
+            ends its connection, and it returns when none is left.
         task_status: told once clients are served.
 
     """
@@ -86,6 +89,7 @@ async def serve_gateway(
                             http,
                             limits=limits or _limits(fabric.config.bounds),
                             draining=fabric.draining,
+                            leaving=leaving,
                             counters=fabric.counters,
                         )
                     )

@@ -1,6 +1,7 @@
 """A running fabric's window: a local socket at which its own user, and nobody else, may ask how it is.
 
-One line is asked, one line of JSON answers, and nothing can be changed. The folder keeps others out; the
+One line is asked, one line of JSON answers, and nothing can be changed, but that a process of the same user may
+take over its listening sockets (`handover`). The folder keeps others out; the
 peer's user is checked as well, since a folder may have been given away.
 """
 
@@ -23,12 +24,14 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
+from cord_trio.observe.handover import HANDOVER, TAKING
 from cord_trio.protocol import jsonrpc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 
     from cord_trio.counters import Counters
+    from cord_trio.observe.handover import Offer
     from cord_trio.protocol.jsonrpc import Json
 
 log = logging.getLogger("cord_trio.observe")
@@ -82,7 +85,11 @@ def pid_of(path: Path) -> int:
 
 @asynccontextmanager
 async def open_control(
-    answer: Callable[[], Mapping[str, object]], *, counters: Counters, places: list[Path] | None = None
+    answer: Callable[[], Mapping[str, object]],
+    *,
+    counters: Counters,
+    places: list[Path] | None = None,
+    offer: Offer | None = None,
 ) -> AsyncGenerator[Path | None, None]:
     """A socket at which `answer` can be had for as long as the block runs; None if none could be made.
 
@@ -92,6 +99,7 @@ async def open_control(
         answer: what is told, made anew for each who asks.
         counters: counts who was turned away.
         places: folders to try, the preferred first; None for the usual ones.
+        offer: what is handed over to another process of this user that asks for it; None for nothing.
 
     """
     made = _listen(folders() if places is None else places)
@@ -102,7 +110,7 @@ async def open_control(
     block_error: Exception | None = None
     try:
         async with trio.open_nursery() as nursery:
-            attend = _Desk(answer, counters).attend
+            attend = _Desk(answer, counters, offer).attend
             nursery.start_soon(partial(trio.serve_listeners, attend, [listener], handler_nursery=nursery))
             try:
                 yield path
@@ -141,8 +149,11 @@ async def look(path: Path) -> dict[str, Json] | None:
 class _Desk:
     """Answers those who ask, a few at once."""
 
-    def __init__(self, answer: Callable[[], Mapping[str, object]], counters: Counters) -> None:
+    def __init__(
+        self, answer: Callable[[], Mapping[str, object]], counters: Counters, offer: Offer | None = None
+    ) -> None:
         self._answer = answer
+        self._offer = offer
         self._counters = counters
         self._open = 0
 
@@ -157,19 +168,23 @@ class _Desk:
                     elif _user(stream.socket) not in (None, os.geteuid()):
                         self._counters.add("control.strangers")
                     else:
-                        await self._serve(stream)
+                        await self._serve(stream, scope)
             if scope.cancelled_caught:
                 self._counters.add("control.expired")
         finally:
             self._open -= 1
 
-    async def _serve(self, stream: trio.SocketStream) -> None:
+    async def _serve(self, stream: trio.SocketStream, patience: trio.CancelScope) -> None:
         asked = b""
         while b"\n" not in asked and len(asked) < REQUEST_LIMIT:
             piece = await stream.receive_some(REQUEST_LIMIT - len(asked))
             if not piece:
                 return  # it only wanted to know whether somebody listens
             asked += piece
+        if asked == HANDOVER + b"\n" and self._offer is not None and _user(stream.socket) is not None:
+            patience.relative_deadline = TAKING
+            await self._offer.hand_over(stream)
+            return
         await stream.send_all(self._reply(asked) + b"\n")
 
     def _reply(self, asked: bytes) -> bytes:

@@ -82,6 +82,8 @@ class Server:
         self.connections: set[Connection] = set()
         self.turned_away = 0
         self.received = 0
+        self.open = 0
+        self.leaving = False
         self.draining = False
         self.empty = trio.Event()
         self.populated = trio.Event()
@@ -128,6 +130,7 @@ class Server:
                     if self.turned_away >= TURNED_AWAY:
                         sock.close()
                         continue
+                self.open += 1
                 nursery.start_soon(self._serve, sock, address, full)
         finally:
             listener.socket.close()
@@ -146,10 +149,19 @@ class Server:
                     self.turned_away -= full
                     connection.leave("the connection is over")
                     self.connections.discard(connection)
-                    if self.draining and not self.connections:
-                        self.empty.set()
         except Exception:
             logger.exception("a connection failed client=%s", client)
+        finally:
+            self.open -= 1
+            if self.leaving and not self.open:
+                self.empty.set()
+
+    async def drain(self, draining: trio.Event) -> None:
+        """Let connections go once `draining` is set."""
+        await draining.wait()
+        self.draining = True
+        for connection in list(self.connections):
+            connection.drain()
 
     async def sweep(self) -> None:
         """Close what is past its time, until cancelled."""
@@ -172,6 +184,7 @@ async def serve_http(
     *,
     limits: HttpLimits | None = None,
     draining: trio.Event | None = None,
+    leaving: trio.Event | None = None,
     counters: Counters | None = None,
     task_status: trio.TaskStatus[Sequence[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -184,6 +197,8 @@ async def serve_http(
         limits: the bounds.
         draining: once set, nothing is accepted, idle connections are closed, and each answer closes its
             connection. How long that may take is up to the caller's scope.
+        leaving: once set, another process accepts at the same sockets: nothing is accepted here, and each answer
+            closes its connection, but idle connections may ask once more. It ends when there is none any more.
         counters: where to count.
         task_status: told the listeners once they are served.
 
@@ -195,11 +210,25 @@ async def serve_http(
             for listener in listeners:
                 accepting.start_soon(server.accept, listener, connections)
             task_status.started(listeners)
-            await (trio.Event() if draining is None else draining).wait()
+            draining = trio.Event() if draining is None else draining
+            await _first(draining, trio.Event() if leaving is None else leaving)
             accepting.cancel_scope.cancel("draining")
-        server.draining = True
-        for connection in list(server.connections):
-            connection.drain()
-        if server.connections:
-            await server.empty.wait()
+        server.leaving = True
+        async with trio.open_nursery() as waiting:
+            waiting.start_soon(server.drain, draining)
+            if server.open:
+                await server.empty.wait()
+            waiting.cancel_scope.cancel("drained")
         connections.cancel_scope.cancel("drained")
+
+
+async def _first(*events: trio.Event) -> None:
+    """Return once one of them is set."""
+    async with trio.open_nursery() as nursery:
+
+        async def wait(event: trio.Event) -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel("one of them is set")
+
+        for event in events:
+            nursery.start_soon(wait, event)

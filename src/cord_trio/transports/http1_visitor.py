@@ -343,7 +343,7 @@ class Connection:
             self.leave("the other protocol is over")
         if self.closed:
             return
-        if not self.keep or self.server.draining:
+        if not self.keep or self.server.leaving:
             self._finish()
             return
         self._stage = "head"
@@ -369,7 +369,7 @@ class Connection:
 
     def begin(self, status: int, fields: Fields) -> bytes:
         """An answer's head up to its framing."""
-        if self.server.draining:
+        if self.server.leaving:
             self.keep = False
         heads = self.server.heads()
         key = (status, fields, self.keep)

@@ -68,7 +68,7 @@ BELOW: Final[list[tuple[str, str, str]]] = [
     ("layers/deadline.py", "            if now + seconds >= inherited:\n                return handler(call)\n", ""),
     ("layers/deadline.py", "latest = min(inherited, now + longest)", "latest = now + longest"),
     ("layers/breaker.py", '        if self.state == "half-open" or self._clock() < self.until:', "        if self._clock() < self.until:"),
-    ("layers/breaker.py", '            else:\n                self.state = "open"\n        if not well', "        if not well"),
+    ("layers/breaker.py", '            else:\n                self.state = "open"\n        if well', "        if well"),
     ("layers/breaker.py", '        if self.state != "open":  # what', "        if True:  # what"),
     ("layers/breaker.py", "            if circuit.failures:\n                circuit.succeeded()\n", ""),
     ("layers/breaker.py", 'if exc.executed != "no" or isinstance(exc, ConnectionLost):', "if True:"),

@@ -136,7 +136,11 @@ FAULTS: Final = [
             "        self.holders.pop(branch, self)\n",
         ),
         ("conversation", "        branch.account = asker\n", "        pass\n"),
-        ("conversation", "elif not giver.every_agent and not giver.may_ask(target):", "elif False:"),
+        (
+            "conversation",
+            "elif not (giver.every_agent or giver.granted.get(target) or giver.may_ask(target)):",
+            "elif False:",
+        ),
         ("conversation", "elif branch.children:", "elif False:"),
         ("conversation", "generation, transfer = 0, True", "generation, transfer = generation, True"),
         ("conversation", "                branch.account.hop(giver.name)", "                pass"),
@@ -170,8 +174,8 @@ FAULTS: Final = [
         ("directory", "        agents.end()", "        pass"),
         (
             "directory",
-            "for agent in reversed(list(self._agents.values())):",
-            "for agent in list(self._agents.values()):",
+            "for agent in reversed(list(self.by_name.values())):",
+            "for agent in list(self.by_name.values()):",
         ),
         ("job", "calls=self._still_flying()))", "calls=frozenset()))"),
         ("job", " or self._written < self._asked", ""),

@@ -309,3 +309,9 @@ async def test_a_conversation_that_a_drain_cut_off_is_resumed(autojump_clock: Mo
         fabric.agent("works", works)
         (job,) = await fabric.resume()
         assert await job.result() == "half"
+
+
+async def test_two_fabrics_share_no_timer(autojump_clock: MockClock) -> None:
+    """What one expires is its own: the other has ended, and its timer with it."""
+    async with cord.open_fabric() as first, cord.open_fabric() as second:
+        assert first.agents.timer is not second.agents.timer

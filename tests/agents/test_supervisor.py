@@ -10,6 +10,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from cord_trio.agents import Agents, Backoff, Context, Mailbox, Notice, Supervisor
+from cord_trio.agents.supervisor import End
 from cord_trio.errors import (
     AgentCrashed,
     AgentDown,
@@ -665,3 +666,29 @@ def test_an_ask_that_waited_for_a_life_does_not_use_one_that_is_over_by_then() -
     for seed in range(60):
         with scheduled(random.Random(seed)):
             trio.run(main)
+
+
+async def test_those_that_crash_at_once_are_made_anew_in_the_order_of_their_crashes() -> None:
+    started: list[str] = []
+
+    class Noted:
+        def __init__(self, name: str) -> None:
+            started.append(name)
+
+        async def __call__(self, ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
+            raise Broken(payload)
+
+    async with world() as agents:
+        supervisor = quick()
+        for name in ("a", "b", "c"):
+            agents.add(name, partial(Noted, name), supervisor=supervisor)
+        await wait_all_tasks_blocked()
+        started.clear()
+        (group,) = agents._groups.values()
+        for name in ("b", "a", "c"):  # in one tick
+            resident = agents[name].resident
+            assert resident is not None
+            assert resident.life is not None
+            group.ended(End(resident, 1, True, "it crashed", Broken()))
+        await wait_all_tasks_blocked()
+    assert started == ["b", "a", "c"]

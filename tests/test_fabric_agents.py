@@ -315,3 +315,20 @@ async def test_two_fabrics_share_no_timer(autojump_clock: MockClock) -> None:
     """What one expires is its own: the other has ended, and its timer with it."""
     async with cord.open_fabric() as first, cord.open_fabric() as second:
         assert first.agents.timer is not second.agents.timer
+
+
+async def test_a_message_to_oneself_comes_in_a_whole_fabric_too(autojump_clock: MockClock) -> None:
+    came: list[float] = []
+
+    async def later(ctx: cord.Context, payload: object) -> None:  # noqa: ASYNC124  # async by contract
+        if payload == "due":
+            came.append(trio.current_time())
+        else:
+            ctx.after(3.0, "due")
+
+    async with cord.open_fabric() as fabric:
+        fabric.agent("later", later, mailbox=cord.Mailbox(8))
+        start = trio.current_time()
+        await fabric.ask("later")
+        await trio.sleep(5)
+        assert came == [start + 3.0]

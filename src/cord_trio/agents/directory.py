@@ -99,7 +99,7 @@ class Agents(Mapping[str, Agent]):
         self.over = False
         self.roots: dict[Branch, None] = {}
         self.counters = counters or Counters()
-        self.timer = timer or Timer()
+        self.timer = Timer() if timer is None else timer  # an empty one is false
         self.rng = rng or random.Random()
         self.traced = traced
         self.spans = span_ids(self.rng.getrandbits)

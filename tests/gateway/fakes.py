@@ -293,7 +293,7 @@ class Exchange:
         self.fields: list[tuple[str, str]] = []
         self.body = b""
         self.started = self.ended = False
-        self.congested = self.gone = False
+        self.congested = self.gone = self.outlives = False
         self.uncongested = trio.Event()
         self.uncongested.set()
         self.scope = trio.CancelScope()
@@ -325,7 +325,11 @@ class Exchange:
     def leave(self) -> None:
         """The client leaves."""
         self.gone = True
-        self.scope.cancel("client left")
+        if not self.outlives:
+            self.scope.cancel("client left")
+
+    def outlive(self, goes_on: bool) -> None:
+        self.outlives = goes_on
 
     def field(self, name: str) -> str | None:
         return next((value for key, value in self.fields if key.lower() == name.lower()), None)

@@ -314,9 +314,9 @@ async def test_a_legacy_client_that_leaves_cancels_nothing(autojump_clock: objec
         call = gate.start("POST", "/mcp", legacy(1, "tools/call", {"name": "slow"}), session)
         await trio.sleep(1)
         call.leave()
-        await call.finished.wait()
+        await trio.sleep(1)
         assert fabric.counters["gateway.answers_dropped"] == 0
-        await trio.sleep(10)
+        await call.finished.wait()
         assert fabric.cancelled == []
         assert fabric.counters["gateway.answers_dropped"] == 1
         assert not call.started

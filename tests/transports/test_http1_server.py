@@ -114,6 +114,34 @@ async def test_requests_with_one_head_are_told_apart_by_their_lengths() -> None:
     assert seen == [("1", 2, b"a"), ("2", 2, b"bc"), ("0", 2, b""), ("300", 2, b"d" * 300)]
 
 
+async def test_a_handler_that_outlives_its_client_goes_on_and_is_waited_for() -> None:
+    gone, go = trio.Event(), trio.Event()
+    ended: list[bool] = []
+
+    async def handler(_request: Request, response: Response) -> None:
+        response.outlive(True)
+        while not response.gone:  # noqa: ASYNC110  # nobody is told
+            await trio.sleep(0.001)
+        gone.set()
+        await go.wait()
+        ended.append(response.gone)
+        response.outlive(False)
+        response.send(200)
+
+    async with open_door(handler) as door:
+        stream = await door.dial()
+        await stream.send_all(GET)
+        await stream.aclose()
+        await gone.wait()
+        door.draining.set()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert not door.over.is_set()
+        go.set()
+        with trio.fail_after(3):
+            await door.over.wait()
+    assert ended == [True]
+
+
 async def test_httpx_understands_every_kind_of_answer() -> None:
     async def handler(request: Request, response: Response) -> None:
         match request.path:

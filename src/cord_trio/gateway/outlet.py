@@ -167,7 +167,7 @@ class Outlet:
 
     def beat(self) -> None:
         """Show proxies that this is alive."""
-        if self.done or not self.events:
+        if self.done or not self.events or self._response.gone:
             return
         self.open()
         if not self._response.congested:

@@ -112,6 +112,10 @@ class Response:
         if self._chunked and not self._bare:
             self._connection.write(b"0\r\n\r\n")
 
+    def outlive(self, goes_on: bool) -> None:
+        """Whether the handler goes on if the client leaves, instead of being cancelled."""
+        self._connection.outlives = goes_on
+
     def hand_over(self) -> tuple[socket.socket, bytes]:
         """Take the connection, to speak another protocol on it: its socket, and what came behind the request.
 

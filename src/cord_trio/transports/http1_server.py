@@ -137,6 +137,7 @@ class Server:
 
     async def _serve(self, sock: socket.socket, address: object, full: bool) -> None:
         client: Address = (str(address[0]), int(address[1])) if isinstance(address, tuple) else str(address)
+        connection: Connection | None = None
         try:
             async with trio.open_nursery() as nursery:
                 connection = Connection(self, sock, client, nursery)
@@ -148,10 +149,11 @@ class Server:
                 finally:
                     self.turned_away -= full
                     connection.leave("the connection is over")
-                    self.connections.discard(connection)
         except Exception:
             logger.exception("a connection failed client=%s", client)
         finally:
+            if connection is not None:
+                self.connections.discard(connection)  # now, since a handler may have outlived it
             self.open -= 1
             if self.leaving and not self.open:
                 self.empty.set()

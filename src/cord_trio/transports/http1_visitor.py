@@ -66,6 +66,7 @@ class Connection:
         self.client = client
         self.closed = False
         self.keep = True
+        self.outlives = False
         self.deadline = trio.current_time() + server.limits.head_time
         self.wire = SocketWire(sock, nursery, broken=self._broken)
         self._nursery = nursery
@@ -450,7 +451,8 @@ class Connection:
             self.closed = True
             self._release()
             self.wire.close()
-            self._nursery.cancel_scope.cancel(reason)
+            if not self.outlives:
+                self._nursery.cancel_scope.cancel(reason)
 
 
 def _nothing() -> None:

@@ -231,7 +231,8 @@ async def run(cell):
             world_scope = trio.CancelScope()
 
             async def pace():
-                with world_scope:
+                # An error of the cell itself is the one to be told.
+                with world_scope, contextlib.suppress(cord.Draining):
                     await pacer.run()
 
             world.start_soon(pace)
@@ -276,7 +277,7 @@ async def run(cell):
                 await trio.sleep(0.05)
             await trio.sleep(0.1)
             slots, listening = fabric.slots["sick"], any(client.greeting.modern for _, client in link.open())
-            figures["pending"] = link.in_flight - listening + link.waiting + slots.taken + slots.waiting
+            figures["pending"] = link.in_flight - listening + len(link.waiting) + slots.taken + slots.waiting
             world_scope.cancel("the cell is done")
             await trio.sleep(0.05)
             counts = fabric.counters.snapshot()

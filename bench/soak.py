@@ -274,7 +274,7 @@ class Soak:
         for name, link in fabric.links.items():
             listening = any(client.greeting.modern for _, client in link.open())
             slots = fabric.slots[name]
-            count += max(0, link.in_flight - listening) + link.waiting + slots.taken + slots.waiting
+            count += max(0, link.in_flight - listening) + len(link.waiting) + slots.taken + slots.waiting
         return count
 
     def row(self, fabric, minute, seconds):

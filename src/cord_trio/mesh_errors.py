@@ -4,6 +4,7 @@
 
     CordError
     ├── NatsMalformed          a NATS server sent bytes that its protocol does not know
+    ├── DuplicateName          another node has the name
     └── CallError
         ├── NoResponders       nobody listens to what was asked, says the NATS server
         ├── NotPermitted       the NATS server does not let us
@@ -69,3 +70,14 @@ class Conflict(StoreFailed):
         super().__init__(code, f"key {key!r} is {was}")
         self.key = key
         self.expected = expected
+
+
+class DuplicateName(CordError):
+    """Another node of the mesh has the name `node`, in incarnation `epoch`, and is there."""
+
+    def __init__(self, node: str, epoch: str) -> None:
+        super().__init__(
+            f"another node is named {node!r} (epoch {epoch}); give this one another name, or stop that one"
+        )
+        self.node = node
+        self.epoch = epoch

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from cord_trio.mesh.presence import join
+from cord_trio.mesh_errors import DuplicateName
 from cord_trio.nats import line, watch
 from cord_trio.nats.client import Nats, open_nats
 from cord_trio.nats.kv import Bucket, BucketOptions, open_bucket
@@ -61,3 +63,15 @@ async def test_a_nats_server_keeps_the_contract(
     monkeypatch.setattr(line, "BACKOFF", (0.02, 0.1))
     monkeypatch.setattr(watch, "HEARTBEAT", 0.2)
     await promise(NatsWorld(broker.url))
+
+
+async def test_a_name_is_held_by_one_node_and_given_back(broker: Broker) -> None:
+    async with open_nats(broker.url) as here, open_nats(broker.url) as there:
+        ours, theirs = [await open_bucket(nats, "cord_p", BucketOptions(storage="memory")) for nats in (here, there)]
+        async with join(here, ours, mesh="p", node="a") as presence:
+            assert presence.lease is not None
+            with pytest.raises(DuplicateName, match=presence.lease.epoch):
+                async with join(there, theirs, mesh="p", node="a"):
+                    raise AssertionError
+        async with join(there, theirs, mesh="p", node="a") as presence:
+            assert presence.lease is not None

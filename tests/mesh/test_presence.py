@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from cord_trio.mesh.local import Way, open_broker
+from cord_trio.mesh.presence import LEASE, NodeRecord, Presence, decode_record, join
+from cord_trio.mesh_errors import DuplicateName
+from cord_trio.nats.kv import Bucket, open_bucket
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+    from trio.testing import MockClock
+
+    from cord_trio.mesh.presence import Lease
+
+
+@asynccontextmanager
+async def node(
+    way: Way, name: str = "a", begun: Callable[[Lease], None] | None = None, record: NodeRecord | None = None
+) -> AsyncGenerator[tuple[Presence, Bucket]]:
+    async with way.open() as nats:
+        bucket = await open_bucket(nats, "cord_m")
+        async with join(nats, bucket, mesh="m", node=name, rng=Random(name), begun=begun, record=record) as presence:
+            yield presence, bucket
+
+
+async def up(bucket: Bucket, name: str = "a") -> NodeRecord | None:
+    entry = await bucket.get(f"up.{name}")
+    return None if entry is None else decode_record(entry.value)
+
+
+async def test_a_node_is_there_while_its_block_runs_and_gone_after(autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker:
+        async with node(broker.way(), "b") as (_, bucket):
+            async with node(broker.way(), record=NodeRecord(servers={"time": "d1"})) as (presence, _):
+                assert presence.lease is not None
+                epoch = presence.lease.epoch
+                await trio.sleep(10 * LEASE)
+                assert await up(bucket) == NodeRecord(epoch=epoch, servers={"time": "d1"})
+                assert presence.lease.epoch == epoch
+                await presence.say(NodeRecord(draining=True))
+                assert await up(bucket) == NodeRecord(epoch=epoch, draining=True)
+            assert await up(bucket) is None
+            assert await bucket.get(f"hb.a.{epoch}") is None
+
+
+async def test_a_second_node_of_the_same_name_is_refused_at_once(autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker:
+        async with node(broker.way()) as (presence, bucket):
+            assert presence.lease is not None
+            began = trio.current_time()
+            with pytest.raises(DuplicateName, match="another node is named 'a'") as caught:
+                async with broker.way().open() as nats:
+                    async with join(nats, await open_bucket(nats, "cord_m"), mesh="m", node="a", rng=Random(2)):
+                        raise AssertionError
+            assert caught.value.epoch == presence.lease.epoch
+            assert trio.current_time() - began < 2
+            assert (await up(bucket)) == NodeRecord(epoch=presence.lease.epoch)
+
+
+async def test_a_successor_waits_for_the_lease_of_who_crashed(autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker:
+        async with broker.way().open() as nats:
+            bucket = await open_bucket(nats, "cord_m")
+            await bucket.create("hb.a.0badcafe", b"", ttl=LEASE)
+            await bucket.create("up.a", b'{"epoch":"0badcafe"}')
+            began = trio.current_time()
+            async with node(broker.way()) as (presence, _):
+                assert LEASE <= trio.current_time() - began < LEASE + 4
+                assert presence.lease is not None
+                assert await up(bucket) == NodeRecord(epoch=presence.lease.epoch)
+
+
+async def test_a_node_that_is_cut_off_lets_go_before_its_lease_ends_and_comes_back_anew(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_broker(Random(1)) as broker:
+        async with broker.way().open() as other:
+            bucket = await open_bucket(other, "cord_m")
+            ended: list[float] = []
+            epochs: list[str] = []
+
+            async def work(lease: Lease) -> None:
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    ended.append(trio.current_time())
+
+            def begun(lease: Lease) -> None:
+                epochs.append(lease.epoch)
+                lease.nursery.start_soon(work, lease)
+
+            way = broker.way()
+            async with node(way, begun=begun) as (presence, _):
+                await trio.sleep(100)
+                with bucket.watch(f"hb.a.{epochs[0]}") as watching:
+                    await watching.receive()
+                    await watching.receive()
+                    way.cut()
+                    while getattr(await watching.receive(), "value", None) is not None:
+                        pass
+                    gone = trio.current_time()
+                    assert len(ended) == 1
+                    assert 0 < gone - ended[0] < LEASE
+                assert presence.lease is None
+                way.mend()
+                await trio.sleep(60)
+                assert presence.lease is not None
+                assert epochs == [epochs[0], presence.lease.epoch]
+                assert await up(bucket) == NodeRecord(epoch=presence.lease.epoch)
+
+
+async def test_a_lost_store_is_filled_again_without_letting_go(autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker:
+        async with node(broker.way()) as (presence, bucket):
+            assert presence.lease is not None
+            epoch = presence.lease.epoch
+            broker.streams.lose("cord_m")
+            await trio.sleep(LEASE)
+            assert presence.lease is not None
+            assert (presence.lease.epoch, await up(bucket)) == (epoch, NodeRecord(epoch=epoch))
+            await bucket.delete("up.a")
+            await trio.sleep(LEASE)
+            assert await up(bucket) == NodeRecord(epoch=epoch)
+
+
+async def test_a_reset_connection_and_a_broker_that_restarts_do_not_end_a_lease(autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker:
+        way = broker.way()
+        async with node(way) as (presence, _):
+            epoch = presence.lease.epoch if presence.lease else ""
+            way.reset()
+            await trio.sleep(3)
+            broker.kill()
+            await trio.sleep(3)
+            broker.start()
+            await trio.sleep(5 * LEASE)
+            assert presence.lease is not None
+            assert presence.lease.epoch == epoch
+
+
+async def test_whose_lease_was_proved_to_have_ended_lets_go(autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker:
+        async with node(broker.way()) as (presence, bucket):
+            assert presence.lease is not None
+            epoch = presence.lease.epoch
+            await bucket.put(f"hb.a.{epoch}", b"taken", ttl=60)
+            await trio.sleep(LEASE / 3 + 0.4)
+            assert presence.lease is None
+            await trio.sleep(20)
+            assert presence.lease is not None
+            assert presence.lease.epoch != epoch
+
+
+@pytest.mark.parametrize("name", ["", "A", "a.b", "a b", "x" * 49, "é"])
+async def test_a_name_that_is_none_is_refused(name: str, autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker:
+        with pytest.raises(ValueError, match="no name of a node or mesh"):
+            async with node(broker.way(), name):
+                raise AssertionError
+
+
+async def test_a_record_that_is_too_long_is_refused(autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker:
+        with pytest.raises(ValueError, match="the record of a node is 5"):
+            async with node(broker.way(), record=NodeRecord(labels={"x": "y" * 5000})):
+                raise AssertionError
+
+
+def test_a_record_that_cannot_be_read_says_nothing() -> None:
+    assert decode_record(b"\xff") == decode_record(b"[") == NodeRecord()

@@ -285,13 +285,16 @@ class Presence:
         if epoch in self._gone:
             return
         key = f"hb.{self.node}.{epoch}"
+        conflict: Conflict | None = None
         try:
             await self._store.create(key, TAKEN, ttl=LEASE)
-        except Conflict:
+        except Conflict as exc:
+            conflict = exc
+        if conflict is not None:
             entry = await self._store.get(key)
             if entry is None or entry.value == TAKEN or not await self._is_there(epoch):
-                raise
-            raise DuplicateName(self.node, epoch) from None
+                raise conflict
+            raise DuplicateName(self.node, epoch)
         self._gone.add(epoch)
 
     async def _is_there(self, epoch: str) -> bool:

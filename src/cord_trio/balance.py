@@ -63,6 +63,11 @@ class Load:
         self._latency = max(seconds, self._latency * weight + seconds * (1.0 - weight))
         self._at = now
 
+    def unanswered(self, seconds: float, now: float) -> None:
+        """Count a call that nobody waits for any more: its answer would have taken longer."""
+        if seconds > self.latency(now):
+            self._latency, self._at = min(SLOWEST, seconds), now
+
     def failed(self, now: float) -> None:
         """Count a failure."""
         self.failures += 1

@@ -51,6 +51,8 @@ class Call(msgspec.Struct, frozen=True):
             met in the caller's: what it asks for in the middle of a call may exist in one of them alone.
         trace: the `traceparent` of whoever makes the call (W3C Trace Context), empty for none; `tracestate` and
             `baggage` are in `meta`.
+        apart: where attempts of it went that are under way at once, one list for all of them: of several like servers
+            each takes another. None where there is one attempt at a time.
 
     """
 
@@ -69,6 +71,7 @@ class Call(msgspec.Struct, frozen=True):
     park: str = ""
     revision: str = ""
     trace: str = ""
+    apart: list[object] | None = None
 
 
 class Complete(msgspec.Struct, frozen=True):

@@ -245,6 +245,16 @@ class Replicas:
 
     # Calls
 
+    def may_hedge(self, call: Call) -> bool:
+        """Whether another one could answer `call` as well: two take calls, and it belongs to none of them.
+
+        A call whose caller can be asked goes to a session of that caller, and a person is not asked twice.
+        """
+        if call.capabilities != NOBODY or call.method in TASKS or "requestState" in call.params:
+            return False
+        now = trio.current_time()
+        return sum(link.takes_calls and link.load.until <= now for link in self.links) > 1
+
     def call(self, call: Call, name: str | None) -> Awaitable[Outcome]:
         """How the source ended `call`, which it knows as `name`. For the rest see `Link.call`.
 
@@ -253,11 +263,15 @@ class Replicas:
         replica = self._pinned(call, name)
         if replica is None:
             ready = [link for link in self.links if link.takes_calls]
+            if call.apart:
+                ready = [link for link in ready if link not in call.apart]
             if not ready:
                 return self._call_later(call, name)
             replica = ready[choose([link.load for link in ready], trio.current_time(), self._around.rng)]
             if replica.load.in_flight and len(ready) < len(self.links):
                 self._wake_one()
+        if call.apart is not None:
+            call.apart.append(replica)
         return self._call(replica, call, name)
 
     async def _call(self, replica: Replica, call: Call, name: str | None) -> Outcome:
@@ -272,6 +286,11 @@ class Replicas:
             elif isinstance(exc, SICK):
                 self._failed(replica)
             raise
+        except trio.Cancelled:
+            if call.apart is not None:  # another was quicker
+                now = trio.current_time()
+                load.unanswered(now - began, now)
+            raise
         finally:
             load.in_flight -= 1
         now = trio.current_time()
@@ -281,6 +300,8 @@ class Replicas:
         return outcome
 
     async def _call_later(self, call: Call, name: str | None) -> Outcome:
+        if call.apart:
+            raise SourceDown(self.name, "no other replica takes calls", None)
         if self._over or (self.state == "down" and (self.next_try or 0.0) > call.deadline):
             raise self._down()
         self.wake()

@@ -14,6 +14,7 @@ from cord_trio.config import Http, ToolSettings
 from cord_trio.errors import SourceDown
 from cord_trio.link import SHARED
 from cord_trio.protocol.mcp import ToolResult
+from cord_trio.replicas import Replicas
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -42,6 +43,7 @@ class Ends:
         annotations: of the tool with an exported name; None if there is no such tool.
         own_name: what the server calls the tool with an exported name; None if there is no such tool.
         version: of what the source lists: another value as soon as that may be different.
+        may_hedge: whether two servers of the source could answer a call now; None if it has one.
 
     """
 
@@ -51,6 +53,7 @@ class Ends:
     annotations: Callable[[str], Annotations | None]
     own_name: Callable[[str], str | None]
     version: Callable[[], object]
+    may_hedge: Callable[[Call], bool] | None
 
 
 def ends_of(link: Kept, registry: Registry, send: Handler, resume: Handler) -> Ends:
@@ -71,7 +74,10 @@ def ends_of(link: Kept, registry: Registry, send: Handler, resume: Handler) -> E
             raise SourceDown(source, link.reason or f"it is still {link.state}", link.next_try)
         await client.probe()
 
-    return Ends(send, resume, probe, annotations, own_name, lambda: registry.snapshot.sources.get(source))
+    may_hedge = link.may_hedge if isinstance(link, Replicas) else None
+    return Ends(
+        send, resume, probe, annotations, own_name, lambda: registry.snapshot.sources.get(source), may_hedge
+    )  # fmt: skip
 
 
 @attrs.frozen
@@ -170,6 +176,8 @@ class _Builder:
                     timer=self._around.timer, counters=counters,
                 )
             )  # fmt: skip
+            if source.hedge and self._ends.may_hedge is not None:
+                ours.append(self._hedge(self._ends.may_hedge, said=own.repeatable))
         ours += self._shared
         if own.rate is not None:
             ours.append(self._rate(own.rate, own.burst, public))
@@ -188,6 +196,13 @@ class _Builder:
         limit = self._limit(self.slots, self.source.name)
         users = (*self._around.layers, *self.source.layers)
         return stack(self._ends.resume, *self._traces, *users, self._deadline(None), limit)
+
+    def _hedge(self, may: Callable[[Call], bool], *, said: bool) -> Layer:
+        twice = layers.repeatable(trusted=self.source.trust, annotations=self._ends.annotations, said=said)
+        return layers.hedge(
+            may=lambda call: twice(call) and may(call), budget=self._retries, counters=self._around.counters,
+            clock=self._clock,
+        )  # fmt: skip
 
     def _denying(self) -> Layer:
         source, around = self.source, self._around

@@ -25,7 +25,7 @@ STDIO_MEMBERS = ("command", "args", "env", "cwd", "replicas")
 HTTP_MEMBERS = ("url", "urls", "headers", "redirects")
 COMMON_MEMBERS = (
     "prefix", "connect", "first_list", "trust", "era", "asks", "tools", "tool", "start", "idle",
-    "enabled", "max_message",
+    "hedge", "enabled", "max_message",
     *LAYER_MEMBERS,
 )  # fmt: skip
 OUR_MEMBERS = (*STDIO_MEMBERS, *HTTP_MEMBERS, *COMMON_MEMBERS, "type", "transport")
@@ -282,6 +282,7 @@ def _common(name: str, table: Table, defaults: Mapping[str, Json]) -> dict[str, 
         "prefix": table.text("prefix"),
         "trust": table.flag("trust"),
         "asks": table.flag("asks"),
+        "hedge": table.flag("hedge"),
         "enabled": table.flag("enabled"),
         "era": table.text("era"),
         "max_message": table.count("max_message"),

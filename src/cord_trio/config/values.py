@@ -136,6 +136,7 @@ class Common(Layered):
         start: when it is started: "eager" at once; "lazy" when somebody first lists or calls; "manifest" when its
             tools are first called, which are listed from what it listed the last time.
         idle: seconds without use after which it is stopped until it is called again; None for never.
+        hedge: whether a call that may run twice, and takes longer than most, is also made of another of its servers.
         enabled: False to leave it out.
         max_message: bytes of one message from it.
 
@@ -153,6 +154,7 @@ class Common(Layered):
     layers: tuple[Layer, ...] = attrs.field(default=(), converter=in_order)
     start: Literal["eager", "lazy", "manifest"] = "eager"
     idle: float | None = None
+    hedge: bool = False
     enabled: bool = True
     max_message: int = 16 * 1024 * 1024
 
@@ -179,6 +181,13 @@ class Common(Layered):
             yield "era", "is not an era", 'write "auto", "modern" or "legacy"'
         if self.start not in ("eager", "lazy", "manifest"):
             yield "start", "is not a way to start", 'write "eager", "lazy" or "manifest"'
+
+    def _hedge_faults(self, lacks: str) -> Iterator[Fault]:
+        """`lacks`: what gives the source a second server; "" if it has one."""
+        if self.hedge and lacks:
+            yield "hedge", "asks a second server, and the source has one", f"give it {lacks}, or remove it"
+        elif self.hedge and self.retries == 0:
+            yield "hedge", "costs a retry, and the source has none", "set retries to 1 or more, or remove it"
 
     def _prefix_faults(self) -> Iterator[Fault]:
         prefix, path = self.export_prefix, "" if self.prefix is None else "prefix"
@@ -229,6 +238,7 @@ class Stdio(Common):
             if not name or "=" in name or not _fits_a_process(name):
                 yield "env", "holds a name that no variable can have", "use letters, digits and `_`"
         yield from _replica_faults(self.replicas)
+        yield from self._hedge_faults("replicas = 2" if self.replicas == 1 else "")
 
 
 @attrs.frozen(kw_only=True)
@@ -261,6 +271,7 @@ class Http(Common):
                 yield f"urls[{place}]", "is given twice", "keep one"
         if len(self.urls) >= MAX_REPLICAS:
             yield "urls", "are too many", f"give {MAX_REPLICAS} or fewer"
+        yield from self._hedge_faults("" if self.urls else "another endpoint in urls")
         yield from _header_faults(self.headers)
         if self.transport not in ("streamable", "sse"):
             yield "transport", "is not a transport", 'write "streamable" or "sse"'
@@ -283,6 +294,8 @@ class WebSocket(Common):
         for name in self.headers:
             if name.lower().startswith("sec-websocket-"):
                 yield f"headers.{name}", "is written by the transport", "remove it"
+        if self.hedge:
+            yield "hedge", "asks a second server, and a WebSocket source has one", "remove it"
 
 
 @attrs.frozen(kw_only=True)
@@ -302,6 +315,7 @@ class InProcess(Common):
         """What is wrong with this value; nothing, once it exists."""
         yield from super().faults()
         yield from _replica_faults(self.replicas)
+        yield from self._hedge_faults("replicas = 2" if self.replicas == 1 else "")
 
 
 Source: TypeAlias = Stdio | Http | WebSocket | InProcess
@@ -312,9 +326,9 @@ def several(source: Source) -> tuple[Source, ...]:
     alone: list[Source] = []
     match source:
         case Http(urls=urls) if urls:
-            alone = [attrs.evolve(source, url=url, urls=()) for url in (source.url, *urls)]
+            alone = [attrs.evolve(source, url=url, urls=(), hedge=False) for url in (source.url, *urls)]
         case Stdio(replicas=count) | InProcess(replicas=count) if count > 1:
-            alone = [attrs.evolve(source, replicas=1)] * count
+            alone = [attrs.evolve(source, replicas=1, hedge=False)] * count
         case _:
             return ()
     prefix = source.export_prefix

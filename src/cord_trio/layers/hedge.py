@@ -10,6 +10,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 import trio
+from msgspec.structs import replace
 
 from cord_trio.errors import CallError
 from cord_trio.layers.times import Times
@@ -41,10 +42,12 @@ def hedge(
 ) -> Layer:
     """A call that takes longer than 19 of 20 like it is made once more, and the first answer is the answer.
 
-    The other one is cancelled. If both fail, the first failure counts, and says of both whether they may have run.
+    The other one is cancelled. If both fail, the failure of the first attempt counts, and says of both whether they
+    may have run. Only the first tells of its progress. Both have one list `apart`: so they go to different servers.
 
     Args:
-        may: whether a call may be made twice, and there is another who could answer it now.
+        may: whether a call may be made twice, and there is another who could answer it now. Asked again when it is
+            made once more.
         budget: of retries; a hedge costs one, and half of them are left to those who need them.
         counters: counts hedges, and those that were first.
         samples: answers of its kind that must have been seen.
@@ -72,7 +75,7 @@ def hedge(
             if not delay or begun + delay >= call.deadline:
                 outcome = await handler(call)
             else:
-                outcome = await _race(handler, call, delay, budget, counters)
+                outcome = await _race(handler, replace(call, apart=[]), delay, may, budget, counters)
             times.last.append(clock() - begun)
             return outcome
 
@@ -81,17 +84,19 @@ def hedge(
     return layer
 
 
-async def _race(handler: Handler, call: Call, delay: float, budget: RetryBudget, counters: Counters) -> Outcome:
+async def _race(
+    handler: Handler, call: Call, delay: float, may: Callable[[Call], bool], budget: RetryBudget, counters: Counters
+) -> Outcome:
     answers: list[Outcome] = []
-    failures: list[Exception] = []
+    failures: dict[bool, Exception] = {}
     racing = 1
 
     async def run(second: bool) -> None:
         nonlocal racing
         try:
-            outcome = await handler(call)
+            outcome = await handler(replace(call, events=None) if second else call)
         except Exception as exc:  # what fails here must not end the other
-            failures.append(exc)
+            failures[second] = exc
             racing -= 1
             if not racing:
                 nursery.cancel_scope.cancel("each attempt has failed")
@@ -105,14 +110,14 @@ async def _race(handler: Handler, call: Call, delay: float, budget: RetryBudget,
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run, False)
         await trio.sleep(delay)
-        if racing and not answers and budget.withdraw(0.5):  # it may have ended in this very moment
+        # It may have ended in this very moment, and the others may have been lost.
+        if racing and not answers and may(call) and budget.withdraw(0.5):
             counters.add("hedge.hedged")
             racing += 1
             nursery.start_soon(run, True)
     if answers:
         return answers[0]
-    error = failures[0]
-    if isinstance(error, CallError) and error.executed == "no":
-        others = [each.executed for each in failures[1:] if isinstance(each, CallError)]
-        error.executed = next((each for each in others if each != "no"), "no")
+    error, other = failures[False], failures.get(True)
+    if isinstance(error, CallError) and error.executed == "no" and isinstance(other, CallError):
+        error.executed = other.executed
     raise error

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import attrs
 import pytest
 import trio
 from msgspec import Raw
@@ -220,6 +221,15 @@ async def test_pauses_double_up_to_the_longest_and_start_anew_after_a_steady_con
         server.break_connections()
         await wait_all_tasks_blocked()
         assert here.rng.drawn[-1] == 1
+
+
+async def test_pauses_are_drawn_from_all_of_their_range(autojump_clock: MockClock) -> None:
+    async with bench(hung(), run=False, bounds=Bounds(backoff_first=2.0, backoff_longest=8.0)) as here:
+        link = Link(hung(), attrs.evolve(here.around, rng=Random(0)))
+        for failures, longest in ((0, 2.0), (1, 4.0), (2, 8.0), (9, 8.0)):
+            drawn = [link._pause(failures) for _ in range(300)]
+            assert 0 <= min(drawn) < longest / 20
+            assert longest * 0.95 < max(drawn) <= longest
 
 
 async def test_a_source_that_is_down_for_days_does_not_break_its_link(autojump_clock: MockClock) -> None:

@@ -63,14 +63,14 @@ def test_the_blocks_of_the_readme_are_configurations() -> None:
 
 
 def test_our_own_configuration_is_as_documented(folder: Path) -> None:
-    (ours,) = blocks("docs/configuration.md", "toml")
+    ours, *_ = blocks("docs/configuration.md", "toml")
     (folder / "cord.toml").write_text(ours)
     found = load_config(environ={"DOCS_TOKEN": "x", "HOME": "/home/me"})
-    assert (found.problems, list(found.sources), list(found.agents)) == ((), ["time", "docs"], ["triage"])
+    assert (found.problems, list(found.sources), list(found.agents)) == ((), ["time", "docs"], ["triage", "ledger"])
 
 
 def test_the_configuration_in_code_is_as_documented() -> None:
-    (code,) = blocks("docs/configuration.md", "python")
+    *_, code = blocks("docs/configuration.md", "python")
     made: dict[str, object] = {}
     exec(code, made)  # our own document
     config = made["config"]

@@ -58,7 +58,7 @@ def count_close_wait(port: int) -> int:
 
 async def everything(stream: trio.SocketStream) -> bytes:
     data = b""
-    with trio.move_on_after(4):
+    with trio.move_on_after(8):
         try:
             async for more in stream:
                 data += more
@@ -115,11 +115,12 @@ async def test_requests_with_one_head_are_told_apart_by_their_lengths() -> None:
 
 
 async def test_a_handler_that_outlives_its_client_goes_on_and_is_waited_for() -> None:
-    gone, go = trio.Event(), trio.Event()
+    begun, gone, go = trio.Event(), trio.Event(), trio.Event()
     ended: list[bool] = []
 
     async def handler(_request: Request, response: Response) -> None:
         response.outlive(True)
+        begun.set()
         while not response.gone:  # noqa: ASYNC110  # nobody is told
             await trio.sleep(0.001)
         gone.set()
@@ -131,6 +132,7 @@ async def test_a_handler_that_outlives_its_client_goes_on_and_is_waited_for() ->
     async with open_door(handler) as door:
         stream = await door.dial()
         await stream.send_all(GET)
+        await begun.wait()
         await stream.aclose()
         await gone.wait()
         door.draining.set()

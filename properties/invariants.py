@@ -70,6 +70,8 @@ INVARIANTS: Final[Mapping[Number, str]] = {
     "layers.once": "a call that is not safe to repeat is written at most once",
     "layers.breaker": "a breaker goes from closed to open, on to half-open, and from there to either, no other way",
     "layers.limit": "slots stay between one and the most, and fall only after a sign of overload",
+    "layers.policy": "only what is allowed, or approved in time by whoever was asked, reaches its source",
+    "layers.trace": "who watches calls is told of each once, and of its one end, which is what the caller gets",
     "layers.hedge": "two hedged attempts yield one response, and the loser is cancelled once",
     "layers.flight": "equal reads at once are one, and nobody ends with the one that made it",
     "layers.shed": "a call that is refused for want of room or time never reaches the wire",

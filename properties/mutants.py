@@ -20,7 +20,7 @@ import attrs
 from properties.mutants_below import BELOW, TESTS
 
 ROOT: Final = Path(__file__).parents[1]
-COPIED: Final = ("src", "tests", "properties", "conftest.py", "pyproject.toml")
+COPIED: Final = ("src", "docs", "tests", "properties", "conftest.py", "pyproject.toml")
 
 UNSHRUNK: Final = """
 from hypothesis import Phase

@@ -15,6 +15,7 @@ from cord_trio.errors import CallError, ConfigError, ConnectionLost, Draining, P
 from cord_trio.fabric import Fabric, open_fabric
 from cord_trio.sources import Changes
 from cord_trio.testing import ToolServer
+from tests.test_parking import ACCEPT, first, questions, retry, said, server
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -97,6 +98,29 @@ async def test_what_does_not_finish_within_the_grace_is_told_so(autojump_clock: 
         assert isinstance(lost, ConnectionLost)
         assert lost.executed == "unknown"
         assert not fabric.retiring
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+async def test_what_waits_for_an_answer_of_its_caller_has_the_grace_too(
+    replicas: int, autojump_clock: MockClock
+) -> None:
+    async with open_fabric(config(server().source(replicas=replicas))) as fabric:
+        await fabric.wait_started()
+        asked = await fabric.handle(first())
+        [question] = questions(asked)
+        whole: list[bool] = []
+
+        async def remove() -> None:
+            whole.append(await fabric.disconnect("x", grace=5.0))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(remove)
+            await trio.sleep(3)
+            assert said(await fabric.handle(retry(asked, {question: ACCEPT}))) == ACCEPT
+            since = trio.current_time()
+        assert trio.current_time() - since < 1  # nothing is waited for any more
+        assert whole == [True]
+        assert fabric.counters["fabric.source_drain_unfinished"] == 0
 
 
 async def test_a_source_with_other_settings_is_replaced_and_keeps_its_lists(autojump_clock: MockClock) -> None:

@@ -92,6 +92,24 @@ async def test_what_may_not_or_is_not_known_or_not_paid_for_is_not_hedged(
     assert source.started == 1
 
 
+async def test_what_may_not_be_made_twice_goes_on_as_it_came(autojump_clock: MockClock) -> None:
+    got: list[Call] = []
+
+    async def source(call: Call) -> Outcome:
+        await trio.sleep(1)
+        got.append(call)
+        return Complete(Raw(b"{}"))
+
+    layer = hedge(may=lambda call: call.name == "x__get", budget=RetryBudget(), counters=Counters(), samples=1)
+    handler = layer(source)
+    write = Call("tools/call", "x__write")
+    for _ in range(3):
+        await handler(CALL)
+        await handler(write)
+    assert [call is write for call in got] == [False, True] * 3
+    assert [call.apart for call in got] == [None, None, [], None, [], None]
+
+
 async def test_a_call_without_time_for_it_is_not_hedged(autojump_clock: MockClock) -> None:
     source = Source()
     handler = await warm(source, Counters())

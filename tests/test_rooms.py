@@ -35,7 +35,10 @@ ROWS: list[list[str]] = [
         "client",
         "awaiting",
         "registry",
+        "redacting",
         "layers",
+        "recording",
+        "recorder",
     ],
     [
         "following",

@@ -74,10 +74,12 @@ from cord_trio.fabric import open_fabric as open_fabric
 from cord_trio.layers import deadline as deadline
 from cord_trio.layers import limit as limit
 from cord_trio.layers import rate as rate
+from cord_trio.layers import record as record
 from cord_trio.layers import retry as retry
 from cord_trio.protocol.mcp import Content as Content
 from cord_trio.protocol.mcp import Tool as Tool
 from cord_trio.protocol.mcp import ToolResult as ToolResult
+from cord_trio.recorder import Recorder as Recorder
 from cord_trio.registry import Snapshot as Snapshot
 from cord_trio.trace import TraceContext as TraceContext
 from cord_trio.version import __version__ as __version__

@@ -10,6 +10,7 @@ import math
 import os
 import random
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from cord_trio.observe.metrics import CollectorRegistry
     from cord_trio.protocol.jsonrpc import Json
     from cord_trio.protocol.mcp import Tool
+    from cord_trio.recorder import Recorder
     from cord_trio.stages import Stage
     from cord_trio.trace import TraceContext
 
@@ -279,6 +281,7 @@ async def open_fabric(
     rng: Random | None = None,
     journal: Journal | None = None,
     traced: bool = False,
+    recorder: Recorder | None = None,
 ) -> AsyncGenerator[Fabric, None]:
     """A fabric for as long as the block runs. Its sources connect in the background, each by itself.
 
@@ -295,6 +298,7 @@ async def open_fabric(
         rng: draws the pauses; seeded where a run is to repeat.
         journal: keeps started conversations; None for memory.
         traced: whether what agents are asked begins a trace where nobody gave one.
+        recorder: keeps all calls of sources in its file, which is closed at the end; None for nobody.
 
     """
     if not isinstance(config, Config):
@@ -333,9 +337,13 @@ async def open_fabric(
             state_dir=config.state_dir,
             approve=approve,
             watches=watches(metrics),
+            recorder=recorder,
         )
         await core.start(service, registry.run)
         await core.start(service, timer.run)
+        if recorder is not None:
+            recorder.counters = counters
+            await core.start(service, partial(recorder.run, registry))
         fabric = Fabric(config, around, block)
         at_end.callback(fabric._stages.go_to, "closed")
         async with trio.open_nursery() as links:

@@ -20,6 +20,8 @@ from cord_trio.subscribing import Subscribing
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Mapping
 
+    from msgspec import Raw
+
     from cord_trio.call import Call, Handler, Outcome
     from cord_trio.config import Config, Source
     from cord_trio.layers import Breaker, Slots, Waits
@@ -385,20 +387,30 @@ class Sources(Subscribing):
         """A source behind its layers."""
         source = link.source
 
-        def send(call: Call) -> Awaitable[Outcome]:
+        def found(call: Call) -> tuple[str | None, Call]:
+            """What the server knows the object of `call` as, and the call in its words."""
             if call.method != "tools/call":
                 way = self._finder.way(self.registry.snapshot, call)
                 if way is None or way[0] != source.name:
                     raise unknown(call)
-                return link.call(way[2], way[1])
+                return way[1], way[2]
             name = call.name or ""
             route = self.registry.snapshot.tools.get(name)
             if route is None or route.source != source.name:  # it went while the call waited
                 route = self._gone[link].tools.get(name) if link in self._gone else None
                 if route is None or route.source != source.name:
                     raise ToolNotFound(name)
-            return link.call(call, route.tool.name)
+            return route.tool.name, call
 
-        behind = stacked(source, ends_of(link, self.registry, send, self._parks.resume), self._around)
+        def send(call: Call) -> Awaitable[Outcome]:
+            own, asked = found(call)
+            return link.call(asked, own)
+
+        def own(call: Call) -> tuple[str | None, Mapping[str, Raw]]:
+            name, asked = found(call)
+            return name, asked.params
+
+        ends = ends_of(link, self.registry, send, self._parks.resume, own)
+        behind = stacked(source, ends, self._around)
         link.subscriptions.heard = None if behind.cache is None else behind.cache.forget
         return behind

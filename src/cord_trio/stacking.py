@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from cord_trio.call import Call, Handler, Layer, Outcome
     from cord_trio.config import Quota, Source
+    from cord_trio.layers.record import Own
     from cord_trio.protocol.tools import Annotations
     from cord_trio.registry import Registry
     from cord_trio.replicas import Kept
@@ -44,6 +45,7 @@ class Ends:
         own_name: what the server calls the tool with an exported name; None if there is no such tool.
         version: of what the source lists: another value as soon as that may be different.
         may_hedge: whether two servers of the source could answer a call now; None if it has one.
+        own: what the source is asked by a call, in its own words.
 
     """
 
@@ -54,9 +56,10 @@ class Ends:
     own_name: Callable[[str], str | None]
     version: Callable[[], object]
     may_hedge: Callable[[Call], bool] | None
+    own: Own
 
 
-def ends_of(link: Kept, registry: Registry, send: Handler, resume: Handler) -> Ends:
+def ends_of(link: Kept, registry: Registry, send: Handler, resume: Handler, own: Own) -> Ends:
     """What lies below the layers of the source that `link` keeps."""
     source = link.name
 
@@ -76,7 +79,8 @@ def ends_of(link: Kept, registry: Registry, send: Handler, resume: Handler) -> E
 
     may_hedge = link.may_hedge if isinstance(link, Replicas) else None
     return Ends(
-        send, resume, probe, annotations, own_name, lambda: registry.snapshot.sources.get(source), may_hedge
+        send, resume, probe, annotations, own_name, lambda: registry.snapshot.sources.get(source), may_hedge,
+        own,
     )  # fmt: skip
 
 
@@ -131,6 +135,7 @@ class _Builder:
                 source.breaker, probe=ends.probe, rng=around.rng, counters=counters, name=name, clock=clock
             )
             self._shared.append(layers.breaker(self.breaker))
+        self._record = [] if around.recorder is None else [around.recorder.layer(source, ends.own)]
         self._traces = [layers.trace(watch(name)) for watch in around.watches]
         self._policy: list[Layer] = []
         if source.rules or source.read_only:
@@ -189,13 +194,14 @@ class _Builder:
             ours.append(layers.attempt(attempt, clock=clock))
         if source.tell_deadline:
             ours.append(layers.tell_deadline())
+        ours += self._record
         return stack(self._ends.send, *ours)
 
     def resumed(self) -> Handler:
         """The stack for answers to calls that wait: they are never made anew, so nothing is retried."""
         limit = self._limit(self.slots, self.source.name)
         users = (*self._around.layers, *self.source.layers)
-        return stack(self._ends.resume, *self._traces, *users, self._deadline(None), limit)
+        return stack(self._ends.resume, *self._traces, *users, self._deadline(None), limit, *self._record)
 
     def _hedge(self, may: Callable[[Call], bool], *, said: bool) -> Layer:
         twice = layers.repeatable(trusted=self.source.trust, annotations=self._ends.annotations, said=said)

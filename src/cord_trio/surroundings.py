@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cord_trio.counters import Counters
     from cord_trio.layers import Approve, Watch
     from cord_trio.protocol.jsonrpc import Json
+    from cord_trio.recorder import Recorder
     from cord_trio.registry import Registry
     from cord_trio.transports.guardian import Guardian
 
@@ -63,6 +64,9 @@ class Surroundings:
 
     approve: Approve | None = None
     """Asks a person about calls that a rule says need one; None to ask whoever calls."""
+
+    recorder: Recorder | None = None
+    """Keeps the calls of all sources; None for nobody."""
 
     sealer: Sealer = attrs.field(factory=lambda: Sealer(os.urandom(KEY_BYTES)), repr=False)
     """Of what callers keep for us."""

@@ -5,7 +5,7 @@ in: `trace` tells others of all of it; `policy` decides whether a call may be ma
 below; `budget` counts what it costs; `cache` knows the answer already; `shed` refuses what would wait in vain; `retry`
 makes attempts; `hedge` makes a second one while the first is slow; `breaker` refuses those of a source that fails;
 `rate` and `limit` admit each, so that no slot is held during a pause, and `adapt` finds out how many slots there should
-be; `attempt` bounds each; `tell_deadline` tells the server what is left.
+be; `attempt` bounds each; `tell_deadline` tells the server what is left; `record` keeps what was really asked.
 """
 
 from cord_trio.layers.adapt import adapt
@@ -18,6 +18,7 @@ from cord_trio.layers.hedge import hedge
 from cord_trio.layers.limit import Slots, limit
 from cord_trio.layers.policy import Approve, Policy, policy
 from cord_trio.layers.rate import Meter, rate
+from cord_trio.layers.record import record
 from cord_trio.layers.remaining import META_DEADLINE, tell_deadline
 from cord_trio.layers.retry import RetryBudget, retry
 from cord_trio.layers.safety import only_reads, repeatable
@@ -29,5 +30,5 @@ from cord_trio.layers.waits import Waits
 __all__ = [
     "META_DEADLINE", "Allowance", "Approve", "Breaker", "Cache", "Ended", "Meter", "Policy", "RetryBudget", "Slots",
     "Times", "Waits", "Watch", "adapt", "attempt", "breaker", "budget", "cache", "deadline", "hedge", "limit",
-    "only_reads", "policy", "rate", "repeatable", "retry", "shed", "tell_deadline", "timed", "trace",
+    "only_reads", "policy", "rate", "record", "repeatable", "retry", "shed", "tell_deadline", "timed", "trace",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from cord_trio.testing.faults import CallFault as CallFault
 from cord_trio.testing.faults import Fault as Fault
 from cord_trio.testing.faults import WireFault as WireFault
 from cord_trio.testing.faults import faulty as faulty
+from cord_trio.testing.recorded import recorded as recorded
 from cord_trio.testing.schedule import Schedule as Schedule
 from cord_trio.testing.schedule import scheduled as scheduled
 from cord_trio.testing.server import HttpToolServer as HttpToolServer
@@ -31,6 +32,7 @@ __all__ = [
     "faulty",
     "find_failure",
     "open_http_tool_server",
+    "recorded",
     "scheduled",
     "simulate",
 ]

@@ -27,7 +27,16 @@ if TYPE_CHECKING:
 def arguments(**given: object) -> argparse.Namespace:
     """Parsed arguments of `serve`."""
     return argparse.Namespace(
-        **{"config": None, "http": "127.0.0.1:0", "stdio": False, "grace": 0.2, "fd": None, "takeover": None, **given}
+        **{
+            "config": None,
+            "http": "127.0.0.1:0",
+            "stdio": False,
+            "grace": 0.2,
+            "fd": None,
+            "takeover": None,
+            "record": None,
+            **given,
+        }
     )
 
 

@@ -400,6 +400,12 @@ def test_a_type_of_sse_is_the_older_transport() -> None:
 
 def test_the_gateway_serves_the_older_transport_only_if_told() -> None:
     assert toml("[gateway]\nsse = true").gateway.sse
+
+
+def test_a_recording_is_configured_with_the_gateway() -> None:
+    gateway = toml('[gateway]\nrecord = "calls.jsonl"\nrecord_secrets = ["pin"]').gateway
+    assert (gateway.record, gateway.record_secrets) == ("calls.jsonl", ("pin",))
+    assert toml("[gateway]\nsse = true").gateway.record == ""
     assert not toml("[gateway]").gateway.sse
 
 

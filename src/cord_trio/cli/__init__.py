@@ -35,6 +35,7 @@ VERBS: Final = {
     "tree": "print the tree of a running fabric: what runs, who waits for whom, what is left",
     "top": "watch a running fabric",
     "simulate": "run a program of agents under one seed after the other, until one fails",
+    "replay": "serve a recording: its servers answer what they answered then",
     "check": "check the configuration, connect to each source, and say what is wrong",
 }
 """Each verb is the module of its name, and what it does."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cord_trio.config import Config
     from cord_trio.fabric import Fabric
     from cord_trio.protocol.jsonrpc import Json
+    from cord_trio.recorder import Recorder
 
 DRAINS = True
 """The first signal drains, the second cancels."""
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--takeover", metavar="PID", type=int, nargs="?", const=0,
         help="take the listening sockets of the `serve` that runs (with this PID, if several do), which then drains",
     )  # fmt: skip
+    parser.add_argument("--record", metavar="FILE", help="keep every call in this file, without secrets, for `replay`")
     parser.add_argument("--grace", metavar="SECONDS", type=float, help="for running calls at the end; default 10")
 
 
@@ -66,6 +68,8 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
         if not 0 <= args.grace < math.inf:
             return wrong_usage("--grace: give 0 or more seconds")
         given["grace"] = args.grace
+    if args.record is not None:
+        given["record"] = args.record
 
     def as_told(config: Config) -> Config:
         """What is configured, with what the command line says instead."""
@@ -76,6 +80,7 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
     handlers = find_configured(config)
     notify = Notify(os.environ)
     async with AsyncExitStack() as stack:
+        recorder = _recorder(config, stack)
         try:
             listeners, taken = await _listen(args, config, stack)
         except (ValueError, OSError) as exc:
@@ -88,7 +93,7 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
         leaving = trio.Event()
         offer = Offer(listeners, leaving.set)
         async with (
-            open_fabric(config) as fabric,
+            open_fabric(config, recorder=recorder) as fabric,
             open_view(fabric, "serve", offer=offer),
             trio.open_nursery() as nursery,
         ):
@@ -123,6 +128,20 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
                 notify.ready()
             nursery.cancel_scope.cancel("all that was asked is answered")
     return 0
+
+
+def _recorder(config: Config, stack: AsyncExitStack) -> Recorder | None:
+    """What records, closed by `stack`; None if nothing does. Raises `ConfigError` if its file cannot be used."""
+    gateway = config.gateway
+    if not gateway.record:
+        return None
+    from cord_trio.recorder import Recorder
+
+    path = os.path.expanduser(gateway.record)
+    recorder = Recorder(path, most=config.bounds.record_bytes, keys=gateway.record_secrets)
+    stack.callback(recorder.close)
+    tell(f"recording all calls in {clean(path)}, without the secrets that can be told")
+    return recorder
 
 
 async def _freeze_when_listed(fabric: Fabric) -> None:

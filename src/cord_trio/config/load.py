@@ -233,7 +233,9 @@ def _layers(top: Table) -> dict[str, Json]:
 
 def _gateway(top: Table, bounds: Bounds) -> GatewayConfig:
     table = top.table("gateway") or Table({}, "gateway", top.report)
-    table.only(("http", "grace", "allowed_hosts", "allowed_origins", "page_size", "sse", "roots"))
+    table.only(
+        ("http", "grace", "allowed_hosts", "allowed_origins", "page_size", "sse", "roots", "record", "record_secrets")
+    )
     given: dict[str, Json] = {
         "grace": table.number("grace"),
         "allowed_hosts": table.texts("allowed_hosts"),
@@ -241,6 +243,8 @@ def _gateway(top: Table, bounds: Bounds) -> GatewayConfig:
         "page_size": table.count("page_size"),
         "sse": table.flag("sse"),
         "roots": table.texts("roots"),
+        "record": table.text("record"),
+        "record_secrets": table.texts("record_secrets"),
     }
     given = {"grace": bounds.drain, **{name: value for name, value in given.items() if value is not None}}
     address = table.text("http")

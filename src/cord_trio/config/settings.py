@@ -68,6 +68,7 @@ class Bounds:
         hops: handoffs that one ask may take.
         cache_entries: answers of one source that are kept.
         cache_bytes: of those.
+        record_bytes: of a recording.
 
     """
 
@@ -99,6 +100,7 @@ class Bounds:
     hops: int = 16
     cache_entries: int = 1024
     cache_bytes: int = 16 * 1024 * 1024
+    record_bytes: int = 64 * 1024 * 1024
 
     def __attrs_post_init__(self) -> None:
         raise_problems("bounds", self._faults())
@@ -123,6 +125,8 @@ class GatewayConfig:
         page_size: tools in one page of a list.
         roots: folders that servers are told of that ask for roots, and whose callers have none: paths or `file:` URIs.
         sse: whether HTTP+SSE (2024-11-05) is served too, at `/sse`; it is deprecated.
+        record: the file that `serve` records all calls in; "" for none.
+        record_secrets: further parts of names whose values are kept out of a recording.
 
     """
 
@@ -134,6 +138,8 @@ class GatewayConfig:
     page_size: int = 1000
     sse: bool = False
     roots: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+    record: str = ""
+    record_secrets: tuple[str, ...] = attrs.field(default=(), converter=_texts)
 
     def __attrs_post_init__(self) -> None:
         raise_problems("gateway", self._faults())

@@ -27,7 +27,7 @@ STEPS = st.lists(
 
 
 @given(schedules(), STEPS, st.integers(0, 5))
-@settings(max_examples=20)
+@settings(max_examples=max(10, settings().max_examples // 5))
 def test_of_one_name_there_is_one_holder_at_a_time(rng: Random, steps: list[tuple[str, int, float]], seed: int) -> None:
     holding: set[str] = set()
     most: list[int] = []

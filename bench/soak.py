@@ -195,7 +195,7 @@ class Soak:
             process = await trio.lowlevel.open_process(args, stdin=subprocess.PIPE)
             try:
                 with trio.move_on_after(self.rng.uniform(5, 20)):
-                    while self.resume.is_set() and process.poll() is None:
+                    while self.resume.is_set() and process.poll() is None:  # noqa: ASYNC110  # of two things
                         await trio.sleep(0.1)
                 if process.poll() is not None:
                     self.faults.append(f"visitor ended by itself: {process.returncode}")
@@ -244,7 +244,7 @@ class Soak:
         place.faulted = trio.current_time()
         place.be(fault)
         with trio.move_on_after(self.rng.uniform(0.5, 4)):
-            while self.resume.is_set():
+            while self.resume.is_set():  # noqa: ASYNC110  # an event is set, not unset
                 await trio.sleep(0.05)
         place.be("")
         place.faulted = trio.current_time()
@@ -257,7 +257,7 @@ class Soak:
         for place in self.places:
             place.be("")
         with trio.move_on_after(SETTLE):
-            while (
+            while (  # noqa: ASYNC110  # as any looker-on
                 self.busy
                 or fabric.retiring
                 or any(link.state != "ready" for link in fabric.links.values())

@@ -141,7 +141,7 @@ async def test_an_attempt_that_finds_no_other_server_does_not_run(autojump_clock
         assert caught.value.executed == "no"
 
 
-async def test_a_server_that_lost_is_known_to_be_slow() -> None:
+def test_a_server_that_lost_is_known_to_be_slow() -> None:
     load = Load()
     load.answered(1.0, 0.0)
     load.unanswered(0.5, 0.0)

@@ -22,10 +22,11 @@ PUBLIC = {
     "ConnectFailed", "ConnectionLost", "Content", "Context", "CordError", "DeadlineExceeded", "Denied", "DrainTimeout",
     "Draining", "Events", "Fabric", "Handler", "Handoff", "HandoffRefused", "Http", "HttpFailed", "InDoubt",
     "InProcess", "InputNeeded", "Job", "JobCancelled", "JobNotFound", "Layer", "Mailbox", "Malformed", "MemoryJournal",
-    "MessageTooLong", "NoMailbox", "Notice", "Outcome", "Overloaded", "Quota", "Refused", "RestartIntensity", "Rule",
-    "Snapshot", "SourceDown", "SqliteJournal", "Stdio", "Supervisor", "Tool", "ToolNotFound", "ToolNotGranted",
-    "ToolResult", "ToolSettings", "TraceContext", "WebSocket", "__version__", "deadline", "last", "latest", "limit",
-    "load_config", "open_fabric", "rate", "retry", "serve_gateway", "stack",
+    "MessageTooLong", "NoMailbox", "Notice", "Outcome", "Overloaded", "Quota", "Recorder", "Refused",
+    "RestartIntensity", "Rule", "Snapshot", "SourceDown", "SqliteJournal", "Stdio", "Supervisor", "Tool",
+    "ToolNotFound", "ToolNotGranted", "ToolResult", "ToolSettings", "TraceContext", "WebSocket", "__version__",
+    "deadline", "last", "latest", "limit", "load_config", "open_fabric", "rate", "record", "retry", "serve_gateway",
+    "stack",
 }  # fmt: skip
 """The public API; what else can be reached may change."""
 

@@ -25,6 +25,7 @@ from cord_trio.recorder import Recorder
 from cord_trio.recording import MAX_LINE, Catalogue, Line, Recorded, call_line, decode, fits, header
 from cord_trio.redacting import REMOVED, Redactor, secrets_of
 from cord_trio.testing import ToolServer, recorded
+from tests.full_server import FullServer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -154,6 +155,10 @@ def test_what_is_configured_is_a_secret(place: str) -> None:
         ("{no json, password=x}", "{no json, password=[removed]}"),
         ("see https://u:p@h/x", "see https://[removed]@h/x"),
         ("cookie: a=b; c=d", "cookie: [removed]"),
+        ("İ Token=abc b", "İ Token=[removed] b"),
+        ("authorization: Bearer abcdefgh, token=x", "authorization: [removed]"),
+        ("a?key=x&b=1&sig=y#z", "a?key=[removed]&b=1&sig=[removed]#z"),
+        ("tokentokentoken", "tokentokentoken"),
         ("it says Bearer abcdefgh123", "it says Bearer [removed]"),
         ("abc", REMOVED),
         ("abcd", "abcd"),
@@ -218,6 +223,11 @@ def test_an_unknown_source_is_named_with_those_there_are(tmp_path: Path) -> None
     path.write_bytes(header() + msgspec.json.encode(Catalogue("web")) + b"\n")
     with pytest.raises(ConfigError, match="has no source 'x'; it has web"):
         recorded(path, only="x")
+
+
+def test_a_text_full_of_names_of_secrets_is_read_once() -> None:
+    text = "cookie:token=" * 20_000
+    assert Redactor().text(text) == "cookie:[removed]"
 
 
 async def test_a_full_recording_ends_and_is_counted_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -326,6 +336,54 @@ def test_what_is_too_long_is_told_without_it() -> None:
     line = msgspec.json.decode(call_line(taken, Redactor()), type=Line)
     assert line.outcome == "failed"
     assert "longer than" in line.value["message"]
+
+
+@pytest.mark.parametrize("era", ["modern", "legacy"])
+async def test_questions_and_what_came_of_them_come_again(tmp_path: Path, era: str) -> None:
+    path = tmp_path / "calls"
+    said: list[tuple[Json, str]] = []
+
+    async def ask(fabric: Fabric) -> None:
+        form = {"message": "which", "requestedSchema": {"type": "object", "properties": {"b": {}, "a": {}}}}
+        asked: Json = []
+
+        async def answer(questions: Json) -> Json:
+            await trio.lowlevel.checkpoint()
+            asked.append({key: each.params for key, each in questions.items()})
+            return {key: {"action": "accept", "content": {"b": 1}} for key in questions}
+
+        result = await fabric.call("x__ask", {"method": "elicitation/create", "params": form}, answer=answer)
+        said.append((asked, result.text))
+
+    async with open_fabric([ToolServer(era=era).in_process(name="x")], recorder=Recorder(path)) as fabric:
+        await ask(fabric)
+    async with open_fabric(recorded(path, strict=True)) as fabric:
+        await ask(fabric)
+    assert said[0] == said[1]
+    assert len(said[0][0]) == 1
+
+
+async def test_resources_and_prompts_come_again_under_their_names(tmp_path: Path) -> None:
+    path = tmp_path / "calls"
+    server = FullServer()
+    server.answers["resources/read"] = lambda request: {"contents": [{"uri": request.params["uri"], "text": "r"}]}
+    server.answers["prompts/get"] = lambda request: {"messages": [], "description": request.params["name"]}
+
+    async def look(fabric: Fabric) -> list[Json]:
+        await fabric.wait_started()
+        uri = next(iter(fabric.registry.snapshot.resources))
+        found: list[Json] = [uri, listed(fabric), json.loads(fabric.registry.snapshot.encoded_templates)]
+        for call in (Call("resources/read", uri), Call("prompts/get", "x__greet")):
+            outcome = await fabric.handle(call)
+            assert isinstance(outcome, Complete)
+            found.append(json.loads(bytes(outcome.result)))
+        return found
+
+    async with open_fabric([server.source()], recorder=Recorder(path)) as fabric:
+        first = await look(fabric)
+    assert [line["name"] for line in calls(path)] == ["file:///a", "greet"]
+    async with open_fabric(recorded(path)) as fabric:
+        assert await look(fabric) == first
 
 
 async def test_progress_comes_again(tmp_path: Path) -> None:

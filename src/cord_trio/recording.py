@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 VERSION: Final = 1
 """Of the format."""
 
-MAX_LINE: Final = 4 * 1024 * 1024
+MAX_LINE: Final = 1024 * 1024
 """Bytes of one call that is recorded with all it holds: reading a longer one for secrets would hold up the loop."""
 
 MAX_SHOWN: Final = 200
@@ -42,7 +42,8 @@ KINDS: Final = {"tools": "tools", "prompts": "prompts", "resources": "resources"
 """What is listed, and as which member."""
 
 Json: TypeAlias = Any
-_encode = msgspec.json.Encoder(order="sorted").encode
+_encode = msgspec.json.Encoder().encode
+_sorted = msgspec.json.Encoder(order="sorted").encode
 
 
 class Catalogue(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -302,9 +303,9 @@ def _is_cancelled(line: Line) -> bool:
 
 
 def _key(method: str, name: str | None, params: Mapping[str, Json]) -> bytes:
-    return _encode((method, name, params))
+    return _sorted((method, name, params))
 
 
 def _shown(method: str, name: str | None, params: Json) -> str:
-    text = f"{method} {name or ''} {_encode(params).decode()}".replace("  ", " ")
+    text = f"{method} {name or ''} {_sorted(params).decode()}".replace("  ", " ")
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"

@@ -39,17 +39,19 @@ MAX_INNER: Final = 1024 * 1024
 _SCHEMAS: Final = frozenset({"inputSchema", "outputSchema", "requestedSchema"})
 _SAMPLES: Final = frozenset({"default", "const", "examples", "enum"})
 _NOT_KEY: Final = re.compile(r"[_\-.\s]")
-_WORDS: Final = r"(?:password|passwd|passphrase|token|secret|authorization|api[_-]?key|cookie|credential%s)"
-# Each part is bounded, so that no text takes more than a step for each of its characters.
-_KEYED: Final = (
-    r"(%s[\w-]{0,40}[\"']?\s{0,8}[:=]\s{0,8}[\"']?)"
-    r"(\[removed\]|(?:(?:bearer|basic)\s{1,8})?[^\s\"',;&<>}\])]+)"
+_SPELT: Final = (*SECRET_KEYS, "api_key", "api-key", "private_key", "private-key", "access_key", "access-key")
+# What follows a word, and in it the secret. Each part is bounded, so that no text takes long.
+_VALUE: Final = re.compile(
+    r"[\w-]{0,40}[\"']?\s{0,8}[:=]\s{0,8}[\"']?(\[removed\]|(?:(?:bearer|basic)\s{1,8})?[^\s\"',;&<>}\])]+)",
+    re.IGNORECASE,
 )
-_HEADER: Final = re.compile(r"((?:cookie|authorization)\s{0,8}:\s{0,8})([^\r\n\"]+)", re.IGNORECASE)
-_BEARER: Final = re.compile(r"\b((?:bearer|basic)\s{1,8})(\[removed\]|[A-Za-z0-9._~+/=-]{8,})", re.IGNORECASE)
+_LINE: Final = re.compile(r"\s{0,8}:\s{0,8}([^\r\n\"]+)")
+_SCHEME: Final = re.compile(r"\s{1,8}(\[removed\]|[A-Za-z0-9._~+/=-]{8,})")
+_QUERY: Final = re.compile(r"(?:[\w-]{0,40})=(\[removed\]|[^&\s#\"']+)")
 _USERINFO: Final = re.compile(r"(://)[^/\s@\"'<>]{1,256}@")
-_QUERY: Final = re.compile(
-    r"([?&](?:sig|signature|key|auth|code|x-amz-[\w-]{1,40})=)(\[removed\]|[^&\s#\"']+)", re.IGNORECASE
+_FOLLOWED: Final = (
+    *(("cookie", _LINE), ("authorization", _LINE), ("bearer", _SCHEME), ("basic", _SCHEME)),
+    *((f"{mark}{word}", _QUERY) for mark in "?&" for word in ("sig", "key", "auth", "code", "x-amz-")),
 )
 
 
@@ -67,11 +69,10 @@ class Redactor:
         self._short = frozenset(each for each in known if len(each) < SHORTEST)
         long = sorted((each for each in known if len(each) >= SHORTEST), key=len, reverse=True)
         self._known = re.compile("|".join(map(re.escape, long))) if long else None
+        keys = tuple(keys)
         more = [each for each in map(_plain, keys) if each]
         self._keys = re.compile("|".join(map(re.escape, (*SECRET_KEYS, *more))))
-        self._keyed = re.compile(
-            _KEYED % _WORDS % "".join(f"|{re.escape(each)}" for each in keys if each), re.IGNORECASE
-        )
+        self._words = (*((each, _VALUE) for each in (*_SPELT, *(key.lower() for key in keys if key))), *_FOLLOWED)
 
     def json(self, value: Json, *, secret: bool = False, schema: bool = False) -> Json:
         """`value` without secrets; all of it is one if `secret`. Within a `schema` names say nothing of values."""
@@ -106,13 +107,37 @@ class Redactor:
             text = self._known.sub(REMOVED, text)
         if "://" in text:
             text = _USERINFO.sub(rf"\1{REMOVED}@", text)
-        for pattern in (_HEADER, self._keyed, _BEARER, _QUERY):
-            text = pattern.sub(rf"\1{REMOVED}", text)
-        return text
+        return self._without_named(text)
 
     def is_secret(self, key: str) -> bool:
         """Whether the value of a member of this name is a secret."""
         return self._keys.search(_plain(key)) is not None
+
+    def _without_named(self, text: str) -> str:
+        """`text` without what follows words that name secrets.
+
+        Words are looked for one by one: many times as fast as by one expression, which would hold up other threads.
+        """
+        low = text.lower()
+        if len(low) != len(text):  # some letters are two in lower case; then their places would not be the same
+            low = "".join(each.lower() if each.isascii() else each for each in text)
+        spans: list[tuple[int, int]] = []
+        for word, follows in self._words:
+            at = low.find(word)
+            while at >= 0:
+                found = follows.match(text, at + len(word))
+                if found is not None:
+                    spans.append(found.span(1))
+                at = low.find(word, at + 1 if found is None else found.end())
+        if not spans:
+            return text
+        parts: list[str] = []
+        done = 0
+        for start, end in sorted(spans):
+            if start >= done:
+                parts += (text[done:start], REMOVED)
+            done = max(done, end)
+        return "".join((*parts, text[done:]))
 
     def _member(self, key: str, value: Json, *, secret: bool, schema: bool) -> Json:
         if schema:

@@ -155,8 +155,8 @@ async def test_the_answers_used_last_are_kept_within_the_bounds() -> None:
         assert len(kept) == 0
 
 
-async def test_news_of_the_source_end_what_is_kept_and_what_is_asked() -> None:
-    source = Source(b'{"ttlMs":9000}', seconds=0.0)
+async def test_news_of_the_source_end_what_is_kept_and_what_is_asked(autojump_clock: MockClock) -> None:
+    source = Source(b'{"ttlMs":9000}', seconds=1.0)
     version = object()
     async with cached(source, version=lambda: version) as (handler, kept, _):
         await handler(page())
@@ -165,7 +165,7 @@ async def test_news_of_the_source_end_what_is_kept_and_what_is_asked() -> None:
         assert len(source.calls) == 2
         async with trio.open_nursery() as nursery:
             nursery.start_soon(handler, page("other"))
-            await trio.lowlevel.checkpoint()
+            await wait_all_tasks_blocked()
             kept.forget()  # while it is being answered
         assert len(kept) == 0
 

@@ -303,6 +303,8 @@ async def test_without_a_stored_manifest_it_starts_at_once(autojump_clock: MockC
         ({"source": "y"}, "is that of another source"),
         ({"digest": "0" * 32}, "is that of another source"),
         ({"lists": {"tools": 7}}, "is damaged"),
+        ({"lists": {"tools": [1]}}, "is damaged"),
+        ({"revision": "zzz"}, "is damaged"),
         ({"lists": None}, "is damaged"),
         (None, "is damaged"),
     ],
@@ -319,6 +321,18 @@ async def test_a_damaged_or_foreign_manifest_is_told_and_replaced(
         assert link.notes == (f"the stored manifest {path} {why}: it is not used",)
         assert fabric.counters["manifests.ignored"] == 1
         assert (opened.times, fabric.registry.snapshot.tools) == (1, {})
+        await fabric.wait_started()
+        await stored(fabric)
+    assert json.loads(path.read_bytes())["source"] == "x"
+
+
+async def test_a_pipe_in_the_place_of_a_manifest_holds_up_nobody(autojump_clock: MockClock, tmp_path: Path) -> None:
+    path = await make_manifest(Opened().source(start="manifest"), tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    async with fabric_of(Opened(slow=1.0).source(start="manifest"), tmp_path) as (fabric, link):
+        await wait_all_tasks_blocked()
+        assert link.notes == (f"the stored manifest {path} is no file: it is not used",)
         await fabric.wait_started()
         await stored(fabric)
     assert json.loads(path.read_bytes())["source"] == "x"

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import re
+import stat
 import tempfile
 import time
 from contextlib import suppress
@@ -26,6 +27,7 @@ from cord_trio.config import Http, InProcess, Stdio, WebSocket
 from cord_trio.errors import Malformed
 from cord_trio.handshake import Greeting
 from cord_trio.protocol import jsonrpc
+from cord_trio.protocol.eras import ERAS
 from cord_trio.snapshot import KINDS, Listed
 
 if TYPE_CHECKING:
@@ -127,8 +129,18 @@ class Stored:
     def read(self) -> tuple[Manifest | None, str]:
         """What is stored, None if nothing can be used, and a note if something is there all the same."""
         try:
-            with self.path.open("rb") as file:
-                data = file.read(MAX_MANIFEST + 1)
+            # Without waiting: whatever stands there, such as a pipe that nobody writes to, must not hold up all others.
+            fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                about = os.fstat(fd)
+                if not stat.S_ISREG(about.st_mode):
+                    return None, self._ignored("is no file")
+                if about.st_uid != os.getuid():
+                    return None, self._ignored("belongs to another user")
+                with open(fd, "rb", closefd=False) as file:
+                    data = file.read(MAX_MANIFEST + 1)
+            finally:
+                os.close(fd)
         except FileNotFoundError:
             return None, ""
         except OSError as exc:
@@ -139,13 +151,18 @@ class Stored:
             for kind in KINDS:
                 if kind in stored.lists:
                     page = DECODERS[kind](Raw(b'{"%b":%b}' % (MEMBERS[kind].encode(), stored.lists[kind])))
+                    if page.skipped:  # we store no item that cannot be used
+                        return None, self._ignored("is damaged")
                     lists[kind] = Listed(page.items)
         except (msgspec.MsgspecError, Malformed, UnicodeDecodeError, RecursionError):
             return None, self._ignored("is damaged")
+        era = ERAS.get(stored.revision)
         if stored.schema != SCHEMA:
             return None, self._ignored(f"is of schema {stored.schema}, not {SCHEMA}")
         if (stored.source, stored.digest) != (self._source.name, self._digest):
             return None, self._ignored("is that of another source")
+        if era is None or era.modern is not stored.modern:
+            return None, self._ignored("is damaged")
         greeting = Greeting(
             stored.revision, stored.modern, stored.capabilities, stored.server_info, stored.instructions
         )  # fmt: skip

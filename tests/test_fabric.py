@@ -144,6 +144,17 @@ async def test_a_call_to_a_source_that_was_never_ready_ends_by_the_deadline_of_i
         assert trio.current_time() - start == 3
 
 
+async def test_waits_for_several_sources_without_a_prefix_do_not_add_up(autojump_clock: MockClock) -> None:
+    silent = [source(ToolServer(silent=True), name, prefix="", connect=10.0, deadline=3.0) for name in ("x", "y")]
+    slow = source(ToolServer(slow=2.0), "z", prefix="", deadline=30.0)
+    async with open_fabric([*silent, slow]) as fabric:
+        start = trio.current_time()
+        assert (await fabric.call("echo", {"text": "hi"})).text == "hi"  # although two before it never come up
+        with pytest.raises(ToolNotFound):
+            await fabric.call("nothing")
+        assert trio.current_time() - start <= 3 + 3 + 2 * 2
+
+
 @pytest.mark.parametrize("call", [Call("prompts/list"), Call("tools/call")])
 async def test_a_method_that_is_not_routed_is_not_found(call: Call, autojump_clock: MockClock) -> None:
     async with open_fabric() as fabric:

@@ -354,14 +354,22 @@ class Sources(Subscribing):
 
     async def _wait_for_owners(self, name: str, deadline: float) -> None:
         """Wait for the first attempt of those sources that may own a tool of this name, as long as a call of theirs."""
-        for link in tuple(self.links.values()):
-            prefix = link.source.export_prefix
-            if (not link.tried or (link.resting and not link.known)) and (
-                not prefix or name.startswith(f"{prefix}__") or self._finder.source(name) == link.name
-            ):
-                link.wake()
-                with trio.move_on_at(min(deadline, trio.current_time() + link.source.deadline)):
-                    await link.wait_tried()
+        owners = [
+            link
+            for link in self.links.values()
+            if (not link.tried or (link.resting and not link.known))
+            and (
+                not link.source.export_prefix
+                or name.startswith(f"{link.source.export_prefix}__")
+                or self._finder.source(name) == link.name
+            )
+        ]
+        for link in owners:  # side by side: those without a prefix must not add up
+            link.wake()
+        began = trio.current_time()
+        for link in owners:
+            with trio.move_on_at(min(deadline, began + link.source.deadline)):
+                await link.wait_tried()
 
     def _raise_down(self, name: str) -> None:
         """Raise `SourceDown` if the source whose prefix `name` has is down: its tools may never have been seen."""

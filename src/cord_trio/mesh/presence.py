@@ -327,6 +327,11 @@ class Presence:
             log.info("the name was not given back node=%s reason=%s", self.node, exc)
 
 
+def is_name(text: str) -> bool:
+    """Whether `text` can be the name of a node, or of a mesh."""
+    return _NODE.fullmatch(text) is not None
+
+
 def decode_record(data: bytes) -> NodeRecord:
     """What a node said of itself; an empty record if it cannot be read."""
     try:
@@ -378,7 +383,7 @@ async def join(
 
     """
     for name in (mesh, node):
-        if _NODE.fullmatch(name) is None:
+        if not is_name(name):
             raise ValueError(f"no name of a node or mesh: {name[:100]!r}; one has 1 to 48 of a-z, 0-9, _ and -")
     _encode(record or NodeRecord())
     presence = Presence(

@@ -69,6 +69,7 @@ class NodeRecord(msgspec.Struct, frozen=True, omit_defaults=True):
         draining: whether it takes no new work.
         labels: what it is chosen by.
         servers: what it offers, with the digest of each one's catalogue.
+        watches: whether it may take away the records of others whose leases have ended.
 
     """
 
@@ -77,6 +78,7 @@ class NodeRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     draining: bool = False
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     servers: dict[str, str] = msgspec.field(default_factory=dict)
+    watches: bool = True
 
 
 @attrs.frozen
@@ -142,7 +144,8 @@ class Presence:
 
         Raises:
             ValueError: it is too long.
-            CallError: the store could not be told; the next renewal tells it.
+            CallError: the store could not be told; the next incarnation does.
+            DuplicateName: another has the name by now.
 
         """
         _encode(record)

@@ -96,6 +96,7 @@ class Watch:
         self._subscription: Subscription | None = None
         self._created = ""  # of the bucket that the rest is about
         self._synced = False
+        self._told: set[str] = set()  # keys, until all are
         self._last = 0  # revision
         self._count = 0  # messages of this consumer
         self._seen = trio.current_time()
@@ -142,6 +143,7 @@ class Watch:
         if self._created and (late or self._created != self._place.created or not self._synced):
             self._last = 0
             self._synced = False
+            self._told.clear()
             self._ready.append(Reset())
         self._created = self._place.created
         stream = f"KV_{self._place.name}"
@@ -173,6 +175,7 @@ class Watch:
 
     def _sync(self) -> None:
         self._synced = True
+        self._told.clear()
         self._ready.append(Synced())
 
     def _take(self, message: Message) -> None:
@@ -205,8 +208,11 @@ class Watch:
         self._last = revision
         reason = message.header("Nats-Marker-Reason")
         gone = reason is not None or message.header("KV-Operation") in ("DEL", "PURGE")
-        if not gone or self._synced:
-            value = None if gone else message.data
-            self._ready.append(Change(message.subject[self._strip :], value, revision, reason == "MaxAge"))
+        key = message.subject[self._strip :]
+        # Of those that were gone before nobody needs to hear; but one may go while the others are still being told.
+        if not gone or self._synced or key in self._told:
+            self._ready.append(Change(key, None if gone else message.data, revision, reason == "MaxAge"))
+            if not self._synced:
+                self._told.add(key)
         if not pending and not self._synced:
             self._sync()

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import trio
+
+from cord_trio.counters import Counters
+from cord_trio.nats.watch import Change, Synced, Watch
+from cord_trio.nats.wire import Message, encode_headers
+
+if TYPE_CHECKING:
+    from cord_trio.nats.watch import WatchEvent
+
+
+class Server:
+    """A client of NATS, a bucket, and a subscription, as far as a watch needs them: what it brings is scripted."""
+
+    name = "b"
+    created = "today"
+    counters = Counters()
+
+    def __init__(self, *messages: Message) -> None:
+        self._messages = deque(messages)
+
+    def new_inbox(self) -> str:
+        return "inbox"
+
+    def subscribe(self, subject: str, *, lasting: bool) -> Server:
+        return self
+
+    async def open(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def api(self, what: str, body: object = None, /) -> dict[str, int]:
+        await trio.lowlevel.checkpoint()
+        return {"num_pending": len(self._messages)}
+
+    async def receive(self) -> Message:
+        await trio.lowlevel.checkpoint()
+        return self._messages.popleft()
+
+    def close(self) -> None:
+        pass
+
+
+def message(number: int, key: str, pending: int, *, gone: bool = False) -> Message:
+    head = encode_headers({"KV-Operation": "DEL"}) if gone else b""
+    return Message(f"$KV.b.{key}", 1, f"$JS.ACK.KV_b.c.1.{number}.{number}.0.{pending}", head, b"x")
+
+
+async def test_a_key_that_goes_while_the_others_are_still_being_told_is_told_to_be_gone() -> None:
+    # A real server does so: what comes after the watch began is pending behind what was there before.
+    server = Server(
+        message(1, "a", 3), message(2, "b", 2, gone=True), message(3, "a", 1, gone=True), message(4, "c", 0)
+    )  # fmt: skip
+    watch = Watch(server, server, "$KV.b.>", len("$KV.b."))  # type: ignore[arg-type]  # as much as it needs
+    told: list[WatchEvent] = [await watch.receive() for _ in range(4)]
+    assert told == [Change("a", b"x", 1), Change("a", None, 3), Change("c", b"x", 4), Synced()]

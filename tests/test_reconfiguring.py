@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from cord_trio.call import Call
-from cord_trio.config import Config, GatewayConfig, ProfileConfig, ToolFilter
+from cord_trio.config import Config, GatewayConfig, ProfileConfig, SupervisorConfig, ToolFilter
 from cord_trio.errors import CallError, ConfigError, ConnectionLost, Draining, Problem, SourceDown, ToolNotFound
 from cord_trio.fabric import Fabric, open_fabric
 from cord_trio.sources import Changes
@@ -198,9 +198,12 @@ async def test_a_source_that_cannot_be_used_any_more_goes_on_as_it_was(autojump_
 
 async def test_what_is_not_a_source_takes_a_restart(autojump_clock: MockClock) -> None:
     async with open_fabric(config()) as fabric:
-        other = Config(gateway=GatewayConfig(grace=7.0), profiles=[ProfileConfig(name="p", tools=("*",))])
-        assert fabric.reconfigure(other) == Changes(restart=("gateway", "profiles"))
-        assert fabric.config.gateway.grace == 5.0
+        other = Config(
+            gateway=GatewayConfig(grace=7.0), profiles=[ProfileConfig(name="p", tools=("*",))],
+            supervisors=[SupervisorConfig(name="s")], state_dir="/elsewhere",
+        )  # fmt: skip
+        assert fabric.reconfigure(other) == Changes(restart=("gateway", "profiles", "supervisors", "state_dir"))
+        assert (fabric.config.gateway.grace, fabric.config.state_dir) == (5.0, "")
 
 
 async def test_a_fabric_that_drains_is_not_reconfigured(autojump_clock: MockClock) -> None:

@@ -13,9 +13,9 @@ from msgspec import Raw
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from cord_trio.balance import EJECT_AFTER
-from cord_trio.call import Call, Complete, InputRequired, Task
+from cord_trio.call import Call, Complete, InputRequired, Outcome, Task
 from cord_trio.config import Bounds, Config, Http, InProcess, Stdio, several
-from cord_trio.errors import CallError, ConfigError, ConnectionLost, DeadlineExceeded, SourceDown
+from cord_trio.errors import CallError, ConfigError, ConnectionLost, DeadlineExceeded, HttpFailed, SourceDown
 from cord_trio.fabric import Fabric, open_fabric
 from cord_trio.replicas import Replicas
 from cord_trio.testing import ToolServer
@@ -194,6 +194,31 @@ async def test_a_replica_that_fails_its_calls_is_left_out_and_no_more_than_half_
         for _ in range(20):  # the other sick one is known to be slow, and is spared
             await work()
         assert failed <= 10
+
+
+async def test_callers_that_are_impatient_or_wrong_do_not_have_replicas_left_out(autojump_clock: MockClock) -> None:
+    servers = Servers(3)
+    async with replicated(servers.source(retries=0)) as (fabric, replicas):
+        await started(replicas)
+
+        async def refused(call: Call, name: str | None) -> Outcome:
+            await trio.lowlevel.checkpoint()
+            raise HttpFailed(statuses[-1])
+
+        asked = {"arguments": Raw(b'{"seconds":1}')}
+        for _ in range(60):
+            with pytest.raises(DeadlineExceeded):
+                await fabric.handle(Call("tools/call", "x__sleep", asked, deadline=trio.current_time() + 0.01))
+        assert [link.load.failures for link in replicas.links] == [0, 0, 0]
+        for link in replicas.links:
+            link.call = refused  # type: ignore[method-assign]  # as a server over HTTP would
+        statuses: list[int] = []
+        for status, ejected in ((413, 0), (404, 1)):
+            statuses.append(status)
+            for _ in range(60):
+                with pytest.raises(HttpFailed):
+                    await echo(fabric)
+            assert fabric.counters["replicas.ejected"] == ejected
 
 
 async def test_a_call_that_may_have_run_is_not_given_to_another_replica(autojump_clock: MockClock) -> None:

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from msgspec import Raw
 from trio.testing import wait_all_tasks_blocked
 
 import cord_trio as cord
+from cord_trio import stacking
+from cord_trio.call import Complete
 from cord_trio.config import ToolSettings
 from cord_trio.errors import DeadlineExceeded, Denied, Overloaded
 from cord_trio.fabric import open_fabric
@@ -83,6 +86,40 @@ async def test_a_tool_has_a_deadline_and_slots_of_its_own(autojump_clock: MockCl
             assert trio.current_time() == pytest.approx(begun + 1)
         assert trio.current_time() == pytest.approx(begun + 2)
         assert isinstance(ends[1], DeadlineExceeded)
+
+
+async def test_a_server_that_rotates_its_tools_leaves_nothing_behind(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the slots of a tool count as before, however many there were."""
+    monkeypatch.setattr(stacking, "MOST_TOOLS", 5)
+    listed: list[str] = []
+    source = cord.Stdio(name="x", command="-", tool={"*": ToolSettings(slots=1, rate=100.0)})
+    held: list[str | None] = []
+
+    async def send(call: cord.Call) -> cord.Outcome:
+        held.append(call.name)
+        await trio.sleep(1)
+        held.remove(call.name)
+        return Complete(Raw(b"{}"))
+
+    async def probe() -> None: ...
+
+    ends = stacking.Ends(
+        send, send, probe, annotations=lambda _: None, own_name=lambda name: name if name in listed else None,
+        version=lambda: 0, may_hedge=None, own=lambda call: (call.name, {}),
+    )  # fmt: skip
+    async with open_fabric() as fabric, trio.open_nursery() as nursery:
+        behind = stacking.stacked(source, ends, fabric._around)
+        for number in range(40):
+            listed[:] = [f"t{number}"]
+            await behind.call(cord.Call("tools/call", f"t{number}"))
+            assert len(behind.waits.own) <= 7
+            assert len(behind.waits.meters) <= 6
+        for _ in range(2):
+            nursery.start_soon(behind.call, cord.Call("tools/call", "t39"))
+        await trio.sleep(0.5)
+        assert held == ["t39"]
 
 
 async def test_an_attempt_begins_when_it_has_a_slot(autojump_clock: MockClock) -> None:

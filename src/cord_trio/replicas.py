@@ -30,6 +30,7 @@ from cord_trio.errors import (
     SourceDown,
 )
 from cord_trio.following import Subscriptions
+from cord_trio.layers.times import is_too_slow
 from cord_trio.link import Link
 from cord_trio.protocol.jsonrpc import members, parse
 from cord_trio.protocol.questions import NOBODY
@@ -51,6 +52,9 @@ log = logging.getLogger("cord_trio.link")
 
 SICK: Final = (BadReply, ConnectionLost, DeadlineExceeded, HttpFailed)
 """Failures that say something of the server that was called, not of the call."""
+
+OF_THE_CALL: Final = (400, 413, 414, 415, 422, 431)
+"""HTTP statuses that say something of the call: any server like it would have answered so."""
 
 MAX_PINS: Final = 10_000
 """Tasks and rounds of one source of which is remembered where they are; the oldest are forgotten."""
@@ -281,8 +285,10 @@ class Replicas:
             outcome = await replica.call(call, name)
         except CallError as exc:
             now = trio.current_time()
-            if isinstance(exc, CallFailed):
+            if isinstance(exc, CallFailed) or (isinstance(exc, HttpFailed) and exc.status in OF_THE_CALL):
                 load.answered(now - began, now)
+            elif isinstance(exc, DeadlineExceeded) and not is_too_slow(exc, call, began, now):
+                load.unanswered(now - began, now)
             elif isinstance(exc, SICK):
                 self._failed(replica)
             raise

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 RETIRED_LOOK: Final = 0.05
 """Seconds between looks at whether a source that is gone still runs calls."""
 
-RESTART: Final = ("gateway", "bounds", "profiles", "agents")
+RESTART: Final = ("gateway", "bounds", "profiles", "agents", "supervisors", "state_dir")
 """Parts of a configuration that are read once, at the start."""
 
 
@@ -126,7 +126,7 @@ class Sources(Subscribing):
         ordered = {name: sources[name] for name in [*config.sources, *kept]}
         whole = attrs.evolve(
             config, sources=ordered, broken={name: why for name, why in config.broken.items() if name not in kept},
-            gateway=old.gateway, bounds=old.bounds, agents=old.agents, profiles=old.profiles,
+            **{part: getattr(old, part) for part in RESTART},
         )  # fmt: skip
         before, after = old.enabled, whole.enabled
         changes = Changes(

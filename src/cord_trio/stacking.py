@@ -17,7 +17,7 @@ from cord_trio.protocol.mcp import ToolResult
 from cord_trio.replicas import Replicas
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from msgspec import Raw
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from cord_trio.surroundings import Surroundings
 
 MOST_TOOLS: Final = 10_000
-"""Tools of one source with a stack of their own: as many as a source may list."""
+"""Tools of one source whose stacks are kept before those that it does not list any more are let go of."""
 
 
 @attrs.frozen
@@ -130,6 +130,7 @@ class _Builder:
         self.breaker: layers.Breaker | None = None
         self._shared: list[Layer] = []
         """Around each attempt of whatever it calls."""
+        self._of_tools: dict[str, tuple[list[layers.Slots], list[layers.Meter]]] = {}
         if source.breaker is not None:
             self.breaker = layers.Breaker(
                 source.breaker, probe=ends.probe, rng=around.rng, counters=counters, name=name, clock=clock
@@ -153,13 +154,14 @@ class _Builder:
             per_second = math.inf if source.rate is None else source.rate
             self._limits.insert(0, self._rate(per_second, source.burst, name))
         if source.adaptive:
-            self._limits.append(layers.adapt(self.slots, most=source.slots, counters=counters))
+            self._limits.append(layers.adapt(self.slots, most=source.slots, counters=counters, clock=clock))
         if source.shed:
             self._limits.append(layers.timed(self._held, clock=clock))
 
     def whole(self, own: ToolSettings, public: str = "") -> Handler:
         """The stack for what has the settings `own` beside those of the source."""
         source, counters, clock = self.source, self._around.counters, self._clock
+        before = len(self.waits.own), len(self.waits.meters)
         ours: list[Layer] = [*self._traces, *self._around.layers, *source.layers, *own.layers, *self._policy]
         ours.append(self._deadline(own.deadline))
         if own.budget is not None:
@@ -195,7 +197,23 @@ class _Builder:
         if source.tell_deadline:
             ours.append(layers.tell_deadline())
         ours += self._record
+        if public:
+            self._of_tools[public] = self.waits.own[before[0] :], self.waits.meters[before[1] :]
         return stack(self._ends.send, *ours)
+
+    def forget(self, tools: Iterable[str]) -> set[str]:
+        """Let go of what single tools have of their own, and none of whose calls waits; returns which those are."""
+        found: set[str] = set()
+        gone: set[object] = set()
+        for public in tools:
+            own, meters = self._of_tools.get(public, ((), ()))
+            if not (any(slots.taken or slots.queue for slots in own) or any(meter.waiting for meter in meters)):
+                self._of_tools.pop(public, None)
+                found.add(public)
+                gone.update(own, meters)
+        self.waits.own[:] = [slots for slots in self.waits.own if slots not in gone]
+        self.waits.meters[:] = [meter for meter in self.waits.meters if meter not in gone]
+        return found
 
     def resumed(self) -> Handler:
         """The stack for answers to calls that wait: they are never made anew, so nothing is retried."""
@@ -263,8 +281,16 @@ def stacked(source: Source, ends: Ends, around: Surroundings) -> Stacked:
 
 
 def _by_tool(source: Source, build: _Builder, plain: Handler, ends: Ends) -> Handler:
-    """The stack of each tool, made when it is first called, and kept for as long as the source is configured so."""
+    """The stack of each tool, made when it is first called, and kept for as long as it is listed."""
     known: dict[str, Handler] = {}
+    room = MOST_TOOLS
+
+    def make_room() -> None:
+        """A server may rotate its tools' names for ever."""
+        nonlocal room
+        for public in build.forget([each for each in known if ends.own_name(each) is None]):
+            del known[public]
+        room = max(MOST_TOOLS, 2 * len(known))
 
     def choose(call: Call) -> Awaitable[Outcome]:
         public = call.name or ""
@@ -275,7 +301,9 @@ def _by_tool(source: Source, build: _Builder, plain: Handler, ends: Ends) -> Han
             name = ends.own_name(public)
             settings = None if name is None else source.settings_of(name)
             handler = plain if settings is None else build.whole(settings, public)
-            if name is not None and len(known) < MOST_TOOLS:
+            if name is not None:
+                if len(known) >= room:
+                    make_room()
                 known[public] = handler
         return handler(call)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from cord_trio.cli import reloading, serve
+from cord_trio.errors import ConfigError, Problem
 from tests.cli.helpers import Said, configure, server
 from tests.cli.test_serve import arguments
 
@@ -42,6 +43,50 @@ async def test_a_changed_file_is_taken_over_and_a_bad_one_changes_nothing(
         assert await lines.wait_for("replaced one") == ".mcp.json was taken over: removed two; replaced one"
         assert "UNSET_IN_TESTS" in await lines.wait_for("warning: .mcp.json")
         interrupted.set()
+
+
+async def test_however_the_file_is_changed_or_broken_it_is_followed(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another file moved there, a link that points elsewhere, a file in two steps, one that may not be read, a pipe."""
+    monkeypatch.setattr(reloading, "LOOK", 0.02)
+    file, other = folder / "cord.toml", folder / "other.toml"
+    file.write_text('[sources.one]\ncommand = "cat"\n')
+    lines, interrupted = Said(capsys), trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve.run, arguments(), interrupted)
+        await lines.wait_for("serving 1 source")
+
+        other.write_text('[sources.two]\ncommand = "cat"\n')
+        other.rename(file)
+        await lines.wait_for("cord.toml was taken over: added two; removed one")
+
+        other.write_text('[sources.three]\ncommand = "cat"\n')
+        (folder / "link").symlink_to(other)
+        (folder / "link").rename(file)
+        await lines.wait_for("cord.toml was taken over: added three; removed two")
+
+        file.unlink()
+        file.write_text("")
+        await lines.wait_for("error: cord.toml: is empty")
+        file.write_text('[sources.four]\ncommand = "cat"\n')
+        await lines.wait_for("cord.toml was taken over: added four; removed three")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("cord_trio.config.load._read", _refuse)  # we may be root, who may read everything
+            file.write_text('[sources.five]\ncommand = "cat"\n')
+            await lines.wait_for("error: cord.toml: may not be read")
+        file.chmod(0o600)  # nothing else changes
+        await lines.wait_for("cord.toml was taken over: added five; removed four")
+
+        file.unlink()
+        os.mkfifo(file)
+        await lines.wait_for("error: cord.toml: is no plain file")
+        interrupted.set()
+
+
+def _refuse(file: str) -> bytes:
+    raise ConfigError([Problem(file, "", "may not be read", "give this user the right to")])
 
 
 async def test_a_source_that_cannot_be_used_any_more_stays_and_other_parts_take_a_restart(

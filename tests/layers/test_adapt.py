@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import trio
 from msgspec import Raw
@@ -10,6 +12,9 @@ from cord_trio.cell import Timer
 from cord_trio.counters import Counters
 from cord_trio.errors import CallError, CallFailed, ConnectionLost, DeadlineExceeded, Refused
 from cord_trio.layers import Slots, adapt, limit
+
+if TYPE_CHECKING:
+    from trio.testing import MockClock
 
 
 class Source:
@@ -137,3 +142,67 @@ async def test_new_slots_go_to_who_waits() -> None:
         gate.release()
     with pytest.raises(ValueError, match="slot"):
         gate.resize(0)
+
+
+class Server:
+    """Works on `size` calls at once; each takes a second, and further ones wait at the server."""
+
+    def __init__(self, size: int) -> None:
+        self.limiter = trio.CapacityLimiter(size)
+
+    async def __call__(self, call: Call) -> Outcome:
+        async with self.limiter:
+            await trio.sleep(1)
+        return Complete(Raw(b"{}"))
+
+
+async def press(handler: Handler, callers: int, seconds: float) -> None:
+    """Have so many call without a pause."""
+
+    async def caller() -> None:
+        while True:
+            await handler(Call("tools/call", "a"))
+
+    with trio.move_on_after(seconds):
+        async with trio.open_nursery() as nursery:
+            for _ in range(callers):
+                nursery.start_soon(caller)
+
+
+async def test_answers_that_come_late_since_they_queue_at_the_server_take_slots_away(autojump_clock: MockClock) -> None:
+    server = Server(4)
+    gate, handler, counters = build(server, 32, most=32)
+    for _ in range(10):
+        await handler(Call("tools/call", "a"))
+    await press(handler, 64, 200)
+    assert 4 <= gate.size <= 12  # the server is busy, and no call waits there for much longer than it takes
+    assert counters["adapt.slower"] >= 3
+    server.limiter.total_tokens = 32
+    await press(handler, 64, 200)
+    assert gate.size == 32
+    assert gate.taken == 0
+
+
+async def test_one_slow_tool_among_others_takes_no_slots_away(autojump_clock: MockClock) -> None:
+    async def source(call: Call) -> Outcome:
+        await trio.sleep(30 if call.name == "slow" else 1)
+        return Complete(Raw(b"{}"))
+
+    gate, handler, _ = build(source, 4, most=4)
+    for name in ["quick", "slow"] * 10:
+        await handler(Call("tools/call", name))
+    async with trio.open_nursery() as nursery:
+        for number in range(200):
+            nursery.start_soon(ask, handler, "slow" if number % 2 else "quick")
+    assert gate.size == 4
+
+
+async def test_an_impatient_caller_takes_no_slots_away_from_others(autojump_clock: MockClock) -> None:
+    source = Source()
+    source.open.set()
+    source.ends["a"] = DeadlineExceeded("late")
+    gate, handler, _ = build(source, 10, most=10)
+    for _ in range(5):
+        with pytest.raises(DeadlineExceeded):
+            await handler(Call("tools/call", "a", deadline=trio.current_time()))
+    assert gate.size == 10

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 from msgspec import Raw
+from trio.testing import wait_all_tasks_blocked
 
 from cord_trio.call import Call, Complete, Outcome
 from cord_trio.counters import Counters
-from cord_trio.errors import CallFailed, ConnectionLost, DeadlineExceeded, SourceDown
+from cord_trio.errors import CallError, CallFailed, ConnectionLost, DeadlineExceeded, SourceDown
 from cord_trio.fabric import open_fabric
 from cord_trio.layers import Breaker, breaker
 from cord_trio.testing import ToolServer
@@ -29,6 +31,7 @@ class World:
     """A source that fails as it is told, and its circuit."""
 
     def __init__(self, failures: int = 2) -> None:
+        self.takes = 0.0
         self.fails: Callable[[], Exception] | None = None
         self.sick = False
         self.slow = 0.0
@@ -41,7 +44,7 @@ class World:
 
     async def answer(self, call: Call) -> Outcome:
         self.called += 1
-        await trio.lowlevel.checkpoint()
+        await trio.sleep(self.takes)
         if self.fails is not None:
             raise self.fails()
         return DONE
@@ -51,6 +54,10 @@ class World:
         await trio.sleep(self.slow)
         if self.sick:
             raise ConnectionLost("gone")
+
+    @property
+    def state(self) -> str:
+        return self.circuit.state
 
     async def call(self, within: float = math.inf) -> object:
         """How a call ended."""
@@ -158,6 +165,99 @@ async def test_a_call_does_not_wait_for_a_probe_beyond_its_deadline(autojump_clo
     assert (end.executed, trio.current_time() - start) == ("no", 0.5)
     assert (world.circuit.state, world.circuit.until) == ("open", until)  # it says nothing of the source
     assert await world.call() is DONE
+
+
+async def test_more_than_half_of_twenty_calls_in_the_window_open_it(autojump_clock: MockClock) -> None:
+    world = World(failures=5)
+    for number in range(19):
+        world.fails = (lambda: ConnectionLost("gone")) if number % 2 else None
+        await world.call()
+    world.fails = None
+    await trio.sleep(29)
+    await world.call()  # 9 of 20 have failed
+    world.fails = lambda: ConnectionLost("gone")
+    await world.call()
+    assert world.state == "closed"  # 10 of 21
+    for _ in range(2):
+        await world.call()
+    assert world.state == "open"  # 12 of 23
+    with pytest.raises(SourceDown, match="more than half of its calls failed"):
+        await world.handler(Call("tools/call"))
+
+
+async def test_a_share_is_of_enough_calls_and_of_the_window_alone(autojump_clock: MockClock) -> None:
+    world = World(failures=99)
+    world.fails = lambda: ConnectionLost("gone")
+    for _ in range(19):
+        await world.call()
+    assert world.state == "closed"  # too few say nothing
+    await trio.sleep(31)
+    await world.call()
+    assert world.state == "closed"
+    world.fails = None
+    for _ in range(30):
+        await world.call()
+        await trio.sleep(0.1)
+    world.fails = lambda: ConnectionLost("gone")
+    for _ in range(29):
+        await world.call()
+    assert world.state == "closed"  # 30 of 60: not more than half
+    await world.call()
+    assert world.state == "open"
+
+
+async def test_a_source_that_only_answers_its_probes_stays_out_for_ever_longer(autojump_clock: MockClock) -> None:
+    world = World()
+    await world.open()
+    for times in range(2, 6):
+        await trio.sleep_until(world.circuit.until)
+        while world.state != "closed" or not world.called:
+            await world.call()
+        await world.open()
+        assert 8 * times <= world.circuit.until - trio.current_time() <= 12 * times
+    await trio.sleep_until(world.circuit.until)
+    world.fails = None
+    await world.call()
+    await trio.sleep(31)
+    await world.open()
+    assert world.circuit.until - trio.current_time() <= 12  # it was well for a whole window
+
+
+@pytest.mark.parametrize(
+    ("takes", "call", "state"),
+    [
+        (0.1, {"within": 0.1}, "closed"),  # whoever calls has no patience
+        (1.0, {"within": 1.0}, "open"),
+        (0.1, {"within": 0.1, "patience": 0.1}, "open"),  # as it is configured
+        (0.1, {}, "open"),  # an attempt of a call that goes on
+    ],
+)
+async def test_an_impatient_caller_does_not_open_it_for_others(
+    takes: float, call: dict[str, float], state: str, autojump_clock: MockClock
+) -> None:
+    world = World()
+    world.fails, world.takes = lambda: DeadlineExceeded("late"), takes
+    for _ in range(9):
+        until = trio.current_time() + call.get("within", math.inf)
+        with suppress(CallError):
+            await world.handler(Call("tools/call", deadline=until, patience=call.get("patience", 0.0)))
+    assert world.state == state
+
+
+async def test_what_began_before_it_was_open_does_not_open_it_again(autojump_clock: MockClock) -> None:
+    world = World()
+    async with trio.open_nursery() as nursery:
+        world.fails, world.takes = lambda: ConnectionLost("gone"), 60.0
+        for _ in range(3):
+            nursery.start_soon(world.call)
+        await wait_all_tasks_blocked()
+        world.takes = 0.0
+        await world.open()
+        await trio.sleep_until(world.circuit.until)
+        world.fails = None
+        await world.call()
+        world.fails = lambda: ConnectionLost("gone")
+    assert world.state == "closed"
 
 
 async def test_what_was_under_way_when_it_opened_does_not_close_it(autojump_clock: MockClock) -> None:

@@ -95,6 +95,13 @@ async def test_a_call_that_goes_on_is_one_call() -> None:
     account = allowance(calls=1)
     handler = budget(account)(Source())
     await handler(TOOL)
-    await handler(Call("tools/call", "x__y", {"inputResponses": Raw(b"{}")}))
+    await handler(Call("tools/call", "x__y", {"requestState": Raw(b'"s"'), "inputResponses": Raw(b"{}")}))
     await handler(Call("tools/call", "x__y", park="token"))
     assert account.spent_calls == 1
+
+
+async def test_answers_that_nobody_asked_for_do_not_make_a_call_free() -> None:
+    handler = budget(allowance(calls=1))(Source())
+    await handler(TOOL)
+    with pytest.raises(Overloaded):
+        await handler(Call("tools/call", "x__y", {"inputResponses": Raw(b"{}")}))

@@ -12,7 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 from cord_trio.call import Call, Complete, InputRequired, Outcome
 from cord_trio.cell import Timer
 from cord_trio.counters import Counters
-from cord_trio.errors import CallError, ConnectionLost, DeadlineExceeded
+from cord_trio.errors import CallError, CallFailed, ConnectionLost, DeadlineExceeded
 from cord_trio.layers import Cache, cache, only_reads
 from cord_trio.protocol.mcp import Annotations
 
@@ -249,6 +249,54 @@ async def test_who_waits_survives_the_first_ones_deadline_and_keeps_to_its_own(a
         nursery.start_soon(ask, handler, 0.5)
     assert ends == {0.5: "DeadlineExceeded unknown 0.5", 1.0: "DeadlineExceeded unknown 1", 10.0: "answered"}
     assert calls == 2
+
+
+async def test_who_has_more_time_does_not_share_what_failed_for_want_of_it(autojump_clock: MockClock) -> None:
+    """All with no more time get the error; of the others one asks again, for all of them."""
+    calls: list[float] = []
+
+    async def source(call: Call) -> Outcome:
+        calls.append(call.deadline)
+        await trio.sleep(1)
+        raise ConnectionLost("gone")
+
+    ends: list[float] = []
+
+    async def ask(handler: Handler, deadline: float) -> None:
+        with pytest.raises(ConnectionLost):
+            await handler(page(deadline=deadline))
+        ends.append(trio.current_time() - began)
+
+    async with cached(source) as (handler, _, _), trio.open_nursery() as nursery:
+        began = trio.current_time()
+        for more in (5, 4, 9, 20, 7):
+            nursery.start_soon(ask, handler, began + more)
+            await wait_all_tasks_blocked()
+    assert calls == [began + 5, began + 20]
+    assert ends == [1, 1, 2, 2, 2]
+
+
+async def test_an_error_of_the_server_itself_is_shared_by_all(autojump_clock: MockClock) -> None:
+    source = Source(b"{}", 1.0, CallFailed(-1, "no"))
+
+    async def ask(handler: Handler, deadline: float) -> None:
+        with pytest.raises(CallFailed):
+            await handler(page(deadline=deadline))
+
+    async with cached(source) as (handler, _, _), trio.open_nursery() as nursery:
+        for more in (5, 9):
+            nursery.start_soon(ask, handler, trio.current_time() + more)
+            await wait_all_tasks_blocked()
+    assert len(source.calls) == 1
+
+
+@pytest.mark.parametrize(("member", "calls"), [("traceparent", 1), ("example.org/tenant", 2)])
+async def test_what_else_a_caller_says_is_part_of_the_question(member: str, calls: int) -> None:
+    source = Source(b'{"ttlMs":1000,"cacheScope":"public"}')
+    async with cached(source) as (handler, _, _):
+        for value in (b'"a"', b'"b"'):
+            await handler(page(meta={member: Raw(value)}))
+    assert len(source.calls) == calls
 
 
 async def test_a_question_is_for_one_alone(autojump_clock: MockClock) -> None:

@@ -234,3 +234,29 @@ async def test_what_was_approved_is_not_asked_again_when_the_server_asks_somethi
     assert json.loads(bytes(source.got[1].params["inputResponses"])).keys() == {"q"}
     with pytest.raises(Denied):  # nor can it be had by inventing the server's state
         await handler(retry(tool(), Raw(b'"theirs"'), key="q"))
+
+
+async def test_where_a_function_approves_the_callers_own_yes_is_none() -> None:
+    """Not even with a state that says that it was asked, or with one that says nothing."""
+    source, seen = Source(), []
+
+    async def approve(call: Call) -> bool:
+        await trio.lowlevel.checkpoint()
+        seen.append(call)
+        return False
+
+    call = tool(capabilities=b'{"elicitation":{}}')
+    _, state = await asked(around(source, Rule(then="ask")), call)
+    for given in (state, Raw(b'"x"')):
+        with pytest.raises(Denied):
+            await around(source, Rule(then="ask"), approve=approve)(retry(call, given))
+    assert (len(seen), source.got) == (2, [])
+
+
+async def test_a_tool_that_is_not_listed_any_more_is_denied_where_there_are_rules() -> None:
+    rules = Policy((Rule(then="allow"),), name="x", own_name=lambda _: None, annotations=lambda _: None, trusted=True)
+    source = Source()
+    handler = policy(rules, approve=None, sealer=Sealer(bytes(32)), counters=Counters())(source)
+    with pytest.raises(Denied, match="not listed any more"):
+        await handler(tool())
+    assert source.got == []

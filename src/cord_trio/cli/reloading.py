@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -12,7 +13,7 @@ import trio
 from cord_trio.cli import tell
 from cord_trio.cli.common import clean, tell_problems
 from cord_trio.config import load_config
-from cord_trio.errors import ConfigError, Draining
+from cord_trio.errors import ConfigError, Draining, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from cord_trio.fabric import Fabric
     from cord_trio.sources import Changes
 
-    Stamp: TypeAlias = tuple[int, int, int] | None
+    Stamp: TypeAlias = tuple[int, ...] | None
 
 LOOK: Final = 1.0
 """Seconds between looks at the file. It is taken over once two of them find it the same."""
@@ -67,6 +68,8 @@ async def keep_reloading(
 
 def _reload(fabric: Fabric, file: str, as_told: Callable[[Config], Config]) -> None:
     try:
+        if fault := _fault(file):
+            raise ConfigError([Problem(file, "", *fault)])
         config = as_told(load_config(file))
         changes = fabric.reconfigure(config)
     except ConfigError as exc:
@@ -96,13 +99,26 @@ def _shown(changes: Changes) -> str:
     return "; ".join(parts) or "no source has changed"
 
 
-def _stamp(file: str) -> Stamp:
-    """What tells one content of the file from another; None if there is no file."""
+def _fault(file: str) -> tuple[str, str] | None:
+    """Why the file is not even read, and what to do; None if it is, be it only to say what is wrong with it."""
     try:
         found = os.stat(file)
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        return "is no plain file", "put one in its place"  # reading a pipe might take for ever, and hold up all calls
+    if not found.st_size:
+        return "is empty", "write what it is to hold, or stop the gateway"  # some write a file in two steps
+    return None
+
+
+def _stamp(file: str) -> Stamp:
+    """What tells one content of the file from another, and whether it may be read; None if there is no file."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
 
 
 def _has_terminal() -> bool:

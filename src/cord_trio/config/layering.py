@@ -56,7 +56,7 @@ class Layered:
         burst: calls that may go at once when the rate was not used; None for one second's worth.
         retries: further attempts of a call that is known not to have run, or safe to run again.
         breaker: failures of its calls one after the other, from which on they are refused until a probe of it
-            succeeds; None for never.
+            succeeds, as they are if more than half of many failed; None for never.
         tell_deadline: whether it is told how long each call may take, as `_meta["cord_trio/deadlineMs"]`.
 
     """

@@ -92,8 +92,9 @@ def budget(allowance: Allowance) -> Layer:
     def layer(handler: Handler) -> Handler:
         async def charged(call: Call) -> Outcome:
             size = sum(map(len, map(bytes, call.params.values())))
-            goes_on = call.park or "inputResponses" in call.params or "requestState" in call.params
-            calls = 0 if goes_on else 1  # however often it asks
+            # A further round of a call is none of its own, however often it asks. Answers alone do not show that it is
+            # one: anybody can send some, but a state only who was given it.
+            calls = 0 if call.park or "requestState" in call.params else 1
             allowance.reserve(calls, size)
             spent, more = True, 0  # also if it is cancelled: it may have run
             try:

@@ -7,7 +7,7 @@ it, so the operator must, and the tool must be known to only read.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -20,6 +20,7 @@ from cord_trio.cell import Cell
 from cord_trio.errors import CallError, DeadlineExceeded, Malformed
 from cord_trio.protocol.jsonrpc import members, object_of
 from cord_trio.protocol.tools import cache_hints
+from cord_trio.trace import BAGGAGE, TRACEPARENT, TRACESTATE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -37,7 +38,10 @@ SIZE: Final = 16 * 1024 * 1024
 READ: Final = "resources/read"
 
 Key: TypeAlias = tuple[object, ...]
-"""What decides an answer: method, name, arguments, what the caller can be asked; and the principal, or None."""
+"""What decides an answer: method, name, arguments, what else is relayed; and the principal, or None."""
+
+TRACING: Final = frozenset({TRACEPARENT, TRACESTATE, BAGGAGE})
+"""Members of `_meta` that are another in each call, and that no answer depends on."""
 
 
 class Cache:
@@ -128,7 +132,8 @@ class Flight:
     """A call that is under way, and those that wait for its answer.
 
     Attributes:
-        waiting: they, the longest first; each gets an outcome, or None: then it makes the call itself.
+        waiting: they, the longest first, with their deadlines; each gets an outcome, or None: then it makes the
+            call itself.
         sinks: who hears of its progress.
         stale: whether what it asks for has changed since.
 
@@ -137,7 +142,7 @@ class Flight:
     __slots__ = ("sinks", "stale", "waiting")
 
     def __init__(self) -> None:
-        self.waiting: deque[Cell[Outcome | None]] = deque()
+        self.waiting: dict[Cell[Outcome | None], float] = {}
         self.sinks: list[EventSink] = []
         self.stale = False
 
@@ -158,8 +163,8 @@ def cache(
 ) -> Layer:
     """Calls that only read get the answer that is kept, or wait for an equal call of theirs that is under way.
 
-    Whoever waits shares the answer, and also the error, but for the first call's deadline or cancellation: then the
-    next one makes the call, within its own.
+    Whoever waits shares the answer, and also the error, unless that may be for want of time: then those that have more
+    of it do not share it. The one that has most makes the call again, as it does where the first was cancelled.
 
     Args:
         kept: the answers of the source.
@@ -186,7 +191,7 @@ def cache(
             """The outcome of an equal call; None if we are to make it."""
             counters.add("cache.shared")
             cell = Cell["Outcome | None"]()
-            flight.waiting.append(cell)
+            flight.waiting[cell] = call.deadline
             if call.events is not None:
                 flight.sinks.append(call.events)
             if call.deadline != math.inf:
@@ -214,19 +219,18 @@ def cache(
                     lasts, public = life(call, outcome.result)
                     kept.keep((*key[:-1], None if public else call.principal), outcome, lasts)
                 return outcome
-            except DeadlineExceeded:
-                raise  # it was ours; the next one may have more time
             except CallError as exc:
                 shared = exc
                 raise
             finally:
                 if call.events is not None:
                     flight.sinks.remove(call.events)
-                _land(kept, key, flight, shared)
+                _land(kept, key, flight, shared, call.deadline)
 
         async def cached(call: Call) -> Outcome:
             common = (
                 call.method, call.name, tuple(sorted((name, bytes(value)) for name, value in call.params.items())),
+                tuple(sorted((name, bytes(value)) for name, value in call.meta.items() if name not in TRACING)),
                 call.capabilities, call.log_level, call.revision,
             )  # fmt: skip
             key = (*common, call.principal)
@@ -256,20 +260,29 @@ def cache(
 
 
 @trio.lowlevel.enable_ki_protection
-def _land(kept: Cache, key: Key, flight: Flight, shared: Outcome | CallError | None) -> None:
-    """Tell those who wait; without anything to share the first of them makes the call."""
+def _land(kept: Cache, key: Key, flight: Flight, shared: Outcome | CallError | None, deadline: float) -> None:
+    """Tell those who wait; without anything to share the one that has most time makes the call.
+
+    An error that does not come from the server itself, such as that nothing more can be tried, may be for want of time:
+    it is not shared with who has time beyond `deadline`.
+    """
     waiting = flight.waiting
+    if isinstance(shared, CallError):
+        told = math.inf if shared.executed == "yes" else deadline
+        for cell in [cell for cell, until in waiting.items() if until <= told]:
+            del waiting[cell]
+            cell.fail(_again(shared))
+        shared = None
     if shared is None and waiting:
-        waiting.popleft().settle(None)
+        last = max(waiting, key=waiting.__getitem__)
+        del waiting[last]
+        last.settle(None)
         return
     if kept.flights.get(key) is flight:
         del kept.flights[key]
     while waiting:
-        cell = waiting.popleft()
-        if isinstance(shared, CallError):
-            cell.fail(_again(shared))
-        else:
-            cell.settle(shared)
+        cell, _ = waiting.popitem()
+        cell.settle(shared)
 
 
 def _aged(outcome: Complete, left: float) -> Complete:
@@ -279,8 +292,7 @@ def _aged(outcome: Complete, left: float) -> Complete:
 
 
 def _leave(flight: Flight, cell: Cell[Outcome | None]) -> None:
-    if cell in flight.waiting:
-        flight.waiting.remove(cell)
+    flight.waiting.pop(cell, None)
 
 
 def _expire(flight: Flight, cell: Cell[Outcome | None], late: DeadlineExceeded) -> None:

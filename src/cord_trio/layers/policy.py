@@ -36,6 +36,9 @@ APPROVAL: Final = 300.0
 KEY: Final = "cord_trio/approve"
 """The question's key in `inputRequests`."""
 
+KNOWN: Final = 10_000
+"""Tools of which it is remembered which rules are about them: a server may rotate their names for ever."""
+
 SHOWN: Final = 500
 """Characters of the arguments that a person is shown."""
 
@@ -92,8 +95,10 @@ class Policy:
         if rules is None:
             own = self._own_name(public)
             if own is None:
-                return "allow", ""  # there is no such tool; whoever is next says so
+                return "deny", "it is not listed any more, so nobody knows which rules are about it"
             rules = tuple(rule for rule in self._rules if rule.is_about(own))
+            if len(self._known) >= KNOWN:
+                self._known.clear()
             self._known[public] = rules
         if not rules:
             return "allow", ""
@@ -181,7 +186,8 @@ def policy(
             return InputRequired(Raw(object_of(parts)))
 
         async def asked(call: Call) -> Outcome:
-            if approve is not None and "requestState" not in call.params:
+            kind, inner = opened(call)
+            if approve is not None and kind != _APPROVED:  # nobody else's yes counts then
                 counters.add("policy.asked")
                 yes = False
                 with trio.move_on_at(min(call.deadline, clock() + seconds)):
@@ -189,7 +195,6 @@ def policy(
                 if not yes:
                     raise denied(call, "nobody approved it in time, or somebody said no")
                 return await onward(call, b"", None)
-            kind, inner = opened(call)
             if kind == _APPROVED:
                 return await onward(call, inner, call.params.get("inputResponses"))
             answer = _answer(call) if kind == _ASKED else None

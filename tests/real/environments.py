@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
@@ -42,6 +43,42 @@ def sdk(version: str) -> tuple[str, str]:
 def sdk1() -> str:
     """The Python of an environment with SDK 1.x: the one that `CORD_TRIO_SDK1` names, or one of our own."""
     return os.environ.get("CORD_TRIO_SDK1") or sdk(build.SDK1)[0]
+
+
+@cache
+def _node_packages(name: str, *packages: str) -> Path | str:
+    """Where they are, or why they cannot be had: tried once."""
+    if shutil.which("node") is None:
+        return "no Node here"
+    try:
+        return build.node_packages(name, *packages)
+    except build.CannotBuildError as exc:
+        return f"{', '.join(packages)} cannot be had: {exc}"
+
+
+def typescript() -> str:
+    """The `node_modules` with the official TypeScript SDKs."""
+    found = _node_packages("typescript", *build.TYPESCRIPT)
+    if isinstance(found, str):
+        pytest.skip(found)
+    return str(found)
+
+
+@cache
+def _tasks() -> Path | str:
+    """The same of a server with the tasks extension."""
+    try:
+        return build.environment("tasks", build.TASKS)
+    except build.CannotBuildError as exc:
+        return f"{build.TASKS} cannot be had: {exc}"
+
+
+def tasks() -> str:
+    """The Python of an environment for a server with the tasks extension."""
+    found = _tasks()
+    if isinstance(found, str):
+        pytest.skip(found)
+    return str(found)
 
 
 @asynccontextmanager

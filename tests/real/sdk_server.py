@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import socket
 import sys
+from typing import Annotated
 
 import anyio
-from mcp.server import MCPServer
+from mcp.server import CacheHint, MCPServer
 from mcp.server.mcpserver import Context  # noqa: TC002  # the SDK reads the annotation
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.shared.exceptions import MCPError
@@ -20,11 +21,21 @@ from mcp.types import (
     ElicitResult,
     EmptyResult,
     InputRequiredResult,
+    ListPromptsResult,
+    ListRootsRequest,
+    ListRootsResult,
+    PaginatedRequestParams,
+    Prompt,
     ResourceLink,
     SubscribeRequestParams,
 )
+from pydantic import Field
 
-server = MCPServer("sdk", version="1", log_level="WARNING")
+PROMPTS = 1_001
+"""One more than our gateway lists at a time."""
+
+HINT = CacheHint(ttl_ms=60_000, scope="public")
+server = MCPServer("sdk", version="1", log_level="WARNING", cache_hints={"resources/read": HINT})
 
 
 def record(what: str) -> None:
@@ -146,11 +157,44 @@ async def visit(context: Context) -> str | InputRequiredResult:
     return InputRequiredResult(input_requests={"page": ElicitRequest(params=params)})
 
 
+@server.tool(structured_output=False)
+async def where(context: Context) -> str | InputRequiredResult:
+    """Wants to know the roots."""
+    if (context.protocol_version or "") < "2026":
+        return str((await context.session.list_roots()).roots[0].uri)
+    given = (context.input_responses or {}).get("roots")
+    if isinstance(given, ListRootsResult):
+        return str(given.roots[0].uri)
+    return InputRequiredResult(input_requests={"roots": ListRootsRequest()})
+
+
+@server.tool(structured_output=False)
+async def headers(
+    label: Annotated[str, Field(json_schema_extra={"x-mcp-header": "Label"})],  # it comes as a header
+    context: Context,
+) -> str:
+    """Which headers its request had that repeat what is in it; in the legacy eras after a ping."""
+    if (context.protocol_version or "") < "2026":
+        await context.session.send_ping()
+    request = context.request_context.request
+    assert request is not None  # it is a server over HTTP
+    told = request.headers
+    return " ".join(f"{name}={told[name]}" for name in ("mcp-method", "mcp-name", "mcp-param-label") if name in told)
+
+
+async def prompts(_context: object, params: PaginatedRequestParams | None) -> ListPromptsResult:  # noqa: ASYNC124  # async by contract
+    first = int((params and params.cursor) or 0)
+    last = min(first + 500, PROMPTS)
+    found = [Prompt(name=f"p{number:04}") for number in range(first, last)]
+    return ListPromptsResult(prompts=found, next_cursor=str(last) if last < PROMPTS else None)
+
+
 async def subscribed(_context: object, params: SubscribeRequestParams) -> EmptyResult:  # noqa: ASYNC124  # async by contract  # noqa: ASYNC124  # async by contract
     record(f"subscribed-{params.uri}")
     return EmptyResult()
 
 
+server._lowlevel_server.add_request_handler("prompts/list", PaginatedRequestParams, prompts)
 server._lowlevel_server.add_request_handler("resources/subscribe", SubscribeRequestParams, subscribed)
 
 

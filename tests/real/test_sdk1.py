@@ -139,13 +139,14 @@ class Cutter:
         nursery.cancel_scope.cancel("the client has left")
 
 
-async def test_its_client_resumes_a_stream_that_was_cut(tmp_path: Path) -> None:
-    async with gateway(Setup(tmp_path)) as (_, url), trio.open_nursery() as nursery:
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_its_client_resumes_a_stream_that_was_cut(tmp_path: Path, era: str) -> None:
+    async with gateway(Setup(tmp_path, era=era)) as (_, url), trio.open_nursery() as nursery:
         port = int(url.split(":")[2].partition("/")[0])
         cutter = Cutter(port)
         listeners = await nursery.start(partial(trio.serve_tcp, cutter.serve, 0, host="127.0.0.1"))
         relayed = url.replace(str(port), str(listeners[0].socket.getsockname()[1]))
-        found = await client("http", relayed, "up__progress", {"steps": 5, "seconds": 2.0})
+        found = await client("http", relayed, "up__progress", {"steps": 5, "seconds": 1.0})
         nursery.cancel_scope.cancel("test over")
     assert (cutter.cut, cutter.resumed) == (1, 1)
     assert found["progress"] == [1, 2, 3, 4, 5]

@@ -166,7 +166,7 @@ async def test_rows_3_4_8_11_12_13_what_a_person_is_asked(client: str, server: s
                 assert result.is_error or "not supported" in result.content[0].text
 
 
-async def test_rows_9_16_19_20_27_29_pages_cancels_and_changes(
+async def test_rows_6_9_12_14_16_19_20_27_29_31_32_all_the_rest(
     client: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = Record(tmp_path / "record")
@@ -200,6 +200,7 @@ async def test_rows_9_16_19_20_27_29_pages_cancels_and_changes(
                 await until(lambda: told <= set(ann.heard))
                 assert "new" in await listed(session)
         async with gateway_before(far, server, prefix="far") as (_, url):
+            await carried(url, client, server)
             await contents(url, client, monkeypatch)
 
 
@@ -219,6 +220,31 @@ async def contents(url: str, client: str, monkeypatch: pytest.MonkeyPatch) -> No
             blocks = (await session.call_tool("far__blocks", {})).content
             assert [block.type for block in blocks] == ["text", "text"]
             assert page in blocks[1].text
+
+
+async def carried(url: str, client: str, server: str) -> None:
+    """Rows 6, 12, 14, 31 and 32: cursors, roots, and what goes along with requests and results."""
+    async with Person().at(url, client) as session:
+        pages = [await session.list_prompts()]
+        while pages[-1].next_cursor is not None:
+            pages.append(await session.list_prompts(cursor=pages[-1].next_cursor))
+        assert [len(page.prompts) for page in pages] == [1_000, 1]
+        assert pages[1].prompts[0].name == "far__p1000"
+        with pytest.raises(mcp.MCPError) as refused:
+            await session.list_prompts(cursor="500")  # its server's own
+        assert refused.value.error.code == -32602
+        assert await said(session, "far__where") == "file:///ann"
+        await session.list_tools()  # tells which arguments go into headers too
+        # A legacy server asks for a ping in between, and has no such headers.
+        told = "mcp-method=tools/call mcp-name=headers mcp-param-label=x" if server == "modern" else ""
+        assert await said(session, "far__headers", {"label": "x"}) == told
+        read = await session.read_resource("cord://far/note://one")
+        hints = {"ttl_ms", "cache_scope"} & read.model_fields_set
+        assert hints == ({"ttl_ms", "cache_scope"} if client == "modern" else set())
+        if client == "modern":
+            kept = (59_000, 60_000, "public") if server == "modern" else (0, 0, "private")
+            assert kept[0] <= read.ttl_ms <= kept[1], read
+            assert read.cache_scope == kept[2]
 
 
 async def listed(session: Json) -> list[str]:

@@ -102,6 +102,7 @@ class LineTransport(Transport):
         self._flushing = False
         self._gathering = False  # whether what is sent waits for the end of the turn
         self._sent = 0  # messages since the last read
+        self._size = QUANTUM  # bytes of the next one at most
         self._relieved: list[Cell[None]] = []
         self._reading = trio.CancelScope()
 
@@ -205,10 +206,9 @@ class LineTransport(Transport):
 
     async def _read_all(self, receiver: Receiver) -> str:
         read, fd, take, wait_readable = self._read, self._read_fd, self._pull, self._wait_readable
-        size = QUANTUM
         while True:
             try:
-                data = read(size)
+                data = read(self._size)
             except BlockingIOError:
                 await wait_readable(fd)
                 continue
@@ -217,9 +217,8 @@ class LineTransport(Transport):
             reason = take(data, receiver)
             if reason is not None:
                 return reason
-            # A thousand short messages take others as long as the longest one.
-            few = len(data) < LEAST
-            size = QUANTUM if few else min(QUANTUM, max(LEAST, len(data) * MANY // (data.count(_NEWLINE) or 1)))
+            if len(data) >= LEAST or self._size != QUANTUM:
+                self._size = quantum(data)
             if self._sent >= TOGETHER and data.count(_NEWLINE) >= TOGETHER:
                 await self._gather()
             self._sent = 0
@@ -367,6 +366,13 @@ class LineTransport(Transport):
         for key in self._backlog:
             self._backlog[key] = b""
         self._waiting_bytes = 0
+
+
+def quantum(data: bytes) -> int:
+    """Bytes to read next at most, after `data`: a thousand short messages take others as long as the longest one."""
+    if len(data) < LEAST:
+        return QUANTUM
+    return min(QUANTUM, max(LEAST, len(data) * MANY // (data.count(_NEWLINE) or 1)))
 
 
 def _whole(line: bytes) -> bool:

@@ -6,23 +6,25 @@ MCP 2026-07-28, transports/stdio, and 2025-11-25, lifecycle/shutdown.
 from __future__ import annotations
 
 import logging
+import select
 import signal
 from collections import deque
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import trio
 
 from cord_trio.protocol.framing import MAX_MESSAGE
-from cord_trio.transports.lines import LAST_WORDS, PEER_CLOSED, LineTransport, read_from, write_to
+from cord_trio.transports.attending import Place
+from cord_trio.transports.lines import LAST_WORDS, PEER_CLOSED, TOGETHER, LineTransport, quantum, read_from, write_to
 from cord_trio.transports.process import GRACES, Graces, spawn
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Sequence
 
     from cord_trio.counters import Counters
     from cord_trio.protocol.framing import FrameTooLarge
-    from cord_trio.transports import Receiver
+    from cord_trio.transports import Receiver, Seat
     from cord_trio.transports.guardian import Guardian
     from cord_trio.transports.process import Child, Command
 
@@ -45,6 +47,8 @@ class StdioTransport(LineTransport):
 
     """
 
+    attends: ClassVar[bool] = hasattr(select, "epoll")
+
     def __init__(
         self, child: Child, *, nursery: trio.Nursery, counters: Counters, name: str, max_message: int, stop: trio.Event
     ) -> None:
@@ -62,6 +66,51 @@ class StdioTransport(LineTransport):
         self.noise: deque[str] = deque(maxlen=NOISE_LINES)
         self._child = child
         self._stop = stop
+        self._receiver: Receiver | None = None
+        self._crowded = False  # whether the last read brought so much that what it provokes is written together
+        self._place: Place | None = None
+        if self.attends:
+            self._place = Place(child.stdout, self._pull_seated)
+            self._wait_readable = self._place.wait
+
+    async def run(self, receiver: Receiver, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        self._receiver = receiver
+        await super().run(receiver, task_status=task_status)
+
+    def send_seated(
+        self, message: bytes, *, id: int, method: str, name: str | None, headers: Sequence[tuple[str, str]]
+    ) -> Seat | None:
+        self.send(message, id=id, method=method)
+        place = self._place
+        # Among many replies a single reader is better: it has what they provoke written together.
+        if place is None or place.taken or self._crowded or self._receiver is None or self._over is not None:
+            return None
+        return place.take()
+
+    def _pull_seated(self) -> bool:
+        """Read in the reader's stead. Returns False if it had better go on: at the end, or amid many messages."""
+        receiver = self._receiver
+        try:
+            data = self._read(self._size)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        if not data or receiver is None:
+            return False  # the reader meets the end as well, and knows what to do about it
+        reason = self._pull(data, receiver)
+        if reason is not None:
+            self._over = self._over or reason
+            self._reading.cancel(reason)
+            return False
+        self._sent = 0
+        self._size = quantum(data)
+        return not self._crowded
+
+    def close(self) -> None:
+        super().close()
+        if self._place is not None:
+            self._place.close()
 
     @property
     def stderr_tail(self) -> str:
@@ -78,6 +127,7 @@ class StdioTransport(LineTransport):
         self._reading.cancel("the server has exited")
 
     def _take(self, lines: list[bytes], receiver: Receiver) -> None:
+        self._crowded = len(lines) >= TOGETHER
         for line in lines:
             if line[0] != _BRACE and not line.lstrip().startswith((b"{", b"[{", b"[ ", b"[]")):
                 self._counters.add("stdio.noise")

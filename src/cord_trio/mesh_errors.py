@@ -5,6 +5,7 @@
     CordError
     ├── NatsMalformed          a NATS server sent bytes that its protocol does not know
     ├── DuplicateName          another node has the name
+    ├── BadCatalogue           what a server of another node lists cannot be used
     └── CallError
         ├── NoResponders       nobody listens to what was asked, says the NATS server
         ├── NotPermitted       the NATS server does not let us
@@ -81,3 +82,12 @@ class DuplicateName(CordError):
         )
         self.node = node
         self.epoch = epoch
+
+
+class BadCatalogue(CordError):
+    """What is listed under the digest, or by the source, `name` cannot be used, for `reason`."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"the catalogue {name[:100]!r} cannot be used: {reason}")
+        self.name = name
+        self.reason = reason

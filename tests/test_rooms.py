@@ -18,7 +18,7 @@ FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
 ROWS: list[list[str]] = [
     # A room may import rooms of the rows above, and those before it in its own row.
     ["version", "errors", "mesh_errors"],
-    ["protocol", "nats.wire", "stages", "cell", "call", "counters", "trace"],
+    ["protocol", "nats.wire", "mesh.frames", "stages", "cell", "call", "counters", "trace"],
     [
         "observe",
         "config",
@@ -74,6 +74,7 @@ ALLOWED: dict[str, set[str]] = {
     "protocol": {"msgspec", "attrs"},
     "transports": {"attrs", "httptools", "msgspec", "outcome", "trio", "trio_websocket"},
     "nats.wire": {"msgspec"},
+    "mesh.frames": {"msgspec"},
     "nats": {"attrs", "cryptography", "msgspec", "outcome", "trio", "trio_websocket"},
     "observe": {"attrs", "msgspec", "opentelemetry", "prometheus_client", "trio"},
     "auth": {"attrs", "cryptography", "httpx", "joserfc", "msgspec", "trio"},
@@ -85,7 +86,7 @@ USUAL = {"attrs", "msgspec", "outcome", "trio"}
 PROTOCOL = ["jsonrpc", "framing", "peer", "eras", "headers", "tools", "items", "uris", "mcp", "questions"]
 """The order inside the protocol."""
 
-PURE = {"errors", "mesh_errors", "protocol", "nats.wire", "call", "counters"}
+PURE = {"errors", "mesh_errors", "protocol", "nats.wire", "mesh.frames", "call", "counters"}
 IO_MODULES = {
     *("asyncio", "http", "io", "logging", "multiprocessing", "os", "pathlib", "random", "secrets", "select"),
     *("selectors", "shutil", "signal", "socket", "ssl", "subprocess", "tempfile", "threading", "time", "urllib"),
@@ -101,7 +102,7 @@ STANDALONE: dict[str, set[str]] = {
 }
 
 
-ROOMS_OF_ONE_FILE = {"nats.wire"}
+ROOMS_OF_ONE_FILE = {"nats.wire", "mesh.frames"}
 """Files that are pure, in rooms that are not."""
 
 

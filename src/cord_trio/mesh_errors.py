@@ -4,9 +4,14 @@
 
     CordError
     ├── NatsMalformed          a NATS server sent bytes that its protocol does not know
+    ├── BadFrame               a node said something that the mesh's protocol does not know
     ├── DuplicateName          another node has the name
     ├── BadCatalogue           what a server of another node lists cannot be used
     └── CallError
+        ├── NoOwner            no node that has it can be reached; nothing was run
+        ├── OwnerLost          the node that had the call is no more, or cannot be reached
+        ├── OwnerFailed        the node that had the call could not do it; says why
+        ├── OwnerRefused       the node that has it takes the call not, or not now
         ├── NoResponders       nobody listens to what was asked, says the NATS server
         ├── NotPermitted       the NATS server does not let us
         └── StoreFailed        the store did not do what it was asked
@@ -29,6 +34,64 @@ class NatsMalformed(CordError):
     def __init__(self, what: str) -> None:
         super().__init__(what)
         self.before: tuple[object, ...] = ()
+
+
+class BadFrame(CordError):
+    """A message of another node that is none of the mesh's protocol.
+
+    Attributes:
+        reason: "" if it is garbage, "unsupported" if it may be of a later version.
+        id: of the call that it is about, where that could be read.
+
+    """
+
+    def __init__(self, what: str, reason: str = "") -> None:
+        super().__init__(what)
+        self.reason = reason
+        self.id = ""
+
+
+class NoOwner(CallError):
+    """None of the nodes that have `name` can be reached now."""
+
+    executed: Executed = "no"
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"no node that has {name!r} can be reached: {reason}")
+        self.name = name
+        self.reason = reason
+
+
+class OwnerLost(CallError):
+    """Incarnation `epoch` of `node`, which had the call, is no more, or was not heard of for too long."""
+
+    def __init__(self, node: str, epoch: str, reason: str, executed: Executed = "unknown") -> None:
+        super().__init__(f"node {node!r} (epoch {epoch}) was lost: {reason}", executed)
+        self.node = node
+        self.epoch = epoch
+        self.reason = reason
+
+
+class OwnerFailed(CallError):
+    """The call failed on `node`; `kind` is the name of the error there, and `reason` its text."""
+
+    def __init__(self, node: str, kind: str, reason: str, executed: Executed) -> None:
+        super().__init__(f"on node {node!r}: {reason}", executed)
+        self.node = node
+        self.kind = kind
+        self.reason = reason
+
+
+class OwnerRefused(CallError):
+    """`node` did not take the call: it is `reason` (busy, draining, fenced, nosuch, unsupported, denied)."""
+
+    executed: Executed = "no"
+
+    def __init__(self, node: str, reason: str, text: str = "", executed: Executed | None = None) -> None:
+        super().__init__(f"node {node!r} did not take the call: {reason}" + (f", {text}" if text else ""), executed)
+        self.node = node
+        self.reason = reason
+        self.text = text
 
 
 class NoResponders(CallError):

@@ -310,7 +310,7 @@ class Presence:
         return True
 
     def _told(self, message: Message) -> None:
-        if message.header("C-Op") == "ping":
+        if message.header("C-Op") == "ping" and message.header("C-Id") is None:
             if message.reply:
                 self._link.publish(message.reply, headers={"C-K": "pong"})
         elif self._take is not None:

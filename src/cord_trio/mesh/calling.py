@@ -1,0 +1,399 @@
+"""The caller's side of calls between nodes: one call, wherever it runs, ends once, in time, and says whether it ran.
+
+A call is one id, offered to one incarnation of a node until it answers. A lost connection, silence, or nobody
+listening is no answer: as long as that incarnation stands, the same id is offered again, and finds what runs there or
+what came of it. Only what provably did not run is offered elsewhere, under another id.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+import trio
+from msgspec import Raw
+from msgspec.structs import replace
+
+from cord_trio.call import InputRequired
+from cord_trio.counters import Counters
+from cord_trio.errors import (
+    CallError,
+    ConnectionLost,
+    DeadlineExceeded,
+    Draining,
+    Overloaded,
+    SourceDown,
+)
+from cord_trio.mesh.flight import GRACE, PATIENCE, QUIET, SILENCE, Flight
+from cord_trio.mesh.frames import Request, decode_frame, encode_request
+from cord_trio.mesh.outcomes import outcome_of, params_of, ttl_of
+from cord_trio.mesh.owning import HOPS
+from cord_trio.mesh.peers import Peers
+from cord_trio.mesh_errors import BadFrame, NoOwner, NoResponders, OwnerFailed, OwnerLost, OwnerRefused
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Sequence
+
+    from cord_trio.call import Call, Handler, Outcome
+    from cord_trio.mesh.contracts import Link
+    from cord_trio.mesh.frames import Frame
+    from cord_trio.mesh.owning import Roster
+    from cord_trio.nats.client import Stream
+
+    Route: TypeAlias = Literal["owner", "direct"]
+
+log = logging.getLogger("cord_trio.mesh")
+
+TICK: Final = 0.25
+"""Seconds between two looks at which calls are silent."""
+
+PAUSE: Final = (0.02, 0.2)
+"""Seconds before a call is offered again to where nobody listened, at least and at most."""
+
+MAX_FLIGHTS: Final = 16384
+"""Calls to other nodes that are under way at once."""
+
+MAX_WITHDRAWN: Final = 1024
+"""Cancels that are not known to have arrived yet."""
+
+_ELSEWHERE: Final = (NoOwner, OwnerRefused, OwnerLost, SourceDown, Overloaded, Draining, ConnectionLost)
+"""What another node that has the same may not say."""
+
+
+class Calling:
+    """Calls to other nodes. Made by `open_calling`.
+
+    Args:
+        link: the node's way to the others.
+        roster: tells who is there.
+        mesh: its name.
+        node: ours.
+        epoch: our incarnation now; "" while there is none.
+        direct: makes calls of sources that every node can reach by itself.
+        rng: draws ids, owners and pauses.
+        counters: where to count.
+
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        roster: Roster,
+        *,
+        mesh: str,
+        node: str,
+        epoch: Callable[[], str],
+        direct: Handler | None = None,
+        rng: random.Random,
+        counters: Counters,
+    ) -> None:
+        self.peers = Peers(rng)
+        self._link = link
+        self._roster = roster
+        self._root = f"c1.{mesh}.call"
+        self._node = node
+        self._epoch = epoch
+        self._direct = direct
+        self._rng = rng
+        self._counters = counters
+        self._flights: dict[str, Flight] = {}
+        self._withdrawn = 0
+        self._next = math.inf
+        self._sleeping = trio.CancelScope()
+        self._nursery: trio.Nursery | None = None
+
+    async def call(self, call: Call, owners: Sequence[str], *, source: str = "", route: Route = "owner") -> Outcome:
+        """How `call` ended on one of `owners`, which all can do it alike.
+
+        Cancelled, it tells the owner so, and returns at once.
+
+        Args:
+            call: of any method; one that answers a question goes to who asked it.
+            owners: names of nodes.
+            source: whose object it is about, where they call it alike.
+            route: "direct" for a source that this node reaches by itself.
+
+        Raises:
+            CallError: it did not end; `executed` says what is known.
+
+        """
+        name = call.name or call.method
+        if route == "direct":
+            if self._direct is None:
+                raise NoOwner(name, "this node has no way of its own to its server")
+            return await self._direct(call)
+        self.peers.budget.earn()
+        left = list(owners)
+        if call.park:
+            node, epoch, park = (*call.park.split(".", 2), "", "")[:3]
+            if self._roster.epoch(node) != epoch or not park:
+                raise OwnerLost(node, epoch, "the question that this answers went with it")
+            call, left = replace(call, park=park), [node]
+        if len(self._flights) >= MAX_FLIGHTS:
+            self._counters.add("mesh.flights_full")
+            raise Overloaded("mesh_flights", MAX_FLIGHTS)
+        while True:
+            node, epoch = self._choose(name, left)
+            left.remove(node)
+            try:
+                return await self._carry(call, name, source, node, epoch, may_go_on=bool(left))
+            except _ELSEWHERE as exc:
+                if exc.executed != "no" or not left or (type(exc) is OwnerRefused and exc.reason == "denied"):
+                    raise
+                if not self.peers.budget.spend():
+                    raise
+                self._counters.add("mesh.elsewhere")
+
+    def drop(self, park: str, reason: str) -> None:
+        """Tell who asked the question `park` that it will not be answered."""
+        node, epoch, token = (*park.split(".", 2), "", "")[:3]
+        if token and self._roster.epoch(node) == epoch:
+            self._publish(self._subject(node, epoch), Request("drop", self._new_id(), park=token, reason=reason))
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Look after what is under way, until cancelled."""
+        with self._roster.hearing(self._ended):
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                try:
+                    task_status.started()
+                    while True:
+                        with trio.CancelScope(deadline=self._next) as self._sleeping:
+                            await trio.sleep_forever()
+                        self._look(trio.current_time())
+                finally:
+                    self._nursery = None
+                    for flight in self._flights.values():
+                        flight.end("this node leaves the mesh")
+
+    # One call on one node
+
+    def _choose(self, name: str, owners: Sequence[str]) -> tuple[str, str]:
+        there = [(node, epoch) for node in owners if (epoch := self._roster.epoch(node)) is not None]
+        if not there:
+            raise NoOwner(name, f"{', '.join(owners) or 'nobody'} is not in the mesh now")
+        return self.peers.choose(there, trio.current_time())
+
+    async def _carry(self, call: Call, name: str, source: str, node: str, epoch: str, *, may_go_on: bool) -> Outcome:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        now = trio.current_time()
+        ours, ttl = self._epoch(), ttl_of(call, now)
+        if not ours:
+            raise NoOwner(name, "this node is not in the mesh now")
+        if ttl == 0:
+            raise DeadlineExceeded(f"{name}, before node {node} was asked", "no")
+        peer = self.peers.get(node, epoch)
+        request = Request(
+            "call", self._new_id(), params_of(call), source=source, tool=call.name, method=call.method, ttl=ttl,
+            epoch=ours, hop=HOPS.get(), principal=call.principal, trace=call.trace, park=call.park,
+            settled=peer.take_settled(), events=call.events is not None,
+        )  # fmt: skip
+        subject = self._subject(node, epoch)
+        flight = Flight(name, peer, node, subject, request, call.events, now, may_go_on=may_go_on)
+        self._flights[request.id] = flight
+        peer.in_flight += 1
+        if self._next == math.inf:
+            self._next = self._sleeping.deadline = now + TICK
+        frame: Frame | None = None
+        try:
+            with trio.CancelScope(deadline=call.deadline):
+                frame = await self._converse(flight)
+        except CallError as exc:
+            flight.settled = exc.executed == "no"
+            if not flight.settled:
+                peer.doubted(trio.current_time())
+            raise
+        finally:
+            peer.in_flight -= 1
+            del self._flights[request.id]
+            if frame is not None:
+                flight.settled = True
+                peer.answered(request.id if flight.offers == 1 and flight.node == node else "")
+            if not flight.settled and flight.executed != "no":
+                self._withdraw(flight)
+        if frame is None:
+            raise DeadlineExceeded(f"{name} on node {flight.node}", flight.executed)
+        outcome = outcome_of(frame, flight.node, name)
+        if type(outcome) is InputRequired and outcome.park:
+            return InputRequired(outcome.result, f"{flight.node}.{flight.epoch}.{outcome.park}")
+        return outcome
+
+    async def _converse(self, flight: Flight) -> Frame:
+        """Offer it until it is answered."""
+        while True:
+            flight.check()
+            headers = encode_request(flight.again(trio.current_time()))
+            try:
+                with self._link.open_stream(flight.subject, flight.request.body, headers=headers) as stream:
+                    flight.offered(stream)
+                    return await self._listen(flight, stream)
+            except NoResponders:
+                flight.nobody(trio.current_time())
+            except ConnectionLost as exc:
+                flight.lost(exc.executed)
+            except Overloaded:
+                if flight.stream is None and not flight.maybe:
+                    raise  # it could not be sent
+                # Else more came than was taken, or too much waits to be sent: what is missing is told again.
+                flight.lost("no" if flight.stream is None else "unknown")
+            except ValueError as exc:
+                raise NoOwner(flight.name, f"it cannot be said: {exc}") from exc
+            finally:
+                flight.stream = None
+            await self._pause(flight)
+
+    async def _listen(self, flight: Flight, stream: Stream) -> Frame:
+        """The frame that ends it."""
+        while True:
+            message = await stream.receive()
+            try:
+                frame = decode_frame(message.head, message.data)
+            except BadFrame as exc:
+                self._counters.add("mesh.bad_frames")
+                log.info("an answer that is none of ours node=%s why=%s", flight.node, exc)
+                if message.header("C-K") in ("ok", "err", "end"):
+                    raise OwnerFailed(flight.node, "BadFrame", f"its answer cannot be read: {exc}", "yes") from exc
+                continue
+            flight.heard_at(trio.current_time())
+            if frame.slots:
+                flight.peer.told(frame.busy, frame.slots)
+            match frame.kind:
+                case "ok" | "err":
+                    return frame
+                case "prog":
+                    if flight.events is not None:
+                        flight.events(frame.method, Raw(frame.body))
+                case "rej":
+                    raise OwnerRefused(flight.node, frame.reason, frame.text, flight.before_this)
+                case "pong":
+                    if frame.state != "running":
+                        self._counters.add("mesh.offered_again")
+                        flight.repeated()
+                        self._publish(flight.subject, flight.again(trio.current_time()), reply=stream.inbox)
+                case "moved":
+                    flight.moved(frame.node, frame.epoch)
+                    flight.subject = self._subject(flight.node, flight.epoch)
+                case _:
+                    pass  # it runs
+
+    async def _pause(self, flight: Flight) -> None:
+        """Wait until it makes sense to offer it again.
+
+        Raises:
+            CallError: it does not.
+
+        """
+        flight.check()
+        now = trio.current_time()
+        if now - flight.heard > PATIENCE:
+            raise OwnerLost(flight.node, flight.epoch, f"no word of it for {PATIENCE:g} s", flight.executed)
+        if not self._link.connected:
+            most = flight.heard + (PATIENCE if flight.maybe else GRACE)
+            with trio.CancelScope(deadline=most) as flight.pausing:
+                await self._link.wait_connected()
+                flight.nobody_since = math.inf
+            if flight.pausing.cancelled_caught:
+                flight.check()
+                raise OwnerLost(flight.node, flight.epoch, "this node is cut off", flight.executed)
+            return
+        if flight.nobody_since < math.inf:
+            if not flight.maybe and flight.may_go_on:
+                raise NoOwner(flight.name, f"nobody listens at node {flight.node}")
+            if now - flight.nobody_since > GRACE:
+                if not flight.maybe:
+                    raise NoOwner(flight.name, f"nobody listens at node {flight.node}")
+                raise OwnerLost(flight.node, flight.epoch, f"nobody listens there for {GRACE:g} s")
+        with trio.CancelScope() as flight.pausing:
+            await trio.sleep(self._rng.uniform(*PAUSE))
+
+    # Looking after
+
+    def _look(self, now: float) -> None:
+        """Ask for those of which nothing is heard."""
+        for flight in self._flights.values():
+            stream = flight.stream
+            if stream is None or stream.settled:
+                continue
+            silent = now - max(flight.heard, flight.asked)
+            if now - flight.heard > PATIENCE:
+                stream.fail(OwnerLost(flight.node, flight.epoch, f"no word of it for {PATIENCE:g} s"))
+            elif silent >= (QUIET if flight.spoken else SILENCE):
+                self._counters.add("mesh.pings")
+                self._publish(flight.subject, flight.ping(now), reply=stream.inbox)
+        self._next = now + TICK if self._flights else math.inf
+
+    def _ended(self, node: str, epoch: str) -> None:
+        """An incarnation is no more, and with it what it ran."""
+        self.peers.forget(node, epoch)
+        for flight in self._flights.values():
+            if (flight.node, flight.epoch) == (node, epoch):
+                flight.end(f"its epoch {epoch} is over")
+
+    def _withdraw(self, flight: Flight) -> None:
+        """Tell the owner to stop, at once, and until it is known to have heard."""
+        request = Request("cancel", flight.request.id, reason="its caller cancelled it")
+        self._publish(flight.subject, request)
+        if self._nursery is None or self._withdrawn >= MAX_WITHDRAWN:
+            self._counters.add("mesh.withdrawals_unsure")
+            return
+        self._withdrawn += 1
+        self._nursery.start_soon(self._tell_withdrawn, flight, request)
+
+    async def _tell_withdrawn(self, flight: Flight, request: Request) -> None:
+        try:
+            with trio.move_on_after(PATIENCE):
+                while self._roster.epoch(flight.node) == flight.epoch:
+                    try:
+                        with trio.move_on_after(SILENCE):
+                            await self._link.wait_connected()
+                            await self._link.request(flight.subject, headers=encode_request(request))
+                            return
+                    except CallError:
+                        await trio.sleep(self._rng.uniform(*PAUSE))
+        finally:
+            self._withdrawn -= 1
+
+    def _publish(self, subject: str, request: Request, *, reply: str = "") -> None:
+        try:
+            self._link.publish(subject, request.body, reply=reply, headers=encode_request(request))
+        except (CallError, ValueError) as exc:
+            log.debug("a message was not sent op=%s why=%s", request.op, exc)
+
+    def _subject(self, node: str, epoch: str) -> str:
+        return f"{self._root}.{node}.{epoch}.{self._node}"
+
+    def _new_id(self) -> str:
+        return f"{self._rng.getrandbits(128):032x}"
+
+
+@asynccontextmanager
+async def open_calling(
+    link: Link,
+    roster: Roster,
+    *,
+    mesh: str,
+    node: str,
+    epoch: Callable[[], str],
+    direct: Handler | None = None,
+    rng: random.Random | None = None,
+    counters: Counters | None = None,
+) -> AsyncGenerator[Calling]:
+    """Calls to other nodes, for as long as the block runs; see `Calling`. The block's own errors leave as raised."""
+    calling = Calling(
+        link, roster, mesh=mesh, node=node, epoch=epoch, direct=direct, rng=rng or random.Random(),
+        counters=counters or Counters(),
+    )  # fmt: skip
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        try:
+            await nursery.start(calling.run)
+            yield calling
+        # Cancelled must travel through the nursery: it may be the nursery's own.
+        except Exception as exc:
+            failure = exc
+        nursery.cancel_scope.cancel("no calls are made any more")
+    if failure is not None:
+        raise failure

@@ -1,0 +1,468 @@
+"""The owner's side of calls between nodes: what others ask of this incarnation of the node runs here, once.
+
+Every call is known by its caller and its id for as long as its caller may ask again, so a message that comes twice
+finds what runs, or what came of it. Whether it comes in order, late, or after its own cancel, it never runs a second
+time; what was refused stays refused. All of it lives in the nursery of the lease, and ends when that has to let go.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import OrderedDict, deque
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Final, Protocol
+
+import attrs
+import trio
+
+from cord_trio.counters import Counters
+from cord_trio.errors import CallError, DeadlineExceeded
+from cord_trio.mesh.admission import Admission
+from cord_trio.mesh.frames import MAX_HOPS, Frame, Request, decode_request, encode_end, encode_frame
+from cord_trio.mesh.outcomes import call_of, failure_of, frame_of
+from cord_trio.mesh.presence import LEASE
+from cord_trio.mesh_errors import BadFrame, OwnerFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from msgspec import Raw
+
+    from cord_trio.call import EventSink, Handler
+    from cord_trio.mesh.contracts import Link
+    from cord_trio.mesh.presence import Lease
+    from cord_trio.nats.wire import Message
+
+log = logging.getLogger("cord_trio.mesh")
+
+ACCEPT: Final = 0.005
+"""Seconds after which a caller is told that its call runs, if it has not ended."""
+
+KEEP_ALIVE: Final = 2.0
+"""Seconds after which a caller is told again that its call runs."""
+
+REMEMBERED: Final = 4.0 * LEASE
+"""Seconds that a call is known after its end: its caller asks no more after half of that without a word from us."""
+
+MAX_REMEMBERED: Final = 65536
+"""Calls that are known, at most: those that run, and those that have ended."""
+
+MAX_KEPT: Final = 64 * 1024 * 1024
+"""Bytes of results that are kept for callers who ask again; past it the oldest are let go of."""
+
+SLOTS: Final = 256
+"""Calls of other nodes that run at once."""
+
+LINE: Final = 256
+"""Calls of other nodes that wait for that."""
+
+MAX_PARKS: Final = 4096
+"""Questions to callers that are known, so that they are let go of when their caller is no more."""
+
+MAX_OVER: Final = 1024
+"""Incarnations of callers that are known to be no more: what comes late of them does not run."""
+
+HOPS: ContextVar[int] = ContextVar("cord_trio_mesh_hops", default=0)
+"""Nodes that the call went through in which the running task is."""
+
+
+class Roster(Protocol):
+    """Who is in the mesh, as far as calls need it."""
+
+    def epoch(self, node: str) -> str | None:
+        """The incarnation of `node` that is there now; None if it is not."""
+
+    def hearing(self, ended: Callable[[str, str], None]) -> AbstractContextManager[None]:
+        """While the block runs, `ended` is told node and epoch of each incarnation that is no more."""
+
+
+class Admit(Protocol):
+    """Says whether a call may run here: "" or one of `frames.REASONS`. Must not block."""
+
+    def __call__(self, node: str, request: Request, /) -> str:
+        """Judge what `node` asks for."""
+
+
+@attrs.define(eq=False)
+class Owned:
+    """One call of another node, from its arrival until nobody can ask for it any more.
+
+    Attributes:
+        caller: the node that it is from.
+        request: what came first.
+        reply: where its caller listens now.
+        deadline: Trio time.
+        scope: of its task.
+        state: waiting, running or done.
+        why: it was ended from outside: "" if it was not.
+        end: the frame that ended it; None while it has not ended, or if its result was let go of.
+        due: Trio time at which its caller is told next that it runs.
+
+    """
+
+    caller: str
+    request: Request
+    reply: str
+    deadline: float
+    scope: trio.CancelScope
+    state: str = "waiting"
+    why: str = ""
+    end: Frame | None = None
+    due: float = math.inf
+
+
+class _Tenure:
+    """What belongs to one incarnation."""
+
+    def __init__(self, lease: Lease, slots: int, line: int) -> None:
+        self.lease = lease
+        self.admission: Admission[Owned] = Admission(slots, line)
+        self.known: dict[tuple[str, str], Owned] = {}
+        self.ended: OrderedDict[tuple[str, str], float] = OrderedDict()  # when they are forgotten, the first first
+        self.kept: OrderedDict[Owned, None] = OrderedDict()  # whose results are kept, the oldest first
+        self.parks: OrderedDict[str, tuple[str, str]] = OrderedDict()  # node and epoch of who is asked a question
+        self.over: OrderedDict[tuple[str, str], None] = OrderedDict()  # incarnations of callers that are no more
+        self.kept_bytes = 0
+        self.new: deque[Owned] = deque()  # who are told that they run, in the order in which that is due
+        self.old: deque[Owned] = deque()  # who are told so again
+        self.next = math.inf
+        self.sleeping = trio.CancelScope()
+
+
+class Owning:
+    """What other nodes ask of this one.
+
+    Args:
+        link: the node's way to the others.
+        handler: runs what they call.
+        roster: tells whose incarnation is over.
+        admit: judges each call before it runs; None to let all run.
+        slots: that run at once.
+        line: that wait for it.
+        counters: where to count.
+
+    Attributes:
+        draining: whether no new calls are taken; those whose callers know them go on.
+        drop: told that a caller will not answer the question under this token.
+
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        handler: Handler,
+        roster: Roster,
+        *,
+        admit: Admit | None = None,
+        drop: Callable[[str, str], None] | None = None,
+        slots: int = SLOTS,
+        line: int = LINE,
+        counters: Counters | None = None,
+    ) -> None:
+        self.draining = False
+        self._drop = drop
+        self._link = link
+        self._handler = handler
+        self._roster = roster
+        self._admit = admit
+        self._slots = slots
+        self._line = line
+        self._counters = counters or Counters()
+        self._tenure: _Tenure | None = None
+
+    @property
+    def busy(self) -> int:
+        """Calls that run here, and that wait for that."""
+        return 0 if self._tenure is None else self._tenure.admission.busy
+
+    def begun(self, lease: Lease) -> None:
+        """Take what is asked of this incarnation, until it has to let go. For `presence.join`."""
+        self._tenure = _Tenure(lease, self._slots, self._line)
+        lease.nursery.start_soon(self._keep, self._tenure)
+
+    def take(self, message: Message) -> None:
+        """Do what a message asks for. For `presence.join`; never blocks or raises."""
+        try:
+            request = decode_request(message.head, message.data)
+        except BadFrame as exc:
+            self._counters.add("mesh.bad_frames")
+            log.info("a message that is none of ours subject=%s why=%s", message.subject, exc)
+            if message.reply:
+                self._say(message.reply, Frame("rej", exc.id, reason="unsupported", text=str(exc)))
+            return
+        tenure = self._tenure
+        node = message.subject.rpartition(".")[2]
+        if tenure is None:
+            if message.reply:
+                self._say(message.reply, Frame("rej", request.id, reason="fenced"))
+            return
+        now = trio.current_time()
+        self._forget(tenure, now)
+        if request.op == "call":
+            self._call(tenure, node, request, message.reply, now)
+            return
+        owned = tenure.known.get((node, request.id))
+        match request.op:
+            case "cancel":
+                self._cancel(tenure, node, request, owned, now)
+                if message.reply:
+                    self._say(message.reply, Frame("pong", request.id, state="done"))
+            case "ping":
+                self._ping(tenure, request, owned, message.reply)
+            case "credit":
+                self._credit(request, owned)
+            case "done":
+                if owned is not None and owned.state == "done":
+                    self._let_go(tenure, owned)
+            case _:
+                self._let_park_go(tenure, request.park, request.reason or "its caller let go of it")
+
+    # What is asked
+
+    def _call(self, tenure: _Tenure, node: str, request: Request, reply: str, now: float) -> None:
+        caller = request.behalf or node
+        for id in request.settled:
+            settled = tenure.known.get((caller, id))
+            if settled is not None and settled.state == "done":
+                self._let_go(tenure, settled)
+                del tenure.known[caller, id], tenure.ended[caller, id]
+        known = tenure.known.get((caller, request.id))
+        if known is not None:
+            self._counters.add("mesh.asked_again")
+            self._ping(tenure, request, known, reply)
+            return
+        if len(tenure.known) >= MAX_REMEMBERED:
+            self._counters.add("mesh.remembered_full")
+            self._say(reply, Frame("rej", request.id, reason="busy", text="too many calls are remembered"))
+            return
+        until = math.inf if request.ttl is None else now + request.ttl / 1000
+        owned = Owned(caller, request, reply, until, trio.CancelScope(deadline=until))
+        tenure.known[caller, request.id] = owned
+        reason = self._judge(tenure, node, owned)
+        if reason:
+            self._refuse(tenure, owned, reason)
+            return
+        if until <= now:
+            self._end(tenure, owned, failure_of(DeadlineExceeded("nothing of it was left", "no")))
+            return
+        verdict, pushed = tenure.admission.ask(caller, owned, until - now)
+        if pushed is not None:
+            self._refuse(tenure, pushed, "busy")
+        if verdict == "busy":
+            self._refuse(tenure, owned, "busy")
+            return
+        owned.due = now + ACCEPT
+        tenure.new.append(owned)
+        if owned.due < tenure.next:
+            tenure.next = tenure.sleeping.deadline = owned.due
+        if verdict == "run":
+            self._start(tenure, owned)
+
+    def _judge(self, tenure: _Tenure, node: str, owned: Owned) -> str:
+        """Why it may not run; "" if it may."""
+        request = owned.request
+        if tenure.lease.nursery.cancel_scope.cancel_called or (owned.caller, owned.request.epoch) in tenure.over:
+            return "fenced"
+        if self.draining and not request.park:
+            return "draining"
+        if request.hop >= MAX_HOPS:
+            return "denied"
+        return "" if self._admit is None else self._admit(node, request)
+
+    def _cancel(self, tenure: _Tenure, node: str, request: Request, owned: Owned | None, now: float) -> None:
+        if owned is not None:
+            self._stop(tenure, owned, request.reason or "its caller cancelled it")
+        elif len(tenure.known) < MAX_REMEMBERED:
+            # It came before its call: that must not run any more.
+            owned = Owned(node, request, "", now, trio.CancelScope())
+            tenure.known[node, request.id] = owned
+            self._end(tenure, owned, _ended("its caller cancelled it", "no"))
+
+    def _stop(self, tenure: _Tenure, owned: Owned, why: str) -> None:
+        """End a call from outside, unless it has ended."""
+        if owned.state == "done" or owned.why:
+            return
+        self._counters.add("mesh.cancelled")
+        owned.why = why
+        if tenure.admission.withdraw(owned.caller, owned):
+            self._end(tenure, owned, _ended(why, "no"))
+        else:
+            owned.scope.cancel(why)
+
+    def _ping(self, tenure: _Tenure, request: Request, owned: Owned | None, reply: str) -> None:
+        """Tell who asks what is known, there from now on."""
+        if owned is None:
+            if reply:
+                self._say(reply, Frame("pong", request.id, state="unknown"))
+            return
+        if reply:
+            owned.reply = reply
+        if owned.state != "done":
+            self._say(owned.reply, Frame("pong", request.id, state="running"))
+            return
+        self._tell_end(owned, owned.end or _ended("it ended, and its result was let go of", "yes"))
+
+    def _credit(self, request: Request, owned: Owned | None) -> None:
+        """Send parts of a result."""
+
+    def _let_park_go(self, tenure: _Tenure, park: str, why: str) -> None:
+        if tenure.parks.pop(park, None) is not None and self._drop is not None:
+            self._drop(park, why)
+
+    # Running
+
+    def _start(self, tenure: _Tenure, owned: Owned) -> None:
+        owned.state = "running"
+        tenure.lease.nursery.start_soon(self._run, tenure, owned)
+
+    async def _run(self, tenure: _Tenure, owned: Owned) -> None:
+        HOPS.set(owned.request.hop + 1)
+        began = trio.current_time()
+        frame: Frame | None = None
+        executed = "no"
+        try:
+            with owned.scope:
+                # It may have been cancelled, or the lease may have ended, since it came.
+                await trio.lowlevel.checkpoint_if_cancelled()
+                call = call_of(owned.request, owned.request.body, owned.deadline, self._events(owned))
+                executed = "unknown"
+                frame = frame_of(await self._handler(call))
+        except CallError as exc:
+            frame = failure_of(exc)
+        except BadFrame as exc:
+            frame = failure_of(OwnerFailed("", "BadFrame", str(exc), "no"))
+        except Exception as exc:
+            self._counters.add("mesh.handler_failed")
+            log.exception("a call of another node failed caller=%s tool=%s", owned.caller, owned.request.tool)
+            frame = failure_of(OwnerFailed("", type(exc).__name__, "it failed here; its log says why", "unknown"))
+        finally:
+            if frame is None:
+                if owned.why:
+                    frame = _ended(owned.why, executed)
+                elif owned.scope.cancelled_caught:
+                    frame = failure_of(DeadlineExceeded("its deadline passed where it ran", executed))  # type: ignore[arg-type]  # mypy sees a plain str
+                else:
+                    frame = _ended("the node had to let go of it", executed)
+            self._end(tenure, owned, frame)
+            after = tenure.admission.leave(trio.current_time() - began)
+            if after is not None:
+                self._start(tenure, after)
+
+    def _events(self, owned: Owned) -> EventSink | None:
+        if not owned.request.events:
+            return None
+
+        def tell(method: str, params: Raw) -> None:
+            if owned.state == "running":
+                self._say(owned.reply, Frame("prog", method=method, body=bytes(params)))
+
+        return tell
+
+    # Ending
+
+    def _refuse(self, tenure: _Tenure, owned: Owned, reason: str) -> None:
+        self._counters.add(f"mesh.refused_{reason}")
+        self._end(tenure, owned, Frame("rej", reason=reason))
+
+    def _end(self, tenure: _Tenure, owned: Owned, frame: Frame) -> None:
+        """Tell the caller, and remember."""
+        owned.state = "done"
+        request, owned.request = owned.request, Request("call", owned.request.id)  # without its body
+        tenure.ended[owned.caller, request.id] = trio.current_time() + REMEMBERED
+        owned.end = frame
+        if frame.body:
+            tenure.kept[owned] = None
+            tenure.kept_bytes += len(frame.body)
+            while tenure.kept_bytes > MAX_KEPT and len(tenure.kept) > 1:
+                self._counters.add("mesh.results_dropped")
+                self._let_go(tenure, next(iter(tenure.kept)))
+        if request.park:
+            tenure.parks.pop(request.park, None)
+        if frame.park:
+            tenure.parks[frame.park] = (owned.caller, request.epoch)
+            if len(tenure.parks) > MAX_PARKS:
+                tenure.parks.popitem(last=False)
+        if not owned.why:
+            self._tell_end(owned, frame)
+
+    def _tell_end(self, owned: Owned, frame: Frame) -> None:
+        if owned.reply:
+            self._say(owned.reply, frame)
+
+    def _let_go(self, tenure: _Tenure, owned: Owned) -> None:
+        """Forget the result, not that there was one."""
+        if owned in tenure.kept and owned.end is not None:
+            del tenure.kept[owned]
+            tenure.kept_bytes -= len(owned.end.body)
+            owned.end = None
+
+    def _forget(self, tenure: _Tenure, now: float) -> None:
+        """Know no more of those that nobody can ask for."""
+        while tenure.ended:
+            key, until = next(iter(tenure.ended.items()))
+            if until > now:
+                return
+            del tenure.ended[key]
+            self._let_go(tenure, tenure.known.pop(key))
+
+    def _say(self, reply: str, frame: Frame) -> None:
+        tenure = self._tenure
+        busy = 0 if tenure is None else tenure.admission.busy
+        try:
+            if frame.kind == "ok" and frame.type == "complete":
+                self._link.publish(reply, frame.body, headers=encode_end("ok", busy, self._slots))
+            else:
+                self._link.publish(reply, frame.body, headers=encode_frame(frame) | {"C-Load": f"{busy}/{self._slots}"})
+        except (CallError, ValueError) as exc:
+            # Its caller asks again, and gets it then.
+            self._counters.add("mesh.unsaid")
+            log.info("a caller was not told kind=%s why=%s", frame.kind, exc)
+
+    # The incarnation
+
+    async def _keep(self, tenure: _Tenure) -> None:
+        """Tell callers that their calls run, and end those of callers that are no more."""
+
+        def ended(node: str, epoch: str) -> None:
+            tenure.over[node, epoch] = None
+            if len(tenure.over) > MAX_OVER:
+                tenure.over.popitem(last=False)
+            why = f"its caller {node} (epoch {epoch}) is no more"
+            for park, asked in list(tenure.parks.items()):
+                if asked == (node, epoch):
+                    self._let_park_go(tenure, park, why)
+            for owned in list(tenure.known.values()):
+                if owned.caller == node and owned.request.epoch == epoch:
+                    self._counters.add("mesh.orphans")
+                    self._stop(tenure, owned, why)
+
+        try:
+            with self._roster.hearing(ended):
+                while True:
+                    with trio.CancelScope(deadline=tenure.next) as tenure.sleeping:
+                        await trio.sleep_forever()
+                    if not tenure.sleeping.cancelled_caught:
+                        return  # pragma: no cover  # sleep_forever only leaves by a cancellation
+                    self._beat(tenure, trio.current_time())
+        finally:
+            if self._tenure is tenure:
+                self._tenure = None
+
+    def _beat(self, tenure: _Tenure, now: float) -> None:
+        """Tell all that it is time for, and know when it is time again."""
+        tenure.next = math.inf
+        for line, kind in ((tenure.new, "acc"), (tenure.old, "hb")):
+            while line and (line[0].state == "done" or line[0].due <= now):
+                owned = line.popleft()
+                if owned.state != "done":
+                    self._say(owned.reply, Frame(kind))
+                    owned.due = now + KEEP_ALIVE
+                    tenure.old.append(owned)
+            if line:
+                tenure.next = min(tenure.next, line[0].due)
+
+
+def _ended(why: str, executed: str) -> Frame:
+    return failure_of(OwnerFailed("", "Ended", why, executed))  # type: ignore[arg-type]  # mypy sees a plain str

@@ -1,7 +1,8 @@
 """Random programs of agents of every kind, and a world that runs one and writes down what happens.
 
-A program asks, tells, hands over, fails, sleeps, streams and is cancelled, by deadlines and by explicit cancels
-after so many checkpoints. What must hold at every step of every handler is asserted there, by its number.
+A program asks, tells, spawns, hands over, fails, sleeps, clings to its task, and is cancelled, by deadlines and by
+explicit cancels after so many checkpoints. What must hold at every step of every handler is asserted there, by its
+number; an assertion that fails in a handler is a crash like any other, so it is kept for the end.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import attrs
 import trio
 from hypothesis import strategies as st
 
-from cord_trio.agents import Agents, Backoff, Mailbox, Step, Supervisor, latest, open_agents
+from cord_trio.agents import GRACE, Agents, Backoff, Mailbox, Step, Supervisor, latest, open_agents
 from cord_trio.errors import (
     AgentCrashed,
     AgentDown,
-    AgentError,
     CallCycle,
+    DeadlineExceeded,
     HandoffRefused,
     NoMailbox,
     Overloaded,
@@ -30,7 +31,8 @@ from cord_trio.registry import Snapshot
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from cord_trio.agents import Context, Notice
+    from cord_trio.agents import Branch, Context, Notice
+    from cord_trio.agents.crew import Promise
     from cord_trio.call import Call, Outcome
 
 NAMES = ("a", "b", "c")
@@ -45,6 +47,20 @@ class Sleep:
     """Virtual seconds."""
 
     seconds: float
+
+
+@attrs.frozen
+class Cling:
+    """Virtual seconds in which nothing can cancel it."""
+
+    seconds: float
+
+
+@attrs.frozen
+class Spawn:
+    """Asks that run beside the handler; the first that fails cancels the others."""
+
+    targets: tuple[tuple[str, Script], ...]
 
 
 @attrs.frozen
@@ -79,7 +95,7 @@ class Fail:
     """Ends with an exception."""
 
 
-Script: TypeAlias = tuple[Sleep | Ask | Tell | Hand | Fail, ...]
+Script: TypeAlias = tuple[Sleep | Cling | Ask | Spawn | Tell | Hand | Fail, ...]
 
 PATIENCE = st.sampled_from([math.inf, math.inf, math.inf, 0.5, 2])
 TICKS = st.none() | st.integers(0, 12)
@@ -87,12 +103,15 @@ TICKS = st.none() | st.integers(0, 12)
 
 def steps(scripts: st.SearchStrategy[Script]) -> st.SearchStrategy[Script]:
     names = st.sampled_from(NAMES)
-    asks = st.builds(
-        Ask, st.lists(st.tuples(names, scripts), min_size=1, max_size=2).map(tuple), st.booleans(), PATIENCE, TICKS
-    )
+    targets = st.lists(st.tuples(names, scripts), min_size=1, max_size=2).map(tuple)
+    asks = st.builds(Ask, targets, st.booleans(), PATIENCE, TICKS)
+    spawns = st.builds(Spawn, targets)
     tells = st.builds(Tell, names, scripts)
     hands = st.builds(Hand, st.sampled_from([*NAMES, *NAMES, "nobody"]), scripts, st.none() | st.integers(0, 2))
-    return st.lists(st.builds(Sleep, st.sampled_from([0, 1])) | asks | tells | hands, max_size=3).map(tuple)
+    rests: st.SearchStrategy[Sleep | Cling] = st.sampled_from(
+        [Sleep(0), Sleep(1), Sleep(0), Sleep(1), Cling(1), Cling(2 * GRACE)]
+    )
+    return st.lists(rests | asks | asks | spawns | tells | hands, max_size=3).map(tuple)
 
 
 SCRIPTS: st.SearchStrategy[Script] = st.recursive(
@@ -121,6 +140,7 @@ class Kind:
     size: int
     full: int
     reentrant: bool
+    deadline: float
 
 
 @attrs.frozen
@@ -148,6 +168,7 @@ KINDS = st.builds(
     st.integers(1, 2),
     st.integers(0, 4),
     st.sampled_from([False, False, True]),
+    st.sampled_from([math.inf, math.inf, math.inf, 1.5]),
 )
 PROGRAMS = st.builds(
     Program,
@@ -179,6 +200,11 @@ class Record:
     active: Counter[int] = attrs.field(factory=Counter)
     started: Counter[int] = attrs.field(factory=Counter)
     handed: Counter[int] = attrs.field(factory=Counter)
+    asked: dict[int, list[int]] = attrs.field(factory=dict)
+    askers: dict[int, int] = attrs.field(factory=dict)
+    clung: set[int] = attrs.field(factory=set)
+    refusing: set[int] = attrs.field(factory=set)
+    wrong: list[BaseException] = attrs.field(factory=list)
     endings: list[list[str]] = attrs.field(factory=list)
     over: set[int] = attrs.field(factory=set)
     cycles: list[tuple[str, ...]] = attrs.field(factory=list)
@@ -187,13 +213,21 @@ class Record:
     notices: list[Notice] = attrs.field(factory=list)
     counts: dict[str, int] = attrs.field(factory=dict)
 
+    def cling(self, number: int) -> None:
+        """`number`, and those that wait for it, may run on when they should end."""
+        self.clung.add(number)
+        if number in self.askers:
+            self.cling(self.askers[number])
+
 
 class World:
     """Runs a program and checks, at every step of every handler, what must hold."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
+        self.kinds = dict(zip(NAMES, program.kinds, strict=True))
         self.record = Record()
+        self.numbers: dict[Branch, int] = {}
         self.agents: Agents | None = None
 
     def add(self, agents: Agents) -> None:
@@ -219,23 +253,36 @@ class World:
                 reentrant=kind.reentrant,
                 mailbox=Mailbox(kind.size, FULL[kind.full]) if "box" in kind.shape else None,
                 supervisor=None if kind.shape == "function" else FOREVER,
+                deadline=kind.deadline,
             )
 
     async def ask(
         self, target: str, script: Script, patience: float, ticks: int | None, ctx: Context | None = None
     ) -> None:
-        record = self.record
-        number = len(record.endings)
-        record.endings.append([])
+        number = self.new_ask(ctx)
         with trio.move_on_after(patience) as scope:
             async with trio.open_nursery() as nursery:
                 if ticks is not None:
                     nursery.start_soon(cancel_after, ticks, scope)
                 await self._ask(number, target, script, ctx)
                 nursery.cancel_scope.cancel("the ask is over")
+
+    def new_ask(self, ctx: Context | None) -> int:
+        """Its number."""
+        number = len(self.record.endings)
+        self.record.endings.append([])
+        if ctx is not None:
+            asker = self.record.askers[number] = self.numbers[ctx.branch]
+            self.record.asked.setdefault(asker, []).append(number)
+        return number
+
+    def asker_goes_on(self, number: int) -> None:
+        record = self.record
+        if record.active[number]:  # 7: else what was asked is over
+            assert number in record.clung
+            assert self.agents is not None
+            assert self.agents.counters["agents.join_expired"]
         record.over.add(number)
-        if scope.cancelled_caught and not record.endings[number]:
-            record.endings[number].append("cancelled")
 
     async def _ask(self, number: int, target: str, script: Script, ctx: Context | None) -> None:
         record = self.record
@@ -248,8 +295,9 @@ class World:
             else:
                 answer = await ctx.ask(target, payload)
             assert answer == number  # 2
+            assert number not in record.refusing  # 16, 17
             ending("answered")
-        except (Broken, AgentDown, Overloaded) as exc:
+        except (Broken, AgentDown, Overloaded, DeadlineExceeded) as exc:
             ending(type(exc).__name__)
         except AgentCrashed as exc:
             ending("AgentCrashed")
@@ -260,9 +308,31 @@ class World:
         except HandoffRefused as exc:
             ending("HandoffRefused")
             record.refused.append(exc)
+            assert number in record.refusing  # 16: only what is beyond the limit
+        except BaseException as exc:
+            ending("cancelled" if isinstance(exc, trio.Cancelled) else repr(exc))
+            raise
         finally:
-            assert not record.active[number]  # 7: what was asked is over when the asker goes on
-            record.over.add(number)
+            self.asker_goes_on(number)
+
+    async def spawn(self, ctx: Context, targets: Sequence[tuple[str, Script]]) -> None:
+        spawned: list[tuple[int, Promise]] = []
+        try:
+            async with ctx.open_nursery() as crew:
+                for target, script in targets:
+                    payload = Payload(self.new_ask(ctx), script, trio.current_effective_deadline())
+                    spawned.append((payload.ask, crew.spawn(target, payload)))
+        except (Broken, AgentDown, Overloaded, DeadlineExceeded, AgentCrashed, CallCycle, HandoffRefused):
+            assert any(promise.error for _, promise in spawned)
+        finally:
+            for number, promise in spawned:
+                self.asker_goes_on(number)
+                if promise.done.is_set():
+                    self.record.endings[number].append(type(promise.error).__name__ if promise.error else "answered")
+                    if isinstance(promise.error, HandoffRefused):
+                        self.record.refused.append(promise.error)
+                else:
+                    self.record.endings[number].append("cancelled")
 
     async def tell(self, target: str, script: Script, ctx: Context | None = None) -> None:
         record = self.record
@@ -280,27 +350,43 @@ class World:
         record.started[number] += 1
         record.running[name] += 1
         record.active[number] += 1
+        self.numbers[ctx.branch] = number
         try:
             self.check(ctx, payload)
-            before = ctx.transcript
-            for step in payload.script:
-                match step:
-                    case Sleep(seconds):
-                        await trio.sleep(seconds)
-                        assert trio.current_time() <= ctx.deadline + 1e-9  # 5
-                    case Ask(targets, together, patience, ticks):
-                        await self.ask_all(ctx, targets, together=together, patience=patience, ticks=ticks)
-                    case Tell(target, script):
-                        await self.tell(target, script, ctx)
-                    case Hand(target, script, kept):
-                        return self.hand(ctx, payload, target, script, kept)
-                    case Fail():
-                        raise Broken
-                assert ctx.transcript is before  # 15
-            return number
+            return await self.steps(ctx, payload)
+        except BaseException as exc:
+            if unexpected(exc):
+                record.wrong.append(exc)
+            raise
         finally:
+            if number not in record.clung and trio.current_time() > payload.deadline + 1e-9:  # 5
+                record.wrong.append(AssertionError(f"{name} runs after the deadline of {number}"))
             record.running[name] -= 1
             record.active[number] -= 1
+
+    async def steps(self, ctx: Context, payload: Payload) -> object:
+        record, before = self.record, ctx.transcript
+        for step in payload.script:
+            match step:
+                case Sleep(seconds):
+                    await trio.sleep(seconds)
+                    assert trio.current_time() <= ctx.deadline + 1e-9 or payload.ask in record.clung  # 5
+                case Cling(seconds):
+                    record.cling(payload.ask)
+                    with trio.CancelScope(shield=True):
+                        await trio.sleep(seconds)
+                case Ask(targets, together, patience, ticks):
+                    await self.ask_all(ctx, targets, together=together, patience=patience, ticks=ticks)
+                case Spawn(targets):
+                    await self.spawn(ctx, targets)
+                case Tell(target, script):
+                    await self.tell(target, script, ctx)
+                case Hand(target, script, kept):
+                    return self.hand(ctx, payload, target, script, kept)
+                case Fail():
+                    raise Broken
+            assert ctx.transcript is before  # 15
+        return payload.ask
 
     def check(self, ctx: Context, payload: Payload) -> None:
         name, number, record = ctx.agent.name, payload.ask, self.record
@@ -313,10 +399,14 @@ class World:
         assert ctx.branch.holds is ctx.agent.turn or nested
         assert ctx.branch.waits is None
         assert not ctx.branch.children  # 14
+        assert not any(
+            record.active[asked] for asked in record.asked.get(number, ()) if asked not in record.clung
+        )  # 14
         assert ctx.transcript == payload.expected  # 15
         assert ctx.hops <= self.program.max_hops  # 16
         assert ctx.chain[-1] == name
         assert ctx.deadline <= payload.deadline  # 6
+        assert ctx.deadline <= trio.current_time() + self.kinds[name].deadline  # 6
         assert self.agents is not None
         for agent in self.agents.values():
             if agent.resident is not None and agent.resident.box is not None:
@@ -330,6 +420,8 @@ class World:
             return transcript[-kept:] if kept else ()
 
         self.record.handed[payload.ask] += 1
+        if target == "nobody" or ctx.hops == self.program.max_hops:
+            self.record.refusing.add(payload.ask)
         whole = (*ctx.transcript, Step(ctx.agent.name, payload))
         expected = whole if kept is None else tuple(whole[-kept:] if kept else ())
         onward = attrs.evolve(payload, script=script, expected=expected)
@@ -379,7 +471,9 @@ class World:
         self.record.counts = dict(self.agents.counters.snapshot())
 
     def check_rest(self) -> None:
-        """8: nothing is held, and nobody waits."""
+        """1: each ask has one end. 8: nothing is held, and nobody waits."""
+        assert self.record.wrong == []
+        assert all(len(ending) == 1 for ending in self.record.endings), self.record.endings  # 1
         if self.agents is None:
             return
         assert not self.agents.roots
@@ -403,6 +497,13 @@ def ways_above(ctx: Context) -> list[object]:
     return held
 
 
+def unexpected(exc: BaseException) -> bool:
+    """Whether a handler may not end so: neither as its script says, nor cancelled."""
+    if isinstance(exc, BaseExceptionGroup):
+        return any(map(unexpected, exc.exceptions))
+    return not isinstance(exc, Broken | trio.Cancelled)
+
+
 async def cancel_after(ticks: int, scope: trio.CancelScope) -> None:
     for _ in range(ticks):
         await trio.lowlevel.checkpoint()
@@ -411,6 +512,3 @@ async def cancel_after(ticks: int, scope: trio.CancelScope) -> None:
 
 async def no_tools(call: Call) -> Outcome:  # noqa: ASYNC124  # async by contract
     raise AssertionError(call)
-
-
-__all__ = ["NAMES", "PROGRAMS", "AgentError", "Broken", "Program", "World", "no_tools"]

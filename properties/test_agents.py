@@ -17,9 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from cord_trio.agents import MAX_HOPS, Agents, Branch, Context, Mailbox, Turn, converse, open_agents
+from cord_trio.agents import MAX_HOPS, Agents, Branch, Context, Mailbox, converse, open_agents
 from cord_trio.agents import turn as turn_room
-from cord_trio.counters import Counters
 from cord_trio.errors import CallCycle, HandoffRefused
 from cord_trio.registry import Snapshot
 from cord_trio.testing.schedule import scheduled
@@ -130,12 +129,13 @@ class World:
         self.started: Counter[int] = Counter()
         self.handed: Counter[int] = Counter()
         self.endings: list[list[str]] = []
+        self.over: set[int] = set()
         self.cycles: list[tuple[str, ...]] = []
 
     async def ask(self, target: str, script: Script, patience: float, ctx: Context | None = None) -> None:
         number = len(self.endings)
         self.endings.append([])
-        with trio.move_on_after(patience) as scope:
+        with trio.move_on_after(patience):
             payload = Payload(number, script, trio.current_effective_deadline())
             try:
                 if ctx is None:
@@ -148,10 +148,12 @@ class World:
                 self.endings[number].append(type(exc).__name__)
                 if isinstance(exc, CallCycle):
                     self.cycles.append(exc.chain)
+            except BaseException:  # one Cancelled, or a group of them
+                self.endings[number].append("cancelled")
+                raise
             finally:
                 assert not self.active[number]  # 7: what was asked is over when the asker goes on
-        if scope.cancelled_caught:
-            self.endings[number].append("cancelled")
+                self.over.add(number)
 
     async def handle(self, ctx: Context, payload: Payload) -> object:
         name, number = ctx.agent.name, payload.ask
@@ -164,6 +166,7 @@ class World:
             assert ctx.branch.holds is ctx.agent.turn
             assert ctx.branch.waits is None
             assert self.started[number] == 1 + self.handed[number]  # 3
+            assert number not in self.over  # 4
             assert ctx.hops <= MAX_HOPS  # 16
             assert ctx.chain[-1] == name
             assert ctx.deadline <= payload.deadline  # 6
@@ -181,6 +184,7 @@ class World:
                         raise Broken
             return number
         finally:
+            assert trio.current_time() <= payload.deadline + 1e-9  # 5
             self.running[name] -= 1
             self.active[number] -= 1
 
@@ -207,6 +211,7 @@ class World:
                     nursery.start_soon(begin, root)
 
     def check_rest(self) -> None:
+        assert all(len(ending) == 1 for ending in self.endings)  # 1
         assert not self.agents.roots
         for agent in self.agents.values():
             assert not agent.turn.holders  # 8
@@ -226,8 +231,6 @@ def test_invariant_1_to_10_every_ask_ends_once_in_time_and_leaves_nothing(
     with scheduled(rng):
         trio.run(world.play, roots, clock=MockClock(autojump_threshold=0))
     world.check_rest()
-    # An ask inside a handler that was cancelled from further out has no ending of its own.
-    assert all(len(ending) <= 1 for ending in world.endings)  # 1
 
 
 @proves(11)
@@ -266,31 +269,82 @@ def test_invariant_11_a_lone_chain_is_refused_only_where_it_would_meet_itself(
     world.check_rest()
 
 
-@proves(9)
-@given(st.integers(1, 8), schedules())
-def test_invariant_9_turns_are_given_in_the_order_they_were_asked_for(count: int, rng: Random) -> None:
-    asked: list[int] = []
-    given_: list[int] = []
+@attrs.frozen
+class Visit:
+    """One ask: how long after the one before it, how long it runs, and when its asker leaves."""
+
+    after: float
+    runs: float
+    patience: float
+
+
+VISITS = st.builds(
+    Visit,
+    st.sampled_from([0.0, 0.0, 1.0]),
+    st.sampled_from([0.0, 2.0, 5.0]),
+    st.sampled_from([math.inf, math.inf, 1.5, 3.0]),
+)
+
+
+@proves(4, 9)
+@given(
+    st.lists(VISITS, min_size=1, max_size=10),
+    st.integers(1, 3),
+    st.sampled_from([None, Mailbox(1), Mailbox(2), Mailbox(9)]),
+    st.booleans(),
+    schedules(),
+)
+def test_invariant_9_turns_are_given_in_the_order_they_were_asked_for(
+    visits: list[Visit], turn: int, mailbox: Mailbox | None, made: bool, rng: Random
+) -> None:
+    """With and without a mailbox or a state of its own, also where some leave, or wait for room first."""
+    started: list[int] = []
+    times: dict[int, float] = {}
+    left: set[int] = set()
+    running = 0
+
+    class Handler:
+        async def __call__(self, ctx: Context, number: int) -> int:
+            nonlocal running
+            assert number not in left  # 4
+            started.append(number)
+            times[number] = trio.current_time()
+            running += 1
+            assert running <= turn  # 9
+            try:
+                await trio.sleep(visits[number].runs)
+            finally:
+                running -= 1
+            return number
+
+    handler = Handler()
+
+    async def handle(ctx: Context, number: int) -> int:
+        return await handler(ctx, number)
+
+    async def ask(agents: Agents, number: int) -> None:
+        with trio.move_on_after(visits[number].patience):
+            assert await agents.converse("a", number) == number
+        left.add(number)
 
     async def main() -> None:
-        turn = Turn("a", 1)
-
-        async def one(number: int) -> None:
-            branch = Branch(None, ("a",), 0)
-            asked.append(number)
-            if not turn.take(branch):
-                await turn.wait(branch, Counters())
-            given_.append(number)
-            await trio.lowlevel.checkpoint()
-            turn.release(branch)
-
-        async with trio.open_nursery() as nursery:
-            for number in range(count):
-                nursery.start_soon(one, number)
+        with trio.fail_after(10_000):
+            async with open_agents(_no_tools, Snapshot, rng=Random(0)) as agents:
+                agents.add("a", Handler if made else handle, turn=turn, mailbox=mailbox)
+                async with trio.open_nursery() as nursery:
+                    for number, visit in enumerate(visits):
+                        await trio.sleep(visit.after)
+                        nursery.start_soon(ask, agents, number)
+                        await trio.testing.wait_all_tasks_blocked()  # it has asked
+                assert not agents["a"].turn.holders
 
     with scheduled(rng):
-        trio.run(main)
-    assert given_ == asked
+        trio.run(main, clock=MockClock(autojump_threshold=0))
+    if turn == 1:
+        assert started == sorted(started)
+    # Two that get their turns in one moment may begin in either order.
+    assert [times[number] for number in sorted(times)] == sorted(times.values())
+    assert {number for number, visit in enumerate(visits) if visit.patience == math.inf} <= set(started)
 
 
 @proves(10)

@@ -64,7 +64,7 @@ ASKS = st.builds(
     within=OR_NEVER,
     cancel=OR_NEVER,
     told=st.sampled_from([True, True, False]),
-    how=st.sampled_from(["result", "error", "twice", "as text", "bad", "progress", "never"]),
+    how=st.sampled_from(["result", "error", "twice", "as text", "bad", "progress", "stranger", "never"]),
     after=TIMES,
 )
 PROGRAMS = st.builds(
@@ -115,6 +115,7 @@ class Server:
                 b'{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":%d}}' % id,
                 result,
             ],
+            "stranger": [result.replace(b'"id":%d' % id, b'"id":%d' % (id + 1000)), result],
             "never": [],
         }
         try:

@@ -8,8 +8,9 @@ import random
 import socket
 import threading
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
+from uuid import uuid4
 
 import pytest
 import trio
@@ -18,14 +19,14 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from cord_trio.agents import Mailbox
+from cord_trio.agents import Backoff, Mailbox, Supervisor
 from cord_trio.agents.agent import GRACE
 from cord_trio.call import Call
 from cord_trio.cell import Timer
 from cord_trio.cli.figures import children
 from cord_trio.config import Bounds, Config, GatewayConfig
 from cord_trio.counters import Counters
-from cord_trio.errors import AgentError, CallError, CordError, DeadlineExceeded, Draining, SourceDown
+from cord_trio.errors import AgentCrashed, AgentError, CallError, CordError, DeadlineExceeded, Draining, SourceDown
 from cord_trio.fabric import LAST_CALLS, Fabric, open_fabric
 from cord_trio.handshake import FreshNeeded, negotiate
 from cord_trio.session import open_session
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
 
     from cord_trio.agents import Context
+    from cord_trio.agents.mailbox import Full
     from cord_trio.errors import ConnectionLost
     from cord_trio.handshake import EraChoice
     from cord_trio.registry import Snapshot
@@ -367,11 +369,12 @@ class Watch(trio.abc.Instrument):
 
 @proves(42)
 @given(
-    st.lists(st.tuples(st.sampled_from(["call", "ask", "tell"]), DAYS), min_size=1, max_size=12),
-    st.integers(1, 3), st.integers(1, 3), st.integers(1, 8), SEEDS,
+    st.lists(st.tuples(st.sampled_from(["call", "ask", "tell", "visit"]), DAYS), min_size=1, max_size=12),
+    st.integers(1, 3), st.integers(1, 3), st.sampled_from(["wait", "fail", "drop_oldest", "drop_newest"]),
+    st.integers(1, 8), SEEDS,
 )  # fmt: skip
 def test_invariant_42_no_queue_is_longer_than_its_bound_at_any_tick(
-    works: list[tuple[str, float]], slots: int, box: int, calls: int, seed: int
+    works: list[tuple[str, float]], slots: int, box: int, full: Full, calls: int, seed: int
 ) -> None:
     watch = Watch()
 
@@ -380,18 +383,26 @@ def test_invariant_42_no_queue_is_longer_than_its_bound_at_any_tick(
         return "noted"
 
     async def main() -> None:
-        source = ToolServer().in_process(name="x", slots=slots, deadline=4.0)
+        source = ToolServer().in_process(name="x", slots=slots, queue=2, deadline=4.0)
         config = Config(sources=[source], bounds=Bounds(calls=calls), gateway=GatewayConfig(grace=0.5))
         async with open_fabric(config, rng=random.Random(0)) as fabric:
-            fabric.agent("clerk", clerk, mailbox=Mailbox(box, full="fail"))
+            fabric.agent("clerk", clerk, mailbox=Mailbox(box, full=full))
+            fabric.agent("desk", clerk)
             await fabric.wait_started()
 
             def look() -> None:
                 gate = fabric.slots["x"]
                 mail = fabric.agents["clerk"].node().facts.get("mailbox")
                 queued = int(str(mail).partition("/")[0]) if mail else 0
+                open_ = [
+                    pending.method
+                    for client in fabric.links["x"].sessions.values()
+                    for pending in client.session.peer.open.values()
+                ]
                 for what, now, bound in (
                     ("slots", gate.taken, slots), ("calls", fabric._running, calls), ("mailbox", queued, box),
+                    ("queue", gate.waiting, 2), ("pending", open_.count("tools/call"), slots),
+                    ("turns", len(fabric.agents["desk"].turn.holders), 1),
                     ("registry", fabric.registry._receive.statistics().current_buffer_used, 64),
                 ):  # fmt: skip
                     if not 0 <= now <= bound:
@@ -407,6 +418,8 @@ def test_invariant_42_no_queue_is_longer_than_its_bound_at_any_tick(
                             await ending(partial(fabric.call, "x__sleep", {"seconds": seconds}))
                         case "ask":
                             await ending(partial(fabric.ask, "clerk", seconds))
+                        case "visit":
+                            await ending(partial(fabric.ask, "desk", seconds))
                         case _:
                             await ending(partial(fabric.tell, "clerk", seconds))
 
@@ -423,12 +436,32 @@ def test_invariant_42_no_queue_is_longer_than_its_bound_at_any_tick(
 # Two fabrics
 
 
+class Clerk:
+    """An agent with a state of its own."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    async def __call__(self, ctx: Context, payload: str) -> list[str]:
+        await trio.lowlevel.checkpoint()
+        if payload == "crash":
+            raise ValueError(payload)
+        self.seen.append(payload)
+        return self.seen
+
+
 @proves(46)
-@given(st.lists(st.tuples(st.booleans(), st.sampled_from(["call", "break", "change", "drain"])), max_size=10), SEEDS)
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.sampled_from(["call", "break", "change", "ask", "crash", "drain"])), max_size=10
+    ),
+    SEEDS,
+)
 def test_invariant_46_two_fabrics_do_not_observe_each_other(steps: list[tuple[bool, str]], seed: int) -> None:
     async def main() -> None:
         servers = [ToolServer(), ToolServer()]
         made = [[0, 0], [0, 0]]  # of each fabric: calls, changes
+        at_once = Supervisor(max_restarts=99, backoff=Backoff(0, 0))  # the very same for both
         async with (
             open_fabric([servers[0].in_process(name="a")], rng=random.Random(0)) as first,
             open_fabric([servers[1].in_process(name="b")], rng=random.Random(1)) as second,
@@ -436,6 +469,8 @@ def test_invariant_46_two_fabrics_do_not_observe_each_other(steps: list[tuple[bo
             fabrics = [first, second]
             for fabric in fabrics:
                 await fabric.wait_started()
+                fabric.agent("clerk", Clerk, mailbox=Mailbox(), supervisor=at_once)
+            await wait_all_tasks_blocked()
             for one, what in steps:
                 number = int(one)
                 fabric, other = fabrics[number], fabrics[not one]
@@ -451,6 +486,11 @@ def test_invariant_46_two_fabrics_do_not_observe_each_other(steps: list[tuple[bo
                     case "change" if not fabric.draining.is_set():
                         await fabric.call(f"{name}__change_tools")
                         made[number][0] += 1
+                    case "ask" if not fabric.draining.is_set():
+                        assert await fabric.ask("clerk", "new")
+                    case "crash" if not fabric.draining.is_set():
+                        with pytest.raises(AgentCrashed):
+                            await fabric.ask("clerk", "crash")
                     case "drain":
                         await fabric.drain(0)
                         with pytest.raises(Draining):
@@ -460,9 +500,15 @@ def test_invariant_46_two_fabrics_do_not_observe_each_other(steps: list[tuple[bo
             for number, server in enumerate(servers):
                 assert server.received.get("tools/call", 0) == made[number][0]
 
-    def look(fabric: Fabric) -> tuple[Snapshot, Mapping[str, int], int, bool]:
+    def look(fabric: Fabric) -> tuple[Snapshot, Mapping[str, int], int, bool, int, object]:
         (link,) = fabric.links.values()
-        return fabric.registry.snapshot, fabric.counters.snapshot(), link.starts, fabric.draining.is_set()
+        clerk = fabric.agents["clerk"]
+        assert clerk.resident is not None
+        assert clerk.resident.life is not None
+        return (
+            *(fabric.registry.snapshot, fabric.counters.snapshot(), link.starts, fabric.draining.is_set()),
+            *(clerk.generation, clerk.resident.life.handler),
+        )
 
     run(main, seed)
 
@@ -484,17 +530,37 @@ def same_resources() -> Generator[None]:
     assert held() == before
 
 
+def marked(mark: str) -> list[str]:
+    """The processes with `mark` in their environment, whosever children they are."""
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError), open(f"/proc/{entry}/environ", "rb") as file:
+            if mark.encode() in file.read():
+                found.append(entry)
+    return found
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks into /proc")
 @proves(39, 47)
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97, 2.0])
 def test_invariant_47_with_real_children_nothing_is_left_wherever_it_is_cancelled(share: float) -> None:
-    count = real_program(None)
+    count = ticks_of_real_program()
+    mark = uuid4().hex
     with same_resources():
-        real_program(max(1, int(count * share)))
+        real_program(max(1, int(count * share)), mark)
+    assert marked(mark) == []
 
 
-def real_program(at: int | None) -> int:
-    """Two real servers, calls and agents, cancelled after `at` ticks; returns how many ticks there were."""
+@cache
+def ticks_of_real_program() -> int:
+    return real_program(None, "")
+
+
+def real_program(at: int | None, mark: str) -> int:
+    """Two real servers, calls and agents, cancelled after `at` ticks; returns how many ticks there were.
+
+    One agent has a task of its own, one conversation is the fabric's, and one server a child in a session of its own.
+    """
     ticks = Ticks(at)
 
     async def asker(ctx: Context, seconds: float) -> str:
@@ -504,12 +570,15 @@ def real_program(at: int | None) -> int:
         living = trio.lowlevel.current_statistics().tasks_living
         with trio.move_on_after(30) as scope:
             ticks.scope = scope
-            sources = [ToolServer().source(name="a"), ToolServer(era="legacy").source(name="b")]
+            sources = [ToolServer().source(name="a"), ToolServer(era="legacy").source(name="b", env={"MARK": mark})]
             async with open_fabric(Config(sources=sources, gateway=GatewayConfig(grace=0.2))) as fabric:
                 fabric.agent("asker", asker, turn=4)
+                fabric.agent("desk", asker, mailbox=Mailbox())
+                await fabric.start("desk", 0.1)
                 async with trio.open_nursery() as nursery:
                     for seconds in (0.0, 0.02, 0.05):
                         nursery.start_soon(fabric.ask, "asker", seconds)
+                        nursery.start_soon(ending, partial(fabric.ask, "desk", seconds))
                         nursery.start_soon(ending, partial(fabric.call, "b__sleep", {"seconds": seconds}))
                     nursery.start_soon(ending, partial(fabric.call, "b__spawn", {"detached": True}))
         ticks.scope = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 from random import Random
 from typing import TYPE_CHECKING
@@ -45,7 +46,7 @@ from properties.invariants import proves
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from cord_trio.call import Handler
+    from cord_trio.call import Handler, Layer
 
 DONE = Complete(Raw(b"{}"))
 
@@ -346,6 +347,20 @@ def test_retries_stay_within_the_budget_in_every_window(steps: list[tuple[float,
 ENDS = st.lists(st.sampled_from(["answered", "refused", "lost", "not written"]), min_size=10, max_size=10)
 
 
+def standard(gate: Slots, account: Allowance, reserve: int, timer: Timer, counters: Counters) -> list[Layer]:
+    """All layers around one source, the outermost first."""
+    return [
+        deadline(20),
+        budget(account),
+        shed(gate, Times(), most=2, counters=counters, name="web"),
+        retry(budget=RetryBudget(reserve=reserve, ratio=0.2), rng=Random(0), timer=timer, counters=counters),
+        rate(5, timer=timer, counters=counters, name="web"),
+        limit(gate, timer=timer, counters=counters, name="web"),
+        adapt(gate, most=2, counters=counters),
+        attempt(100),
+    ]
+
+
 @proves(1, 45, "layers.rest", "layers.attempts", "layers.once", "layers.shed")
 @given(ASKS, ENDS, st.integers(0, 3), schedules())
 def test_all_layers_together_end_every_call_once_and_leave_nothing(
@@ -381,17 +396,7 @@ def test_all_layers_together_end_every_call_once_and_leave_nothing(
         counters = Counters()
         gates.append(Slots(2, waiting=3, timer=timer, counters=counters, name="web"))
         accounts.append(Allowance(every=1000, counters=counters, name="web"))
-        return stack(
-            handler,
-            deadline(20),
-            budget(accounts[0]),
-            shed(gates[0], Times(), most=2, counters=counters, name="web"),
-            retry(budget=RetryBudget(reserve=reserve, ratio=0.2), rng=Random(0), timer=timer, counters=counters),
-            rate(5, timer=timer, counters=counters, name="web"),
-            limit(gates[0], timer=timer, counters=counters, name="web"),
-            adapt(gates[0], most=2, counters=counters),
-            attempt(100),
-        )
+        return stack(handler, *standard(gates[0], accounts[0], reserve, timer, counters))
 
     def at_rest() -> None:
         account = accounts[0]
@@ -415,13 +420,20 @@ def test_all_layers_together_end_every_call_once_and_leave_nothing(
 
 
 @proves("layers.pass")
-@given(ASKS, schedules())
-def test_a_layer_that_passes_on_changes_no_outcome(asks: list[Ask], rng: Random) -> None:
+@given(ASKS, ENDS, st.integers(0, 8), schedules())
+def test_a_layer_that_passes_on_changes_no_outcome(asks: list[Ask], ends: list[str], place: int, rng: Random) -> None:
+    """Wherever it is put among the others."""
+
     async def handler(call: Call) -> Outcome:
         plan = asks[int(call.name or "")]
         await trio.sleep(plan.runs)
-        if plan.fails:
-            raise ValueError("mine")
+        match ends[(int(call.name or "") + call.attempt) % len(ends)] if plan.fails else "answered":
+            case "refused":
+                raise Refused("busy", retry_after=0.5)
+            case "lost":
+                raise ConnectionLost("lost")
+            case "not written":
+                raise ConnectionLost("not written", "no")
         return DONE
 
     def through(handler: Handler) -> Handler:
@@ -430,10 +442,16 @@ def test_a_layer_that_passes_on_changes_no_outcome(asks: list[Ask], rng: Random)
 
         return passed
 
+    def build(timer: Timer, handler: Handler, *, place: int | None = None) -> Handler:
+        gate = Slots(2, waiting=3, timer=timer, counters=Counters(), name="web")
+        every = standard(gate, Allowance(every=1000, counters=Counters(), name="web"), 2, timer, Counters())
+        if place is not None:
+            every.insert(place % (len(every) + 1), through)
+        return stack(handler, *every)
+
     seed = rng.randrange(1000)
-    plain = play(asks, Random(seed), lambda _, handler: handler, handler, lambda: None)
-    passed = play(asks, Random(seed), lambda _, handler: stack(handler, through, through), handler, lambda: None)
-    assert plain == passed
+    plain = play(asks, Random(seed), build, handler, lambda: None)
+    assert play(asks, Random(seed), partial(build, place=place), handler, lambda: None) == plain
 
 
 SECONDS = st.sampled_from([0.0, 1.0, 5.0, 60.0, math.inf])

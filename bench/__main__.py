@@ -75,7 +75,7 @@ def run_table(table, plan, contestants, missing, own):
 def main(argv):
     args = parse(argv)
     plan = plan_of(args)
-    tables = [table for table in TABLES if not args.tables or table.name in args.tables]
+    tables = [table for table in TABLES if not args.tables or {table.name, table.part_of} & set(args.tables)]
     processes.adopt_orphans()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

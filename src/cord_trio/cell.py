@@ -79,6 +79,11 @@ class Cell(Generic[T]):
         return await trio.lowlevel.wait_task_rescheduled(abort)  # type: ignore[no-any-return]  # Trio says Any
 
 
+def resume(task: trio.lowlevel.Task, value: object) -> None:
+    """End the wait of a task that waits again and again, and sees to that itself: a cell would be made each time."""
+    trio.lowlevel.reschedule(task, outcome.Value(value))
+
+
 class Timer:
     """Expires cells at their deadlines, all of them with one task.
 

@@ -137,6 +137,16 @@ async def test_a_budget_bounds_the_hops() -> None:
     assert caught.value.__notes__ == ["ping > ping > ping#1"]
 
 
+async def test_a_hop_that_an_account_above_refuses_is_spent_nowhere() -> None:  # noqa: ASYNC124  # async by contract
+    above = Account(Budget(hops=1), "above")
+    between = Account(Budget(), "between", above)
+    below = Account(Budget(hops=9), "below", between)
+    below.hop("giver")
+    with pytest.raises(BudgetExceeded, match="giver"):
+        below.hop("giver")
+    assert [account.spent["hops"] for account in (above, between, below)] == [1, 1, 1]
+
+
 async def test_a_budget_bounds_the_seconds(autojump_clock: MockClock) -> None:
     async def slow(ctx: Context, payload: object) -> object:
         assert ctx.deadline == trio.current_time() + 2

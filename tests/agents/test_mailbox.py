@@ -76,6 +76,30 @@ async def test_a_message_is_told_and_handled_in_order() -> None:
     assert at_rest(agents)
 
 
+async def test_a_message_is_there_before_others_run_so_its_turn_may_be_the_next() -> None:
+    async with world() as agents:
+        gate = gated(agents, Mailbox())
+        gate.open.set()
+        for number in range(20):  # who runs first in one turn of the loop is chance
+            await wait_all_tasks_blocked()
+            await agents.tell("gate", number)
+            await trio.lowlevel.checkpoint()
+            assert gate.seen == [*range(number + 1)]
+
+
+async def test_whoever_is_cancelled_has_told_nothing() -> None:
+    async with world() as agents:
+        gate = gated(agents, Mailbox())
+        with trio.CancelScope() as scope:
+            scope.cancel("before it began")
+            await agents.tell("gate", 1)
+        assert scope.cancelled_caught
+        gate.open.set()
+        await wait_all_tasks_blocked()
+    assert gate.seen == []
+    assert at_rest(agents)
+
+
 async def test_an_agent_without_a_mailbox_cannot_be_told() -> None:
     async with world() as agents:
         agents.add("echo", echo)

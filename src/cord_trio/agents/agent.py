@@ -189,7 +189,7 @@ class Agent:
 
     def takes(self, topic: str) -> bool:
         """Whether it takes broadcasts of this topic."""
-        return any(fnmatchcase(topic, pattern) for pattern in self.topics)
+        return topic in self.topics or any(fnmatchcase(topic, pattern) for pattern in self.topics)
 
     def may_ask(self, agent: str) -> bool:
         """Whether its grant covers the agent of this name."""

@@ -156,13 +156,21 @@ class Account:
         """Spend one handoff; as `spend`, without its cost."""
         account: Account | None = self
         while account is not None:
+            spent = account.spent
+            hops = spent["hops"]
             most = account.most_hops
-            if most is not None and account.spent["hops"] + account.reserved["hops"] >= most:
+            if most is not None and hops + account.reserved["hops"] >= most:
+                self._unhop(account)
                 raise BudgetExceeded("hops", most, by)
+            spent["hops"] = hops + 1
             account = account.parent
+
+    def _unhop(self, refused: Account) -> None:
+        """Take back what `hop` has spent below the account that has none left."""
         account = self
-        while account is not None:
-            account.spent["hops"] += 1
+        while account is not refused:
+            account.spent["hops"] -= 1
+            assert account.parent is not None
             account = account.parent
 
     def _require(self, amounts: dict[str, Amount], by: str) -> None:

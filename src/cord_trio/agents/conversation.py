@@ -90,7 +90,10 @@ async def converse(
         if trace is None and agents.traced:
             trace = agents.new_trace()
     else:
-        branch = Branch(parent, (*parent.path, agent.name), parent.hops, principal, account or parent.account)
+        branch = Branch(
+            parent, (*parent.path, agent.name), parent.hops, principal, account or parent.account,
+            parent.job, parent.trace,
+        )  # fmt: skip
         siblings = parent.children
     if job is not None:
         branch.job = job
@@ -143,6 +146,8 @@ async def tell(
 ) -> bool:  # fmt: skip
     """Put `payload` into the mailbox of agent `name`; returns whether it was taken. Always a checkpoint.
 
+    Cancelled, it has put nothing: the message is there before others run, so its handler may be the next to.
+
     Raises:
         AgentNotFound: no agent has this name.
         NoMailbox: it has none.
@@ -152,20 +157,27 @@ async def tell(
         CallCycle: waiting for room would be waiting for ourselves.
 
     """
-    await trio.lowlevel.checkpoint()
+    await trio.lowlevel.checkpoint_if_cancelled()
     if agents.over:
         raise Draining
-    agent, generation = agents.find(name)
+    agent = agents.by_name.get(name)
+    generation = 0
+    if agent is None:
+        agent, generation = agents.find(name)
     resident = agent.resident
     if resident is None or resident.post is None:
         raise NoMailbox(agent.name)
-    branch = Branch(parent, (agent.name,), 0, principal, account or agents.account)
-    branch.job = None
-    branch.follow(trace or branch.trace, agents.spans)
+    if trace is None and parent is not None:
+        trace = parent.trace
+    branch = Branch(parent, (agent.name,), 0, principal, account or agents.account, None, trace)
+    if trace is not None:
+        branch.span = next(agents.spans)
     post = resident.post
     envelope = post.tell(branch, partial(begin_run, agents, branch, agent, ()), payload, generation=generation)
     if envelope is not None and envelope.room is not None:
         await post.wait_room(envelope)
+    else:
+        await trio.lowlevel.cancel_shielded_checkpoint()
     return envelope is not None
 
 
@@ -175,7 +187,7 @@ def broadcast(
 ) -> int:  # fmt: skip
     """Put `payload` into the mailbox of every agent that takes `topic`; returns how many took it. Never waits."""
     taken = 0
-    for agent in list(agents.values()):
+    for agent in list(agents.by_name.values()):
         if agent.resident is not None and agent.resident.post is not None and agent.takes(topic):
             branch = Branch(None, (agent.name,), 0, principal, account or agents.account)
             branch.follow(trace, agents.spans)

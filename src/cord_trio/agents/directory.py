@@ -75,7 +75,7 @@ class Agents(Mapping[str, Agent]):
         nursery: where agents with a task live; None if there can be none.
         failure: why the fabric must end.
         untold: messages that were told and are not over.
-        quiet: set whenever those come to none.
+        quiet: set when those come to none; None if nobody waits for that.
         served: the scopes of asks that came from outside: as calls of tools, and of tasks that may outlive us.
         cut_off: what those are told that did not end within the grace of a drain; None before.
 
@@ -108,7 +108,7 @@ class Agents(Mapping[str, Agent]):
         self.draining = trio.Event()
         self.failure: RestartIntensity | None = None
         self.untold = 0
-        self.quiet = trio.Event()
+        self.quiet: trio.Event | None = None
         self.served: set[trio.CancelScope] = set()
         self.cut_off: DrainTimeout | None = None
         self.nursery: trio.Nursery | None = None
@@ -341,13 +341,15 @@ class Agents(Mapping[str, Agent]):
     def untell(self) -> None:
         """It is over."""
         self.untold -= 1
-        if not self.untold:
+        if not self.untold and self.quiet is not None:
             self.quiet.set()
-            self.quiet = trio.Event()
+            self.quiet = None
 
     async def wait_quiet(self) -> None:
         """Return once no message is under way that nobody waits for."""
         while self.untold:
+            if self.quiet is None:
+                self.quiet = trio.Event()
             await self.quiet.wait()
         await trio.lowlevel.checkpoint()
 

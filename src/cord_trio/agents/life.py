@@ -41,7 +41,7 @@ class Life:
         self.reason = ""
         self.stopped = False
         self.users: dict[Branch, trio.CancelScope] = {}
-        self._idle = trio.Event()
+        self._idle: trio.Event | None = None
 
     def end(self, reason: str, *, cause: Exception | None = None, stopped: bool = False) -> bool:
         """Take nothing more. Returns False if it was over already."""
@@ -56,13 +56,13 @@ class Life:
     def leave(self, branch: Branch) -> None:
         """A run has ended."""
         del self.users[branch]
-        if not self.users:
+        if self._idle is not None and not self.users:
             self._idle.set()
 
     async def wait_idle(self) -> None:
         """Return when no run uses it. Nothing new may begin."""
         if self.users:
-            self._idle = trio.Event()
+            self._idle = trio.Event()  # only one waits
             await self._idle.wait()
 
     def cancel(self) -> None:

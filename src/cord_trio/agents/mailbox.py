@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
+from contextvars import Context as ContextVars
 from contextvars import copy_context
-from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import msgspec
 import trio
 
+from cord_trio import cell
 from cord_trio.cell import Cell
 from cord_trio.errors import Overloaded
 
@@ -67,8 +68,10 @@ class Mailbox(msgspec.Struct, frozen=True):
             raise ValueError(f"full={self.full!r}: use wait, fail, drop_oldest, drop_newest or latest(key)")
 
 
-class Envelope:
+class Envelope(msgspec.Struct, eq=False):
     """One message, with all that its sender's task would have given by the language.
+
+    A struct, since one is made for each message.
 
     Invariants: its reply is settled at most once; what was abandoned before it began never begins.
 
@@ -76,11 +79,11 @@ class Envelope:
         branch: which ask it belongs to, or the branch of its own of a `tell`.
         payload: for the handler.
         reply: settled with the answer; None if nobody waits for one.
-        deadline: Trio time by which its handler ends.
-        context: the sender's context variables.
-        generation: of the agent that alone may take it; 0 for any.
         begin: makes the handler's `Context`, when it starts.
+        deadline: Trio time by which its handler ends.
+        generation: of the agent that alone may take it; 0 for any.
         over: called, synchronously, when nothing more will happen with it.
+        context: the sender's context variables.
         scope: of the handler while it runs.
         ended: set when the handler has ended, if someone waits for that.
         abandoned: nobody wants it any more.
@@ -89,28 +92,19 @@ class Envelope:
 
     """
 
-    __slots__ = (
-        *("abandoned", "begin", "branch", "context", "deadline", "ended"),
-        *("generation", "over", "payload", "place", "reply", "room", "scope"),
-    )
-
-    def __init__(
-        self, branch: Branch, payload: object, reply: Cell[object] | None, begin: Callable[[], Context],
-        *, deadline: float = math.inf, generation: int = 0, over: Callable[[], None] | None = None,
-    ) -> None:  # fmt: skip
-        self.branch = branch
-        self.payload = payload
-        self.reply = reply
-        self.begin = begin
-        self.deadline = deadline
-        self.generation = generation
-        self.over = over
-        self.context = copy_context()
-        self.room: Cell[None] | None = None
-        self.scope: trio.CancelScope | None = None
-        self.ended: trio.Event | None = None
-        self.abandoned = False
-        self.place: tuple[OrderedDict[Hashable, Envelope], Hashable] | None = None
+    branch: Branch
+    payload: object
+    reply: Cell[object] | None
+    begin: Callable[[], Context]
+    deadline: float = math.inf
+    generation: int = 0
+    over: Callable[[], None] | None = None
+    context: ContextVars = msgspec.field(default_factory=copy_context)
+    room: Cell[None] | None = None
+    scope: trio.CancelScope | None = None
+    ended: trio.Event | None = None
+    abandoned: bool = False
+    place: tuple[OrderedDict[Hashable, Envelope], Hashable] | None = None
 
     def answer(self, value: object) -> None:
         """Deliver the answer, if anyone waits for it."""
@@ -166,11 +160,11 @@ class Box:
             "control": self._control, "transfer": self._transfer, "normal": self._normal,
         }  # fmt: skip
         self._overflow: OrderedDict[Envelope, None] = OrderedDict()
-        self._takers: deque[tuple[Cell[Envelope | None], trio.lowlevel.Task]] = deque()
+        self._takers: deque[trio.lowlevel.Task] = deque()
 
     def __len__(self) -> int:
         """Messages in the normal lane."""
-        return len(self._lanes["normal"])
+        return len(self._normal)
 
     def lengths(self) -> dict[str, int]:
         """Messages by lane, and those that wait for room."""
@@ -199,9 +193,9 @@ class Box:
 
         """
         if self._takers:  # then nothing is queued
-            cell, task = self._takers.popleft()
+            task = self._takers.popleft()
             task.context = envelope.context
-            cell.settle(envelope)
+            cell.resume(task, envelope)
             return True
         queue = self._lanes[lane]
         if lane == "normal" and isinstance(self._full, Latest):
@@ -233,6 +227,7 @@ class Box:
         self._store(envelope, queue, envelope if key is None else key)
         return True
 
+    @trio.lowlevel.enable_ki_protection
     async def take(self) -> Envelope | None:
         """The next message, in whose context the task goes on; None to stop. Cancelled, it takes none."""
         task = trio.lowlevel.current_task()
@@ -243,16 +238,18 @@ class Box:
             task.context = envelope.context  # in force after the next checkpoint
             await trio.lowlevel.cancel_shielded_checkpoint()
             return envelope
-        cell: Cell[Envelope | None] = Cell()
-        entry = (cell, task)
-        self._takers.append(entry)
-        return await cell.wait(partial(self._takers.remove, entry))
+
+        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+            self._takers.remove(task)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._takers.append(task)
+        return await trio.lowlevel.wait_task_rescheduled(abort)  # type: ignore[no-any-return]  # Trio says Any
 
     def wake(self) -> None:
         """End all waits of `take` with None."""
         while self._takers:
-            cell, _ = self._takers.popleft()
-            cell.settle(None)
+            cell.resume(self._takers.popleft(), None)
 
     @trio.lowlevel.enable_ki_protection
     def remove(self, envelope: Envelope) -> bool:
@@ -297,7 +294,9 @@ class Box:
     def _store(self, envelope: Envelope, queue: OrderedDict[Hashable, Envelope], key: Hashable) -> None:
         queue[key] = envelope
         envelope.place = (queue, key)
-        self.peak = max(self.peak, len(self._lanes["normal"]))
+        length = len(self._normal)
+        if length > self.peak:  # most often it is not; `max` costs more
+            self.peak = length
 
     def _wait_for_room(self, envelope: Envelope) -> None:
         if len(self._overflow) >= WAITING:

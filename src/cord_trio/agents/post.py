@@ -85,7 +85,7 @@ class Post:
             envelope.finish()
             raise
         finally:
-            if not waits:
+            if sender is not None and not waits:
                 self._told(branch)
 
     async def wait_room(self, envelope: Envelope) -> None:

@@ -35,20 +35,22 @@ WAITING: Final = 1024
 class Branch:
     """One ask and whatever it is handed on to. At most one agent of it runs at a time.
 
+    No struct: what a handoff sets would cost more than making one saves.
+
     Attributes:
         parent: the branch whose handler asked; None if it was not an agent.
         path: the names of the agents that led here, the parent's first.
         hops: handoffs so far, the parent's included.
+        principal: on whose behalf.
+        account: what it may use; None in tests of turns alone.
+        job: the started conversation that it is part of, if it is of one.
+        trace: the trace that it is part of, None for none.
         holds: the turn it runs under; None while it waits, and between two agents.
         waits: the turn it waits for.
         children: the asks of the running handler that are not over.
-        principal: on whose behalf.
-        account: what it may use; None in tests of turns alone.
         deadline: Trio time by which it ends, as far as it is known; it may have narrowed its own since.
         sink: takes what its handlers emit; None if nobody listens.
-        job: the started conversation that it is part of, if it is of one.
-        trace: the trace that it is part of, None for none.
-        span: of the agent that runs; there only with a trace.
+        span: of the agent that runs; 0 without a trace.
 
     """
 
@@ -58,30 +60,22 @@ class Branch:
     )
 
     def __init__(
-        self,
-        parent: Branch | None,
-        path: tuple[str, ...],
-        hops: int,
-        principal: str = LOCAL,
-        account: Account | None = None,
-    ) -> None:
+        self, parent: Branch | None, path: tuple[str, ...], hops: int, principal: str = LOCAL,
+        account: Account | None = None, job: Job | None = None, trace: TraceContext | None = None,
+    ) -> None:  # fmt: skip
         self.parent = parent
         self.path = path
         self.hops = hops
+        self.principal = principal
+        self.account = account
+        self.job = job
+        self.trace = trace
         self.holds: Turn | None = None
         self.waits: Turn | None = None
         self.children: dict[Branch, None] = {}
-        self.principal = principal
-        self.account = account
         self.deadline = math.inf
         self.sink: Sink | None = None
-        self.span: int
-        if parent is None:
-            self.job: Job | None = None
-            self.trace: TraceContext | None = None
-        else:
-            self.job = parent.job
-            self.trace = parent.trace
+        self.span = 0
 
     def follow(self, trace: TraceContext | None, spans: Iterator[int]) -> None:
         """Go on with `trace`, in a span of its own."""

@@ -72,7 +72,7 @@ ALLOWED: dict[str, set[str]] = {
     # What a room may import from outside beside the standard library; others: attrs, msgspec, outcome and trio.
     "errors": {"attrs"},
     "protocol": {"msgspec", "attrs"},
-    "transports": {"attrs", "httptools", "msgspec", "outcome", "trio", "trio_websocket"},
+    "transports": {"attrs", "httptools", "msgspec", "outcome", "trio", "trio_websocket", "wsproto"},
     "nats.wire": {"msgspec"},
     "mesh.frames": {"msgspec"},
     "nats": {"attrs", "cryptography", "msgspec", "outcome", "trio", "trio_websocket"},

@@ -568,6 +568,50 @@ async def test_a_deadline_ends_the_wait_for_a_congested_connection(autojump_cloc
         assert stage.session.peer.open == {}
 
 
+class Narrow(Transport):
+    """Has room for one message at a time, of which all who wait are told at once."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.room = trio.Event()
+
+    def send(self, message: bytes, **_: Json) -> None:
+        self.sent.append(message)
+        self.room = trio.Event()
+
+    @property
+    def congested(self) -> bool:
+        return not self.room.is_set()
+
+    async def wait_uncongested(self) -> None:
+        await self.room.wait()
+
+    def withdraw(self, id: int | str) -> bool:
+        return True
+
+    def written(self, id: int | str) -> bool:
+        return True
+
+    async def run(self, receiver: Receiver, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()
+        await trio.sleep_forever()
+
+
+async def test_of_many_who_wait_for_room_none_sends_into_a_connection_that_is_full_again(
+    autojump_clock: MockClock,
+) -> None:
+    narrow = Narrow()
+    async with trio.open_nursery() as nursery, open_session(narrow, timer=Timer()) as session:
+        for _ in range(4):
+            nursery.start_soon(session.request, "tools/call")
+        for sent in range(1, 5):
+            await wait_all_tasks_blocked()
+            narrow.room.set()
+            await wait_all_tasks_blocked()
+            assert len(narrow.sent) == sent
+        nursery.cancel_scope.cancel("seen")
+
+
 class Faulty(Transport):
     """Fails as a transport must not."""
 

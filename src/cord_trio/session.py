@@ -200,7 +200,8 @@ class Session:
 
     async def _wait_uncongested(self, pending: Pending) -> None:
         with trio.move_on_at(pending.deadline) as waiting:
-            await self.transport.wait_uncongested()
+            while self.transport.congested:  # all who wait are woken together, and one long message may be enough
+                await self.transport.wait_uncongested()
         if waiting.cancelled_caught:
             raise DeadlineExceeded(f"{self.name}: {pending.method}: its connection takes no more bytes", "no")
 

@@ -333,6 +333,47 @@ async def test_a_peer_that_reads_nothing_is_given_up(monkeypatch: pytest.MonkeyP
         assert transport.withdraw(7)
 
 
+async def test_a_long_message_leaves_in_short_frames_and_is_whole() -> None:
+    sizes: list[int] = []
+    text = bytearray()
+
+    async def counting(stream: trio.SocketStream) -> None:
+        await shake(stream)
+        got = bytearray()
+        while True:
+            while len(got) < 14 or len(got) < 14 + int.from_bytes(got[2:10], "big"):
+                got += await stream.receive_some()
+            head, size, mask = got[0], int.from_bytes(got[2:10], "big"), got[10:14]
+            assert got[1] == 0xFF, "masked, and longer than 65,535 bytes"
+            assert head & 0x0F == (0 if sizes else 1), "the first says that it is text"
+            sizes.append(size)
+            text.extend(bytes(byte ^ mask[at % 4] for at, byte in enumerate(got[14 : 14 + size])))
+            del got[: 14 + size]
+            if head & 0x80:
+                return
+
+    message = "é".encode() * websocket.FRAGMENT * 3
+    async with raw(counting) as url, listening(url, Counters(), Told()) as transport:
+        transport.send(message)
+        await until(lambda: len(text) >= len(message))
+    assert text == message
+    assert sizes == [2 * websocket.FRAGMENT] * 3
+
+
+async def test_who_is_refused_in_the_middle_of_a_long_message_is_told_why() -> None:
+    told = Told()
+
+    async def rude(_server: Server, connection: WebSocketConnection) -> None:
+        await trio.sleep(0.05)
+        await connection.send_message(b"binary")
+
+    async with served(rude) as server, listening(server.url, Counters(), told) as transport:
+        for id in range(7):
+            transport.send(b"[%b]" % (b"1" * 4_000_000), id=id)
+        await until(lambda: told.loss)
+    assert told.loss == "closed with 1003: only text frames"
+
+
 async def test_the_outbox_is_bounded_and_gives_back_what_is_unwritten() -> None:
     counters = Counters()
 

@@ -182,10 +182,10 @@ class LineTransport(Transport):
 
     @property
     def congested(self) -> bool:
-        return self._waiting_bytes >= CONGESTED_BYTES
+        return self._waiting_bytes >= CONGESTED_BYTES and self._over is None
 
     async def wait_uncongested(self) -> None:
-        if self._over is not None or not self.congested:
+        if not self.congested:
             await trio.lowlevel.checkpoint()
             return
         cell: Cell[None] = Cell()
@@ -356,7 +356,7 @@ class LineTransport(Transport):
 
     def _relieve(self) -> None:
         """Wake who waits for the outbox, if it is below the mark or nobody empties it any more."""
-        if self._relieved and (self._over is not None or not self.congested):
+        if self._relieved and not self.congested:
             waiting, self._relieved = self._relieved, []
             for cell in waiting:
                 cell.settle(None)

@@ -128,10 +128,11 @@ class MemoryTransport(Transport):
 
     @property
     def congested(self) -> bool:
-        return len(self._peer._inbox) >= CONGESTED_MESSAGES or self._peer._inbox_bytes >= OUTBOX_BYTES // 2
+        full = len(self._peer._inbox) >= CONGESTED_MESSAGES or self._peer._inbox_bytes >= OUTBOX_BYTES // 2
+        return full and self._over is None
 
     async def wait_uncongested(self) -> None:
-        if self._over is not None or not self.congested:
+        if not self.congested:
             await trio.lowlevel.checkpoint()
             return
         cell: Cell[None] = Cell()
@@ -166,7 +167,7 @@ class MemoryTransport(Transport):
 
     def _relieve(self) -> None:
         """Wake who waits for the other end to take messages."""
-        if self._relieved and (self._over is not None or not self.congested):
+        if self._relieved and not self.congested:
             waiting, self._relieved = self._relieved, []
             for cell in waiting:
                 cell.settle(None)

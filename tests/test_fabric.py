@@ -9,7 +9,7 @@ from msgspec import Raw
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from cord_trio.call import Call, Complete, Error
-from cord_trio.config import Bounds, Config, GatewayConfig, InProcess
+from cord_trio.config import Bounds, Config, GatewayConfig, InProcess, ToolSettings
 from cord_trio.config.load import parse_config
 from cord_trio.errors import (
     AgentNotFound,
@@ -153,6 +153,40 @@ async def test_waits_for_several_sources_without_a_prefix_do_not_add_up(autojump
         with pytest.raises(ToolNotFound):
             await fabric.call("nothing")
         assert trio.current_time() - start <= 3 + 3 + 2 * 2
+
+
+async def test_the_wait_for_a_source_that_starts_is_part_of_the_deadline(autojump_clock: MockClock) -> None:
+    for own, ends in ((None, 5), (7.0, 7)):
+        server = ToolServer(slow=1.0)  # for each answer, so it is there after two
+        server.options.silent_on = "tools/call"
+        slow = source(server, connect=10.0, deadline=5.0, tool={"sleep": ToolSettings(deadline=own)})
+        async with open_fabric([slow]) as fabric:
+            start = trio.current_time()
+            with pytest.raises(DeadlineExceeded):
+                await fabric.call("x__sleep", {"seconds": 100})
+            assert trio.current_time() - start == ends
+
+
+async def test_progress_moves_the_deadline_also_of_a_call_that_waited_for_its_source(autojump_clock: MockClock) -> None:
+    config = Config(
+        sources=[source(ToolServer(slow=1.0), connect=10.0, deadline=5.0)], bounds=Bounds(call_longest=30.0)
+    )
+    async with open_fabric(config) as fabric:
+        result = await fabric.call("x__progress", {"steps": 15, "seconds": 15})
+        assert result.text == "15 steps"
+    async with open_fabric(config) as fabric:
+        start = trio.current_time()
+        with pytest.raises(DeadlineExceeded):
+            await fabric.call("x__progress", {"steps": 200, "seconds": 200})
+        assert trio.current_time() - start == 30
+
+
+async def test_who_hangs_costs_a_call_nothing_whose_tool_another_lists(autojump_clock: MockClock) -> None:
+    silent = source(ToolServer(silent=True), "a", prefix="", connect=60.0, deadline=50.0)
+    async with open_fabric([silent, source(ToolServer(slow=1.0), "z", prefix="", deadline=10.0)]) as fabric:
+        start = trio.current_time()
+        assert (await fabric.call("echo", {"text": "hi"})).text == "hi"
+        assert trio.current_time() - start < 10
 
 
 @pytest.mark.parametrize("call", [Call("prompts/list"), Call("tools/call")])

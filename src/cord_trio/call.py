@@ -53,6 +53,7 @@ class Call(msgspec.Struct, frozen=True):
             `baggage` are in `meta`.
         apart: where attempts of it went that are under way at once, one list for all of them: of several like servers
             each takes another. None where there is one attempt at a time.
+        spent: seconds of the time that it has which passed before its source was known.
 
     """
 
@@ -72,6 +73,7 @@ class Call(msgspec.Struct, frozen=True):
     revision: str = ""
     trace: str = ""
     apart: list[object] | None = None
+    spent: float = 0.0
 
 
 class Complete(msgspec.Struct, frozen=True):

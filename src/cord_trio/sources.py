@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
+from msgspec.structs import replace
 
 from cord_trio.call import Error
 from cord_trio.errors import DrainTimeout, SourceDown, ToolNotFound
@@ -18,7 +19,7 @@ from cord_trio.stacking import ends_of, stacked
 from cord_trio.subscribing import Subscribing
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from msgspec import Raw
 
@@ -331,7 +332,7 @@ class Sources(Subscribing):
             return await self._route_routed(call, name)
         if call.method != "tools/call" or name is None:
             return Error(jsonrpc.METHOD_NOT_FOUND, f"method not found: {call.method}")
-        await self._wait_for_owners(name, call.deadline)
+        call = await self._wait_for_owners(call, lambda: name in self.registry.snapshot.tools)
         snapshot = self.registry.snapshot
         found = snapshot.tools.get(name)
         if found is None:
@@ -344,7 +345,7 @@ class Sources(Subscribing):
         """Route what is about a prompt or a resource."""
         found = self._finder.way(self.registry.snapshot, call)
         if found is None:
-            await self._wait_for_owners(name, call.deadline)
+            call = await self._wait_for_owners(call, lambda: self._finder.way(self.registry.snapshot, call) is not None)
             found = self._finder.way(self.registry.snapshot, call)
         if found is None:
             self._raise_down(name)
@@ -352,8 +353,14 @@ class Sources(Subscribing):
             raise unknown(call)
         return await self._handlers[found[0]](call)
 
-    async def _wait_for_owners(self, name: str, deadline: float) -> None:
-        """Wait for the first attempt of those sources that may own a tool of this name, as long as a call of theirs."""
+    async def _wait_for_owners(self, call: Call, listed: Callable[[], bool]) -> Call:
+        """Wait for the first attempt of those sources that may own what `call` names, as long as a call of theirs.
+
+        Returns:
+            `call`, with the seconds that this took of the time it has, once it is `listed` or all have been tried.
+
+        """
+        name = call.name or ""
         owners = [
             link
             for link in self.links.values()
@@ -364,12 +371,21 @@ class Sources(Subscribing):
                 or self._finder.source(name) == link.name
             )
         ]
-        for link in owners:  # side by side: those without a prefix must not add up
-            link.wake()
         began = trio.current_time()
-        for link in owners:
-            with trio.move_on_at(min(deadline, began + link.source.deadline)):
-                await link.wait_tried()
+        # Side by side: those without a prefix must not add up, nor one that hangs hide what another has listed.
+        async with trio.open_nursery() as nursery:
+
+            async def wait(link: Kept) -> None:
+                with trio.move_on_at(min(call.deadline, began + link.source.deadline)):
+                    await link.wait_tried()
+                if listed():
+                    nursery.cancel_scope.cancel("it is listed")
+
+            for link in owners:
+                link.wake()
+                nursery.start_soon(wait, link)
+        spent = trio.current_time() - began
+        return replace(call, spent=spent) if owners else call
 
     def _raise_down(self, name: str) -> None:
         """Raise `SourceDown` if the source whose prefix `name` has is down: its tools may never have been seen."""

@@ -27,3 +27,10 @@ async def test_a_deadline_only_tightens(own: float, effective: float) -> None:
     handler = deadline(5, clock=lambda: 10.0)(recorded(seen))
     await handler(Call("tools/call", deadline=own))
     assert seen == [effective]
+
+
+async def test_what_a_call_has_spent_before_counts() -> None:
+    seen: list[float] = []
+    handler = deadline(5, clock=lambda: 10.0)(recorded(seen))
+    await handler(Call("tools/call", spent=3.0))
+    assert seen == [12.0]

@@ -22,17 +22,18 @@ def deadline(seconds: float, *, longest: float = LONGEST, clock: Callable[[], fl
 
     It only says so in the call: those who wait for something of it keep to it, each in its own way, with
     the fabric's one timer, so that no call needs a cancel scope. Progress moves our own deadline on, by
-    `seconds` each time, but neither past `longest` nor past the deadline that the call came with.
+    `seconds` each time, but neither past `longest` nor past the deadline that the call came with. What a call
+    has spent on finding its source counts.
     """
 
     def layer(handler: Handler) -> Handler:
         def tightened(call: Call) -> Awaitable[Outcome]:
-            now = clock()
+            began = clock() - call.spent
             inherited = call.deadline
-            if now + seconds >= inherited:
+            if began + seconds >= inherited:
                 return handler(call)
-            latest = min(inherited, now + longest)
-            return handler(replace(call, deadline=now + seconds, patience=seconds, latest=latest))
+            latest = min(inherited, began + longest)
+            return handler(replace(call, deadline=began + seconds, patience=seconds, latest=latest))
 
         return tightened
 

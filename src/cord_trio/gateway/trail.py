@@ -7,7 +7,6 @@ event of another stream is replayed (MCP 2025-11-25, transports, resumability).
 from __future__ import annotations
 
 import math
-from collections import deque
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from cord_trio.protocol.framing import encode_sse
@@ -63,7 +62,7 @@ class Trail:
         self.begun = False
         self._store = store
         self._primed = primed
-        self._events: deque[tuple[int, bytes]] = deque()
+        self._events: list[tuple[int, bytes]] = []  # an empty deque takes 600 bytes more, for each idle session
         self._bytes = 0
         self._count = 0
         self._missing = 0  # the newest event that is not kept any more, or never was
@@ -99,8 +98,11 @@ class Trail:
 
     def clear(self) -> None:
         """Keep nothing of what was."""
-        while self._events:
-            self._drop_oldest()
+        if self._events:
+            self._missing = self._events[-1][0]
+            self._events.clear()
+            self._store.used -= self._bytes
+            self._bytes = 0
 
     def _encode(self, message: bytes) -> bytes:
         self._count += 1
@@ -108,7 +110,7 @@ class Trail:
         return encode_sse(message, id=f"{self.number}-{self._count}")
 
     def _drop_oldest(self) -> None:
-        self._missing, event = self._events.popleft()
+        self._missing, event = self._events.pop(0)
         self._bytes -= len(event)
         self._store.used -= len(event)
 

@@ -73,7 +73,7 @@ BELOW: Final[list[tuple[str, str, str]]] = [
     ("layers/breaker.py", "            circuit.succeeded()\n", ""),
     ("layers/breaker.py", "if is_too_slow(exc, call, begun, clock()):", "if True:"),
     ("layers/breaker.py", "        elif self._fails_often():", "        elif False:"),
-    ("layers/breaker.py", "            if self.failures >= self._limit:", "            if self.failures > self._limit:"),
+    ("layers/breaker.py", "        if self.failures >= self._limit:", "        if self.failures > self._limit:"),
     ("layers/safety.py", "        if not trusted or annotations is None:\n            return False\n        hints", "        if annotations is None:\n            return False\n        hints"),
     ("layers/safety.py", "        if not trusted or call.method", "        if call.method"),
     ("layers/safety.py", "return hints is not None and hints.read_only_hint\n", "return hints is not None\n"),

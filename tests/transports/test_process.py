@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -90,6 +91,28 @@ async def test_our_secrets_do_not_reach_a_child(monkeypatch: pytest.MonkeyPatch)
         await child.stop(LONG)
     assert b"hunter2" not in said
     assert b"CORD_TRIO_FABRIC=c0ffee" in said
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+async def test_a_child_leaves_our_session_only_if_there_is_a_terminal_to_be_kept_from(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where the kernel schedules by session, each session more is one more to share the processor with.
+    monkeypatch.setattr("cord_trio.transports.process.has_terminal", lambda: terminal)
+    async with started(python(UNTIL_EOF)) as child:
+        assert os.getpgid(child.pid) == child.pid
+        assert os.getsid(child.pid) == (child.pid if terminal else os.getsid(0))
+        await child.stop(LONG)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a terminal of one's own is made Linux's way")
+def test_a_terminal_is_seen_where_there_is_one() -> None:
+    code = "import sys; from cord_trio.transports.process import has_terminal; print(has_terminal())"
+    command = [sys.executable, "-c", code]
+    within = f"import pty; pty.spawn({command!r}, lambda fd: __import__('os').read(fd, 1024))"
+    with_one = subprocess.run([sys.executable, "-c", within], capture_output=True, text=True, check=True)
+    without = subprocess.run(command, capture_output=True, text=True, check=True, start_new_session=True)
+    assert (with_one.stdout.strip(), without.stdout.strip()) == ("True", "False")
 
 
 async def test_d04_a_child_that_ends_with_its_stdin_costs_no_grace() -> None:

@@ -1,8 +1,10 @@
 """Child processes: started with pipes of our own and a bare environment, stopped with all their offspring.
 
-Each child leads its own session, so that one signal reaches whatever it started. There is no
-`preexec_fn` and no `PR_SET_PDEATHSIG`: that signal fires when the thread that spawned dies, and Trio
-spawns from a worker thread. What survives the death of the fabric itself is the guardian's.
+Each child leads its own process group, so that one signal reaches whatever it started. It leads a session too only
+where we have a terminal, from which it could otherwise read: where Linux schedules by session (`sched_autogroup`),
+fifty sessions more answered a third as many calls. There is no `preexec_fn` and no `PR_SET_PDEATHSIG`: that signal
+fires when the thread that spawned dies, and Trio spawns from a worker thread. What survives the death of the fabric
+itself is the guardian's.
 """
 
 from __future__ import annotations
@@ -228,7 +230,7 @@ class Child:
 
 
 async def spawn(source: Command, *, name: str, cookie: str) -> Child:
-    """Start `source`'s command as the leader of a session of its own.
+    """Start `source`'s command as the leader of a process group of its own, out of reach of our terminal.
 
     Raises:
         ConnectFailed: it could not be started; the configuration's fault.
@@ -247,7 +249,7 @@ async def spawn(source: Command, *, name: str, cookie: str) -> Child:
                 stderr=stderr,
                 env=environment,
                 cwd=source.cwd,
-                start_new_session=True,
+                **({"start_new_session": True} if has_terminal() else {"process_group": 0}),
             )
         except (OSError, ValueError) as exc:
             raise _spawn_failed(source, name, environment.get("PATH", ""), exc) from exc
@@ -255,6 +257,15 @@ async def spawn(source: Command, *, name: str, cookie: str) -> Child:
             os.set_blocking(fd, False)
         ours.pop_all()
         return Child(process, our_stdin, our_stdout, our_stderr)
+
+
+def has_terminal() -> bool:
+    """Whether our session has a terminal, which our children could read from."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def group_lives(group: int) -> bool:

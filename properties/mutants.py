@@ -17,6 +17,7 @@ from typing import Final
 
 import attrs
 
+from properties.mutants_apart import APART, TESTS_APART
 from properties.mutants_below import BELOW, TESTS
 
 ROOT: Final = Path(__file__).parents[1]
@@ -220,13 +221,15 @@ FAULTS: Final = [
             "        pass\n",
         ),
     ]
-] + [Fault(file, old, new) for file, old, new in BELOW]
+] + [Fault(file, old, new) for file, old, new in BELOW + APART]
 
 
 def seen(copy: Path, fault: Fault) -> str:
     """The test that sees the fault in `copy`; empty if none does."""
     environment = {**os.environ, "PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-    for tests in next((tests for start, tests in TESTS.items() if fault.file.startswith(start)), AGENTS):
+    for tests in next(
+        (tests for start, tests in {**TESTS_APART, **TESTS}.items() if fault.file.startswith(start)), AGENTS
+    ):
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
         try:
             done = subprocess.run(

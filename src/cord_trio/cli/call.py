@@ -10,6 +10,7 @@ import msgspec
 
 from cord_trio.cli import FAILED, tell
 from cord_trio.cli.common import add_config, clean, given, load, wrong_usage
+from cord_trio.cli.person import find_person
 from cord_trio.errors import ToolNotFound
 from cord_trio.protocol import jsonrpc
 
@@ -43,7 +44,7 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
     config = load(args)
     try:
         async with open_fabric(_only_needed(config, args.tool)) as fabric:
-            result = await fabric.call(args.tool, arguments)
+            result = await fabric.call(args.tool, arguments, answer=find_person(args.tool))
     except ToolNotFound as exc:
         more = "" if exc.near else "; `python -m cord_trio tools` lists what there is"
         tell(f"error: {clean(str(exc))}{more}")

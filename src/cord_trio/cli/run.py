@@ -9,6 +9,7 @@ import attrs
 import msgspec
 
 from cord_trio.cli.common import add_config, clean, find_configured, given, load, open_view, print_json, wrong_usage
+from cord_trio.cli.person import find_person
 from cord_trio.config import AgentConfig, Config
 from cord_trio.errors import ConfigError, Problem
 from cord_trio.protocol import jsonrpc
@@ -43,7 +44,7 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
     handlers = find_configured(config, "" if name in loaded.agents else name)
     async with open_fabric(config) as fabric, open_view(fabric, "run"):
         fabric.add_configured(handlers)
-        answer = await fabric.ask(name, payload)
+        answer = await fabric.ask(name, payload, answer=find_person(name))
     if isinstance(answer, ToolResult):
         answer = jsonrpc.parse(answer.raw) if args.json else answer.text
     if args.json:

@@ -74,7 +74,7 @@ class Pending(Cell[Raw]):
         if task is None:
             self._outcome = outcome.Value(value)
             if self.seat is not None:
-                self.seat.evict()
+                self._evict()
         else:
             self._task = None
             trio.lowlevel.reschedule(task, outcome.Value(value))
@@ -95,8 +95,14 @@ class Pending(Cell[Raw]):
     def _end(self, result: outcome.Outcome[Raw]) -> bool:
         ended = super()._end(result)
         if ended and self.seat is not None:
-            self.seat.evict()
+            self._evict()
         return ended
+
+    def _evict(self) -> None:
+        """Wake our own task, which reads. From here on the seat is somebody else's to take."""
+        seat, self.seat = self.seat, None
+        assert seat is not None
+        seat.evict()
 
     @trio.lowlevel.enable_ki_protection
     async def read(self, seat: Seat, timer: Timer) -> Raw:
@@ -106,6 +112,7 @@ class Pending(Cell[Raw]):
         """
         if self.deadline != math.inf:
             timer.add(self, self.deadline, self.expired)
+        evicted = False
         try:
             try:
                 while not (self.settled or seat.over):
@@ -113,17 +120,19 @@ class Pending(Cell[Raw]):
                     try:
                         await trio.lowlevel.wait_readable(seat.fd)
                     finally:
-                        self.seat = None
-                    seat.pull()
+                        evicted, self.seat = self.seat is None, None
+                    if not evicted:
+                        seat.pull()
             except trio.ClosedResourceError:
-                pass  # evicted
+                pass  # evicted, or the connection was closed
             except trio.Cancelled:
                 if not self.settled:
                     self.settled = True
                     self.abandoned()
                 raise
             finally:
-                seat.leave()
+                if not evicted:
+                    seat.leave()
             result = self._outcome
             if result is not None:
                 self._outcome = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ import trio.testing
 from cord_trio.cell import Timer
 from cord_trio.counters import Counters
 from cord_trio.errors import CallError, DeadlineExceeded
-from cord_trio.protocol.jsonrpc import parse
+from cord_trio.protocol.jsonrpc import encode_request, parse
 from cord_trio.session import open_session
 from cord_trio.transports.guardian import open_guardian
 from cord_trio.transports.stdio import StdioTransport, open_stdio
@@ -21,7 +22,9 @@ from tests.transports.test_http_seats import Steps
 from tests.transports.test_stdio import SHORT, Program, python
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Awaitable
+
+    from msgspec import Raw
 
     from cord_trio.session import Session
 
@@ -183,6 +186,36 @@ async def test_many_callers_read_at_once_and_are_cancelled_at_any_moment() -> No
         assert not session.peer.open
         assert not taken(transport)
         assert await call(session) == session.peer.minted
+
+
+async def test_a_caller_who_was_evicted_gives_back_no_place_that_another_has_taken() -> None:
+    async with talking() as (session, transport):
+        await call(session)
+        place = transport._place
+        assert place is not None
+
+        def hold() -> tuple[int, Awaitable[Raw]]:
+            id = session.peer.mint()
+            return id, session.exchange(id, encode_request(id, "hold", b"{}"), method="hold", deadline=math.inf)
+
+        async def fails(waiting: Awaitable[Raw]) -> None:
+            with pytest.raises(CallError, match="taken back"):
+                await waiting
+
+        async def succeeds(waiting: Awaitable[Raw]) -> None:
+            await waiting
+
+        async with trio.open_nursery() as nursery:
+            id, waiting = hold()
+            nursery.start_soon(fails, waiting)
+            await trio.testing.wait_all_tasks_blocked()
+            session.fail(id, CallError("taken back", "unknown"))
+            assert not place.taken
+            nursery.start_soon(succeeds, hold()[1])  # takes it before the first has noticed
+            await trio.testing.wait_all_tasks_blocked()
+            assert place.taken
+            assert await call(session, "free") == 4
+        assert not place.taken
 
 
 def test_there_is_a_place_where_there_is_epoll() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import random
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -44,12 +44,12 @@ from cord_trio.transports.guardian import open_guardian
 from cord_trio.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
     from random import Random
 
     from cord_trio.agents import Agent, Answer, Journal
     from cord_trio.agents.agent import AgentMade
-    from cord_trio.call import Call, EventSink, Layer, Outcome
+    from cord_trio.call import Call, EventSink, Handler, Layer, Outcome
     from cord_trio.config import Source
     from cord_trio.layers import Approve
     from cord_trio.observe.hogs import Watch
@@ -152,15 +152,33 @@ class Fabric(Verbs, Sources):
     async def handle(self, call: Call) -> Outcome:
         """How `call` ended, for those who bring new work from outside. Raises as `call` does.
 
-        Within a trace we are a hop of our own: whoever is asked has us for its parent.
+        Answers to what was accepted before are no new work, also while we drain. Within a trace we are a hop of our
+        own: whoever is asked has us for its parent.
         """
         if call.trace:
             call = replace(call, trace=within(call.trace, next(self.agents.spans)))
-        self._enter()
+        self._enter(call.park)
         try:
             return await self.route(call)
         finally:
             self._leave()
+
+    @contextmanager
+    def holding(self) -> Generator[Handler, None, None]:
+        """What takes the further rounds of a call that was accepted and is not answered, also while we drain.
+
+        That is not done before the block has ended: whoever is asked meanwhile has not answered yet.
+        """
+        self._running += 1
+        try:
+            yield self._relay
+        finally:
+            self._leave()
+
+    async def _relay(self, call: Call) -> Outcome:
+        if call.trace:
+            call = replace(call, trace=within(call.trace, next(self.agents.spans)))
+        return await self.route(call)
 
     # Life
 
@@ -235,8 +253,8 @@ class Fabric(Verbs, Sources):
             for link in self.links.values():
                 link.drain()
 
-    def _enter(self) -> None:
-        if self.draining.is_set():
+    def _enter(self, park: str = "") -> None:
+        if self.draining.is_set() and not park:
             raise Draining
         limit = self.config.bounds.calls
         if self._running >= limit:

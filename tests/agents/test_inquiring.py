@@ -11,7 +11,8 @@ from msgspec import Raw
 
 from cord_trio.agents import Mailbox, Question
 from cord_trio.call import Call, Complete, InputRequired, Outcome
-from cord_trio.errors import CallError, CallFailed, DeadlineExceeded, InputNeeded, Overloaded
+from cord_trio.config import Config, GatewayConfig
+from cord_trio.errors import CallError, CallFailed, DeadlineExceeded, Draining, InputNeeded, Overloaded
 from cord_trio.fabric import Fabric, open_fabric
 from cord_trio.parking import LAST_WORD, MAX_QUESTIONS
 from tests.full_server import FullServer, settled
@@ -89,6 +90,95 @@ async def test_a_person_who_declines_has_filled_in_nothing(answer: Json, autojum
         fabric.agent("greets", greets, export=True)
         outcome = await fabric.handle(first())
         assert said(await fabric.handle(again(outcome, {"q1": answer}))) == "nobody"
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"), [({"name": 7}, "'name' is not as its field wants it"), ({}, "'name' is missing")]
+)
+async def test_a_form_that_is_filled_in_wrongly_never_reaches_the_handler(
+    content: Json, fault: str, autojump_clock: MockClock
+) -> None:
+    async def asks(ctx: cord.Context, payload: object) -> object:
+        return (await ctx.elicit("Name?", FORM | {"required": ["name"]}) or {})["name"]
+
+    async with open_fabric() as fabric:
+        fabric.agent("asks", asks, export=True)
+        outcome = await fabric.handle(first("agent__asks"))
+        with pytest.raises(CallFailed, match=f"makes no sense: {fault}"):
+            await fabric.handle(again(outcome, {"q1": {"action": "accept", "content": content}}, "agent__asks"))
+        assert said(await fabric.handle(again(outcome, {"q1": ADA}, "agent__asks"))) == "Ada"
+
+
+async def test_answers_are_taken_while_the_fabric_drains(autojump_clock: MockClock) -> None:
+    async with open_fabric() as fabric, trio.open_nursery() as nursery:
+        fabric.agent("greets", greets, export=True)
+        outcome = await fabric.handle(first())
+        with fabric.holding():
+            nursery.start_soon(fabric.drain, 10.0)
+            await settled()
+            with pytest.raises(Draining):
+                await fabric.handle(first())
+            assert said(await fabric.handle(again(outcome, {"q1": ADA}))) == "hello Ada"
+            stages = [fabric.stage]
+        await settled()
+        assert [*stages, fabric.stage] == ["draining", "closing"]
+
+
+async def cleans_up_badly(ctx: cord.Context, payload: object) -> None:
+    async def clean_up() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError("cannot clean up")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(clean_up)
+        await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("mailbox", [None, Mailbox(8)])
+@pytest.mark.parametrize("capabilities", [b"{}", CAN])
+async def test_a_handler_that_fails_as_it_is_cancelled_harms_nobody_else(
+    mailbox: Mailbox | None, capabilities: bytes, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_fabric() as fabric:
+        fabric.agent("bad", cleans_up_badly, export=True, mailbox=mailbox)
+        fabric.agent("greets", greets, export=True)
+        with trio.move_on_after(1):
+            await fabric.handle(first("agent__bad", capabilities=capabilities))
+        await settled()
+        outcome = await fabric.handle(first())
+        assert said(await fabric.handle(again(outcome, {"q1": ADA}))) == "hello Ada"
+        assert quiet(fabric)
+    if mailbox is None:  # else it is a crash of that life
+        assert fabric.counters["agents.failed_cancelled"] == 1
+        assert "agent failed as it was cancelled agent=bad" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["started", "told", "handed on"])
+@pytest.mark.parametrize("error", [None, KeyError("of the block")])
+async def test_a_handler_that_fails_as_the_fabric_ends_leaves_the_block_as_it_ended(
+    how: str, error: Exception | None, autojump_clock: MockClock
+) -> None:
+    async def hands(ctx: cord.Context, payload: object) -> object:
+        return ctx.handoff("bad")
+
+    ended: list[BaseException | None] = []
+    try:
+        async with open_fabric(Config(gateway=GatewayConfig(grace=1.0))) as fabric:
+            fabric.agent("bad", cleans_up_badly, mailbox=Mailbox(8) if how == "told" else None)
+            fabric.agent("hands", hands, mailbox=Mailbox(8))
+            if how == "started":
+                await fabric.start("bad")
+            else:
+                await fabric.tell("bad" if how == "told" else "hands")
+            await trio.sleep(1)
+            if error is not None:
+                raise error
+        ended.append(None)
+    except BaseException as exc:  # whatever it is
+        ended.append(exc)
+    assert ended == [error]
 
 
 async def test_whoever_cannot_be_asked_that_is_not(autojump_clock: MockClock) -> None:

@@ -28,7 +28,7 @@ from cord_trio.transports.memory import memory_transport_pair
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping
 
-    from cord_trio.call import Call, Outcome
+    from cord_trio.call import Call, Handler, Outcome
     from cord_trio.config import ProfileConfig
     from cord_trio.errors import CallError, ConnectionLost
     from cord_trio.transports.memory import MemoryTransport
@@ -179,6 +179,10 @@ class FakeFabric:
 
     def abandon(self, park: str, reason: str, /) -> None:
         self.abandoned.append((park, reason))
+
+    @contextmanager
+    def holding(self) -> Generator[Handler, None, None]:
+        yield self.handle
 
     @contextmanager
     def subscribe(

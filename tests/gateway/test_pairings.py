@@ -12,6 +12,7 @@ import attrs
 import pytest
 import trio
 
+from cord_trio.errors import ToolNotFound
 from cord_trio.fabric import Fabric, open_fabric
 from cord_trio.gateway.service import Service
 from cord_trio.gateway.stdio_endpoint import serve_pipe
@@ -750,3 +751,45 @@ async def test_a_client_that_cancels_an_exported_agent_while_it_is_asked_ends_it
         person.pipe.send(notice("notifications/cancelled", {"requestId": id}))
         await trio.sleep(2)
         assert not gate.fabric.agents.roots
+
+
+@pytest.mark.parametrize("who", ["legacy", "modern", "agent"])
+async def test_what_a_legacy_client_is_asked_is_answered_while_the_fabric_drains(
+    who: str, autojump_clock: MockClock
+) -> None:
+    behind = far("legacy" if who == "legacy" else "modern", ask=asking({"a": ("elicitation/create", FORM)}))
+    async with open_gate(behind) as gate, trio.open_nursery() as nursery:
+        gate.fabric.agent("greets", greets, export=True)
+        person = await gate.come("legacy")
+        name = "agent__greets" if who == "agent" else "x__ask"
+        id = person.send("tools/call", {"name": name, "arguments": {}})
+        await trio.sleep(1)
+        nursery.start_soon(gate.fabric.drain, 10.0)
+        await trio.sleep(5)
+        stages = [gate.fabric.stage]
+        result = (await person._answer_to(id))["result"]
+        assert "ann" in result["content"][0]["text"]
+        await trio.sleep(1)
+        assert [*stages, gate.fabric.stage] == ["draining", "closing"]
+
+
+async def test_a_source_that_has_gone_between_two_rounds_may_have_run_the_call(autojump_clock: MockClock) -> None:
+    behind = far("modern", ask=asking({"a": ("elicitation/create", FORM)}))
+    async with open_gate(behind) as gate:
+        person = await gate.come("legacy")
+        id = person.send("tools/call", {"name": "x__ask", "arguments": {}})
+        await trio.sleep(1)
+        await gate.fabric.disconnect("x", grace=1.0)
+        assert (await person._answer_to(id))["error"]["data"] == {"cord-trio/executed": "unknown"}
+
+        async def answer(questions: Json) -> Json:
+            return {key: await gone(key) for key in questions}
+
+        async def gone(_key: str) -> Json:
+            await gate.fabric.disconnect("y", grace=1.0)
+            return {"action": "accept", "content": {"name": "ann"}}
+
+        await gate.fabric.connect(far("modern", ask=behind.tools["ask"]).source(name="y"))
+        with pytest.raises(ToolNotFound) as lost:
+            await gate.fabric.call("y__ask", answer=answer)
+        assert lost.value.executed == "unknown"

@@ -6,7 +6,15 @@ from typing import Any, TypeAlias
 import pytest
 from msgspec import Raw
 
-from cord_trio.protocol.questions import NOBODY, answer_fault, askable, inner, may_ask, progress_token
+from cord_trio.protocol.questions import (
+    NOBODY,
+    answer_fault,
+    askable,
+    form_fault,
+    inner,
+    may_ask,
+    progress_token,
+)
 
 Json: TypeAlias = Any
 LATEST = "2025-11-25"
@@ -99,6 +107,50 @@ def test_a_question_is_put_without_what_belongs_to_the_connection() -> None:
 )
 def test_what_makes_sense_as_an_answer(method: str, answer: Json, right: bool) -> None:
     assert (answer_fault(method, raw(answer)) is None) is right
+
+
+@pytest.mark.parametrize(
+    ("field", "right", "wrong"),
+    [
+        ({"type": "string"}, ["", "a"], [7, None, ["a"]]),
+        ({"type": "string", "minLength": 2, "maxLength": 3}, ["ab", "abc"], ["a", "abcd"]),
+        ({"type": "string", "enum": ["a", "b"]}, ["a"], ["c", 1]),
+        ({"type": "string", "oneOf": [{"const": "a", "title": "A"}]}, ["a"], ["A"]),
+        ({"type": "boolean"}, [True, False], [1, "true"]),
+        ({"type": "number", "minimum": 1, "maximum": 2.5}, [1, 2.5], [0, 3, True, "1"]),
+        ({"type": "integer"}, [1, 2.0], [1.5, True]),
+        ({"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 1}, [["a", "b"]], [[], "a", ["c"]]),
+        ({"type": "array", "items": {"anyOf": [{"const": "a"}]}, "maxItems": 1}, [["a"], []], [["b"], ["a", "a"]]),
+        ({"type": "array"}, [[1, "a"]], [{}]),
+        ({"type": "of tomorrow"}, [1, "a", {}], []),
+        ({"type": "string", "minLength": "long"}, ["a"], []),
+        ("no schema", [1], []),
+    ],
+)  # fmt: skip
+def test_a_form_is_filled_in_as_its_fields_want_it(field: Json, right: list[Json], wrong: list[Json]) -> None:
+    asked = raw({"requestedSchema": {"type": "object", "properties": {"x": field}}})
+
+    def fault(value: Json) -> str | None:
+        return form_fault(asked, raw({"action": "accept", "content": {"x": value}}))
+
+    assert [fault(each) for each in right] == [None] * len(right)
+    assert [fault(each) for each in wrong] == ["'x' is not as its field wants it"] * len(wrong)
+
+
+@pytest.mark.parametrize(
+    ("schema", "answer", "fault"),
+    [
+        ({"required": ["x"]}, {"action": "accept"}, "'x' is missing"),
+        ({"required": ["x"]}, {"action": "accept", "content": {"x": 1, "y": 2}}, None),
+        ({"required": ["x"]}, {"action": "decline"}, None),
+        ({"required": 7}, {"action": "accept"}, None),
+        ({}, {"action": "accept"}, None),
+        (None, {"action": "accept"}, None),
+    ],
+)
+def test_an_accepted_form_has_what_is_required(schema: Json, answer: Json, fault: str | None) -> None:
+    assert form_fault(raw({"requestedSchema": schema}), raw(answer)) == fault
+    assert form_fault(raw({}), raw(answer)) is None
 
 
 @pytest.mark.parametrize(

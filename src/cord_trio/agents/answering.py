@@ -12,7 +12,7 @@ from msgspec import Raw
 from msgspec.structs import replace
 
 from cord_trio.call import InputRequired
-from cord_trio.errors import BadReply, InputNeeded, Malformed
+from cord_trio.errors import BadReply, CallError, InputNeeded, Malformed
 from cord_trio.protocol.jsonrpc import Json, encode, members, parse
 from cord_trio.protocol.questions import ANYTHING
 
@@ -95,7 +95,12 @@ async def go_on(handler: Handler, call: Call, outcome: Outcome, answer: Answer) 
             if outcome.park:
                 await _let_go(handler, again)  # noqa: ASYNC102  # shielded in there, and cancelled at once
             raise
-        outcome = await handler(again)
+        try:
+            outcome = await handler(again)
+        except CallError as exc:
+            if exc.executed == "no":
+                exc.executed = "unknown"  # that it asked shows that the call was run so far
+            raise
     if isinstance(outcome, InputRequired):
         questions, state = _read(outcome.result)
         if outcome.park:

@@ -290,7 +290,8 @@ class Context(msgspec.Struct, eq=False):
         Args:
             message: what she is asked.
             schema: of the form: `{"type": "object", "properties": {…}, "required": […]}`, of texts, numbers,
-                booleans and choices alone (MCP 2026-07-28, elicitation). Its server checks what she filled in.
+                booleans and choices alone (MCP 2026-07-28, elicitation). A client whose answer does not fit it is
+                told so, and may answer again.
 
         Raises:
             InputNeeded: nobody is there, or forms cannot be shown.

@@ -18,6 +18,7 @@ import trio
 from cord_trio.agents.agent import Agent, Handoff, Step
 from cord_trio.agents.budget import Account
 from cord_trio.agents.context import Context, begin_run
+from cord_trio.agents.failing import cancelled_alone
 from cord_trio.agents.monitor import Notice
 from cord_trio.agents.turn import Branch, note_way
 from cord_trio.call import LOCAL
@@ -212,6 +213,8 @@ async def carry_on(agents: Agents, giver: Agent, context: Context, payload: obje
     except Exception as exc:
         agents.counters.add("agents.told_failed")
         note_way(exc, branch, giver.generation)
+    except BaseExceptionGroup as exc:
+        raise cancelled_alone(exc, handoff.target, agents.counters) from None
 
 
 def _failed(agents: Agents, branch: Branch, agent: Agent, exc: Exception) -> None:

@@ -14,11 +14,11 @@ from msgspec import Raw
 
 from cord_trio.agents.answering import Asker
 from cord_trio.agents.exporting import progress_of
-from cord_trio.errors import CallError, DeadlineExceeded, InputNeeded, Overloaded
+from cord_trio.errors import CallError, CallFailed, DeadlineExceeded, InputNeeded, Overloaded
 from cord_trio.parking import MAX_QUESTIONS, Parked, Question
 from cord_trio.protocol.eras import LATEST_LEGACY
-from cord_trio.protocol.jsonrpc import encode, parse
-from cord_trio.protocol.questions import askable, may_ask
+from cord_trio.protocol.jsonrpc import INVALID_PARAMS, encode, parse
+from cord_trio.protocol.questions import askable, form_fault, may_ask
 from cord_trio.registry import AGENTS
 
 if TYPE_CHECKING:
@@ -95,6 +95,15 @@ class Inquiry(Parked, Asker):
             if each.error is not None:
                 raise each.error
         return {key: parse(each.answer) for key, each in asked.items()}
+
+    def _checked(self, call: Call) -> Mapping[Question, Raw]:
+        answers = super()._checked(call)
+        for question, answer in answers.items():
+            fault = form_fault(question.params, answer)
+            if fault is not None:
+                what = f"the answer {question.key!r} makes no sense: {fault}"
+                raise CallFailed(INVALID_PARAMS, what, executed="no")
+        return answers
 
     @property
     def source(self) -> str:

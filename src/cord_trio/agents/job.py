@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from cord_trio.agents.agent import Step
 from cord_trio.agents.budget import COUNTERS, Account, Budget
 from cord_trio.agents.crew import Promise
+from cord_trio.agents.failing import cancelled_alone
 from cord_trio.agents.journal import Saved
 from cord_trio.call import LOCAL
 from cord_trio.errors import (
@@ -167,16 +168,11 @@ class Job:
 
     async def run(self) -> None:
         """Go through with it. Raises nothing."""
-        jobs, saved = self._jobs, self._saved
+        jobs = self._jobs
         try:
             try:
                 with self.scope:
-                    value = await jobs.agents.converse(
-                        saved.agent, saved.payload, principal=saved.principal, account=self.account, job=self,
-                        transcript=tuple(Step(agent, payload) for agent, payload in saved.transcript),
-                        trace=saved.trace,
-                    )  # fmt: skip
-                    self._end("done", value)
+                    self._end("done", await self._converse())
             except Exception as exc:
                 self._end("failed", error=exc)
             if self.scope.cancelled_caught:
@@ -191,6 +187,17 @@ class Job:
             # Cut off with the fabric: the journal keeps it.
             self._end("cancelled", error=JobCancelled(self.id, "the fabric ends"))
             jobs.over(self)
+
+    async def _converse(self) -> object:
+        jobs, saved = self._jobs, self._saved
+        try:
+            return await jobs.agents.converse(
+                saved.agent, saved.payload, principal=saved.principal, account=self.account, job=self,
+                transcript=tuple(Step(agent, payload) for agent, payload in saved.transcript),
+                trace=saved.trace,
+            )  # fmt: skip
+        except BaseExceptionGroup as exc:
+            raise cancelled_alone(exc, saved.agent, jobs.agents.counters) from None
 
     def doubt(self) -> None:
         """It called what may have run, and waits for a person."""

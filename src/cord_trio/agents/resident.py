@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from cord_trio.agents.failing import cancelled_alone
 from cord_trio.agents.life import Life
 from cord_trio.agents.monitor import Notice
 from cord_trio.agents.post import Post
@@ -121,6 +122,8 @@ class Resident:
                     await self._make(life, task_status.started)
                 except Exception as exc:
                     self.crashed(life, exc)
+                except BaseExceptionGroup as exc:
+                    raise cancelled_alone(exc, agent.name, self._agents.counters) from None
             if self._scope.cancelled_caught:
                 if life.handler is None:  # unless it was stopped, which ended it
                     self.crashed(life, DeadlineExceeded(f"making agent {agent.name}"))

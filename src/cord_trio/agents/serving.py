@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from cord_trio.agents.exporting import CALLING, failure_of, payload_of, result_of
+from cord_trio.agents.failing import cancelled_alone
 from cord_trio.agents.inquiring import Inquiry, Unasked
 from cord_trio.call import Complete
 from cord_trio.errors import CallError, ConnectionLost, DeadlineExceeded
@@ -68,5 +69,7 @@ async def _work(
         counters.add("fabric.agent_failed")
         log.warning("exported agent failed agent=%s", name, exc_info=exc)
         return Complete(failure_of(exc))
+    except BaseExceptionGroup as exc:
+        raise cancelled_alone(exc, name, counters) from None
     finally:
         CALLING.reset(token)

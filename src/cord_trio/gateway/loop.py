@@ -103,9 +103,11 @@ def _or_abandon(park: str, abandon: Callable[[str, str], None]) -> Generator[Non
     """Let go of a parked call whose questions get no answer, since the server would wait for it in vain."""
     try:
         yield
-    except BaseException:  # a cancelled client gives no answer either
+    except BaseException as exc:  # a cancelled client gives no answer either
         if park:
             abandon(park, "the client gives no answer")
+        if isinstance(exc, CallError) and exc.executed == "no":
+            exc.executed = "unknown"  # that it was asked shows that the call was run so far
         raise
 
 

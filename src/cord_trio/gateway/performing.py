@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -25,9 +26,10 @@ from cord_trio.protocol.jsonrpc import INTERNAL_ERROR, encode_error, encode_resu
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
+    from contextlib import AbstractContextManager
 
     from cord_trio.auth.sealing import Sealer
-    from cord_trio.call import Call, Outcome
+    from cord_trio.call import Call, Handler, Outcome
     from cord_trio.gateway.asking import Channel
     from cord_trio.gateway.events import Events
     from cord_trio.gateway.steps import Run
@@ -59,6 +61,7 @@ class Performer:
         wait_moot: returns once a parked call wants no answer any more.
         abandon: lets go of a parked call that will not be answered.
         origin: which source asks, where a person could not tell; else empty.
+        hold: gives what takes the further rounds of a call whose client is asked while it waits; `handle` if None.
 
     """
 
@@ -72,8 +75,10 @@ class Performer:
         wait_moot: Callable[[str], Awaitable[None]] = wait_always,
         abandon: Callable[[str, str], None] = lambda _park, _reason: None,
         origin: Callable[[Run], str] = lambda _run: "",
+        hold: Callable[[], AbstractContextManager[Handler]] | None = None,
     ) -> None:
         self._handle = handle
+        self._hold = hold or (lambda: nullcontext(handle))
         self._wait_pages = wait_pages
         self._wait_moot = wait_moot
         self._us = us
@@ -106,9 +111,10 @@ class Performer:
                 return self._answer(outcome, run, kept)
             if isinstance(outcome, InputRequired):
                 origin = self._origin(run)
-                outcome = await go_round(
-                    self._handle, run, outcome, channel, events, self._abandon, origin, self._wait_moot
-                )
+                with self._hold() as handle:
+                    outcome = await go_round(
+                        handle, run, outcome, channel, events, self._abandon, origin, self._wait_moot
+                    )
             return answer(outcome, run, self._us)
         except CallError as exc:
             return failure(exc, run, self._us)

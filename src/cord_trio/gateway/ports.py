@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     import trio
 
-    from cord_trio.call import Call, Outcome
+    from cord_trio.call import Call, Handler, Outcome
     from cord_trio.config import Bounds
     from cord_trio.counters import Counters
     from cord_trio.protocol.jsonrpc import Json
@@ -200,6 +200,9 @@ class Fabric(Protocol):
 
     def abandon(self, park: str, reason: str, /) -> None:
         """Cancel a parked call whose questions will not be answered. An unknown one is none any more."""
+
+    def holding(self) -> AbstractContextManager[Handler]:
+        """What takes the further rounds of an accepted call, also while draining, which waits for the block's end."""
 
     def subscribe(
         self, principal: str, uris: Iterable[str], sink: Callable[[str], None], /

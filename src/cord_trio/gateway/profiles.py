@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import trio
 
-    from cord_trio.call import Call, Outcome
+    from cord_trio.call import Call, Handler, Outcome
     from cord_trio.counters import Counters
     from cord_trio.gateway.ports import (
         Config,
@@ -132,6 +132,9 @@ class PartOfFabric:
 
     def abandon(self, park: str, reason: str, /) -> None:
         self._fabric.abandon(park, reason)
+
+    def holding(self) -> AbstractContextManager[Handler]:
+        return self._fabric.holding()  # of a call that was in the profile
 
     def subscribe(
         self, principal: str, uris: Iterable[str], sink: Callable[[str], None], /

@@ -68,6 +68,7 @@ class Service:
         self._performer = Performer(
             fabric.handle, identity, self.sealer,
             wait_pages=fabric.wait_pages, wait_moot=fabric.wait_moot, abandon=self._abandon, origin=self._origin,
+            hold=fabric.holding,
         )  # fmt: skip
         self.catalogue = Catalogue(self.sealer, page)
         self.sessions = Sessions(lambda: secrets.token_hex(16), self.counters)

@@ -99,6 +99,51 @@ def answer_fault(method: str, answer: Raw) -> str | None:
     return None if isinstance(value.get("content", {}), dict | None) else "content is not an object"
 
 
+def form_fault(params: Raw, answer: Raw) -> str | None:
+    """What in an accepted form does not fit the question's schema; None if nothing is so, or it is no form.
+
+    Forms are of texts, numbers, booleans and choices (MCP 2026-07-28, elicitation). Whatever else a schema says is not
+    looked at, and one that makes no sense wants nothing.
+    """
+    value = _plain(answer)
+    if value.get("action") != "accept":
+        return None
+    try:
+        schema = _plain(params)["requestedSchema"]
+        content: Mapping[str, Json] = value.get("content") or {}
+        for name in schema.get("required", ()):
+            if name not in content:
+                return f"{name!r} is missing"
+        for name, field in schema.get("properties", {}).items():
+            if name in content and not _fits(field, content[name]):
+                return f"{name!r} is not as its field wants it"
+    except (AttributeError, KeyError, TypeError):
+        pass
+    return None
+
+
+def _fits(field: Mapping[str, Json], value: Json) -> bool:
+    choices = field.get("enum") or [each.get("const") for each in field.get("oneOf") or field.get("anyOf") or ()]
+    if choices and value not in choices:
+        return False
+    match field.get("type"):
+        case "string":
+            return isinstance(value, str) and _within(field, "minLength", len(value), "maxLength")
+        case "boolean":
+            return isinstance(value, bool)
+        case "number" | "integer" as kind:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            return number and _within(field, "minimum", value, "maximum") and (kind == "number" or value % 1 == 0)
+        case "array":
+            many = isinstance(value, list) and _within(field, "minItems", len(value), "maxItems")
+            return many and all(_fits(field.get("items") or {}, each) for each in value)
+    return True
+
+
+def _within(field: Mapping[str, Json], least: str, value: float, most: str) -> bool:
+    return bool(field.get(least, value) <= value <= field.get(most, value))
+
+
 def progress_token(params: Raw) -> int | str | None:
     """The token by which the server of a question wants to hear that it is being answered."""
     meta = _plain(params).get("_meta")

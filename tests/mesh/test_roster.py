@@ -132,7 +132,10 @@ async def test_after_a_gap_those_who_were_not_told_again_are_no_more() -> None:
     script = Script(up("a"), up("b"), up("c"), Synced())
     async with running(script) as roster:
         ended: list[tuple[str, str]] = []
-        with roster.hearing(lambda node, epoch: ended.append((node, epoch))):
+        anew: list[list[str]] = []
+        with roster.hearing(
+            lambda node, epoch: ended.append((node, epoch)), anew=lambda: anew.append(sorted(roster.nodes))
+        ):
             script.tell(Reset(), up("b"), up("c", "00000009"))
             await wait_all_tasks_blocked()
             assert sorted(roster.nodes) == ["a", "b", "c"]  # not all is known yet
@@ -140,6 +143,7 @@ async def test_after_a_gap_those_who_were_not_told_again_are_no_more() -> None:
             await wait_all_tasks_blocked()
             assert sorted(roster.nodes) == ["b", "c"]
         assert ended == [("c", "00000001"), ("a", "00000001")]
+        assert anew == [["b", "c"]]
 
 
 async def test_the_end_of_each_incarnation_is_told_once_and_not_where_only_the_record_changes() -> None:

@@ -69,6 +69,7 @@ class NodeRecord(msgspec.Struct, frozen=True, omit_defaults=True):
         draining: whether it takes no new work.
         labels: what it is chosen by.
         servers: what it offers, with the digest of each one's catalogue.
+        groups: of those servers of which others have the like: what all of them are called together.
         watches: whether it may take away the records of others whose leases have ended.
 
     """
@@ -78,6 +79,7 @@ class NodeRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     draining: bool = False
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     servers: dict[str, str] = msgspec.field(default_factory=dict)
+    groups: dict[str, str] = msgspec.field(default_factory=dict)
     watches: bool = True
 
 

@@ -80,7 +80,7 @@ class Roster:
         self._seen: set[str] | None = set()  # while all is told anew: who was
         self._left_out = False  # whether some had no room
         self._told: set[str] = set()  # nodes whose bad records were logged
-        self._hearing: dict[object, Ended] = {}
+        self._hearing: dict[object, tuple[Ended, Callable[[], None] | None]] = {}
         self._waiting: dict[Cell[None], None] = {}
         self._over = False
 
@@ -125,13 +125,14 @@ class Roster:
         return self.members
 
     @contextmanager
-    def hearing(self, ended: Ended) -> Generator[None, None, None]:
+    def hearing(self, ended: Ended, *, anew: Callable[[], None] | None = None) -> Generator[None, None, None]:
         """While the block runs, `ended` is told node and epoch of each incarnation that is no more.
 
-        It is told in the roster's turn, so it must not block; `epoch` says no more by then that it is there.
+        It is told in the roster's turn, so it must not block; `epoch` says no more by then that it is there. `anew` is
+        told each time that all had to be told anew, after a long gap, or since the store was lost.
         """
         key = object()
-        self._hearing[key] = ended
+        self._hearing[key] = (ended, anew)
         try:
             yield
         finally:
@@ -172,6 +173,9 @@ class Roster:
                 seen, self._seen = self._seen or set(), None
                 for name in self._nodes.keys() - seen:
                     self._set(name, None)
+                for _, anew in tuple(self._hearing.values()):
+                    if anew is not None:
+                        self._tell(anew)
             case Change(key, value):
                 name = key.removeprefix(_PREFIX)
                 record = None if value is None else self._read(name, value)
@@ -213,11 +217,14 @@ class Roster:
         if before is None or (record is not None and record.epoch == before.epoch):
             return
         self._counters.add("mesh.epochs_ended")
-        for tell in tuple(self._hearing.values()):
-            try:
-                tell(name, before.epoch)
-            except Exception:
-                log.exception("what hears of nodes failed node=%s", name)
+        for ended, _ in tuple(self._hearing.values()):
+            self._tell(partial(ended, name, before.epoch))
+
+    def _tell(self, hear: Callable[[], None]) -> None:
+        try:
+            hear()
+        except Exception:
+            log.exception("what hears of nodes failed")
 
     @trio.lowlevel.enable_ki_protection
     def _end(self) -> None:

@@ -1,0 +1,190 @@
+"""One node of a mesh: its name, who else is there, what all of them offer, and calls both ways."""
+
+from __future__ import annotations
+
+import random
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import msgspec
+import trio
+
+from cord_trio.counters import Counters
+from cord_trio.errors import CallError, ToolNotFound
+from cord_trio.mesh.calling import Calling, open_calling
+from cord_trio.mesh.catalogues import Catalogues
+from cord_trio.mesh.owning import Owning
+from cord_trio.mesh.presence import NodeRecord, Presence, join
+from cord_trio.mesh.roster import Roster
+from cord_trio.mesh.telling import Teller
+from cord_trio.mesh.watchers import Watchers
+from cord_trio.mesh_errors import DuplicateName
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+
+    from cord_trio.call import Call, Handler, Outcome
+    from cord_trio.mesh.contracts import Link, Store
+    from cord_trio.mesh.owning import Admit
+    from cord_trio.mesh.presence import Lease
+
+LAST_CALLS: Final = 0.05
+"""Seconds between two looks at whether others' calls still run here, while it drains."""
+
+SAYING: Final = 2.0
+"""Seconds for saying that it drains."""
+
+
+@attrs.frozen(eq=False)
+class Node:
+    """One node of a mesh. Made by `open_node`.
+
+    Attributes:
+        mesh: its name.
+        name: the node's.
+        presence: holds its name.
+        roster: knows the others.
+        watchers: its part in burying the dead.
+        catalogues: what the servers of the mesh list.
+        teller: says what it offers.
+        calling: its calls to others.
+        owning: the calls of others to it.
+        counters: where its events are counted.
+
+    """
+
+    mesh: str
+    name: str
+    presence: Presence
+    roster: Roster
+    watchers: Watchers
+    catalogues: Catalogues
+    teller: Teller
+    calling: Calling
+    owning: Owning
+    counters: Counters
+
+    @property
+    def epoch(self) -> str:
+        """Its incarnation now; "" between two."""
+        lease = self.presence.lease
+        return "" if lease is None else lease.epoch
+
+    async def drain(self) -> None:
+        """Take no new calls of others, have nobody choose us, and return once those that run have ended."""
+        self.owning.draining = True
+        record = msgspec.structs.replace(self.teller.record, draining=True)
+        self.teller.tell(record)
+        with trio.move_on_after(SAYING):
+            try:
+                await self.presence.say(record)
+            except (CallError, DuplicateName):
+                pass  # whoever asks us is told
+        while self.owning.busy:  # noqa: ASYNC110  # an event would cost each call
+            await trio.sleep(LAST_CALLS)
+
+
+async def _nothing_here(call: Call) -> Outcome:
+    await trio.lowlevel.checkpoint()
+    raise ToolNotFound(call.name or call.method)
+
+
+@asynccontextmanager
+async def open_node(
+    link: Link,
+    store: Store,
+    *,
+    mesh: str,
+    node: str,
+    handler: Handler | None = None,
+    labels: Mapping[str, str] | None = None,
+    admit: Admit | None = None,
+    drop: Callable[[str, str], None] | None = None,
+    begun: Callable[[Lease], None] | None = None,
+    rng: random.Random | None = None,
+    counters: Counters | None = None,
+) -> AsyncGenerator[Node]:
+    """A node of `mesh` for as long as the block runs. The block's own errors leave as raised.
+
+    Args:
+        link: its way to the others.
+        store: of the mesh.
+        mesh: its name.
+        node: the node's name, unlike that of any other.
+        handler: runs what others call; None for nothing.
+        labels: what it is chosen by.
+        admit: judges each call of others before it runs; None to let all run.
+        drop: told that the caller of another node will not answer the question under this token.
+        begun: told each incarnation.
+        rng: draws names and pauses.
+        counters: where to count.
+
+    Raises:
+        ValueError: a name, or the labels, cannot be used.
+        DuplicateName: another node has the name.
+        NotPermitted: the store does not let us see who is there.
+        CallError: the store cannot be had.
+
+    """
+    rng = rng or random.Random()
+    counters = counters or Counters()
+    record = NodeRecord(labels=dict(labels or {}))
+    roster = Roster(store, counters=counters)
+    owning = Owning(link, handler or _nothing_here, roster, admit=admit, drop=drop, counters=counters)
+    catalogues = Catalogues(store, rng=rng, counters=counters)
+    failure: Exception | None = None
+
+    def began(lease: Lease) -> None:
+        owning.begun(lease)
+        if begun is not None:
+            begun(lease)
+
+    async def service(  # noqa: ASYNC128  # the part calls it
+        run: Callable[..., Awaitable[None]], task_status: trio.TaskStatus[None]
+    ) -> None:
+        """Run a part; if it fails, the node cannot go on."""
+        nonlocal failure
+        try:
+            await run(task_status=task_status)
+        except Exception as exc:
+            failure = failure or exc
+            nursery.cancel_scope.cancel(f"a part of the node failed: {exc!r}")
+
+    async with trio.open_nursery() as nursery:
+        try:
+            await nursery.start(service, roster.run)
+            async with join(
+                link, store, mesh=mesh, node=node, record=record, take=owning.take, begun=began, rng=rng,
+                counters=counters,
+            ) as presence:  # fmt: skip
+                teller = Teller(presence, catalogues, record, rng=rng, counters=counters)
+
+                def refused() -> None:
+                    teller.tell(msgspec.structs.replace(teller.record, watches=False))
+
+                watchers = Watchers(
+                    store, roster, mesh=mesh, node=node, rng=rng, denied=refused, counters=counters
+                )  # fmt: skip
+                with roster.hearing(teller.ended, anew=teller.anew):
+                    async with trio.open_nursery() as parts:
+                        await parts.start(service, teller.run)
+                        await parts.start(service, watchers.run)
+                        try:
+                            async with open_calling(
+                                link, roster, mesh=mesh, node=node, rng=rng, counters=counters,
+                                epoch=lambda: "" if presence.lease is None else presence.lease.epoch,
+                            ) as calling:  # fmt: skip
+                                yield Node(
+                                    mesh, node, presence, roster, watchers, catalogues, teller, calling, owning,
+                                    counters,
+                                )  # fmt: skip
+                        except Exception as exc:
+                            failure = failure or exc
+                        parts.cancel_scope.cancel("the node leaves the mesh")
+        # Cancelled must travel through the nursery: it may be the nursery's own.
+        except Exception as exc:
+            failure = failure or exc
+        nursery.cancel_scope.cancel("the node leaves the mesh")
+    if failure is not None:
+        raise failure

@@ -15,6 +15,7 @@ from cord_trio.call import Call, Complete
 from cord_trio.counters import Counters
 from cord_trio.mesh.calling import Calling, open_calling
 from cord_trio.mesh.owning import Owning
+from cord_trio.mesh.parts import Parts
 from cord_trio.mesh.presence import Presence, join
 from cord_trio.nats.kv import open_bucket
 
@@ -62,7 +63,9 @@ class Names:
 class Node:
     name: str
     way: Way
+    bulk: Way
     nats: Nats
+    parts: Parts
     presence: Presence
     owning: Owning
     calling: Calling
@@ -83,10 +86,13 @@ async def node(
     line: int = 64,
 ) -> AsyncGenerator[Node]:
     """A node that does with calls what `handler` does."""
-    way, counters = broker.way(), Counters()
-    async with way.open(name, counters=counters) as nats:
+    way, wide, counters = broker.way(), broker.way(), Counters()
+    async with way.open(name, counters=counters) as nats, wide.open(name) as bulk:
         bucket = await open_bucket(nats, "cord_m")
-        owning = Owning(nats, handler or echo, names, admit=admit, drop=drop, slots=slots, line=line, counters=counters)
+        parts = Parts(bulk, counters=counters)
+        owning = Owning(
+            nats, handler or echo, names, parts=parts, admit=admit, drop=drop, slots=slots, line=line, counters=counters
+        )
 
         def begun(lease: Lease) -> None:
             names.begun(lease)
@@ -100,9 +106,17 @@ async def node(
                 return "" if presence.lease is None else presence.lease.epoch
 
             async with open_calling(
-                nats, names, mesh="m", node=name, epoch=epoch, direct=direct, rng=Random(name), counters=counters
+                nats,
+                names,
+                mesh="m",
+                node=name,
+                epoch=epoch,
+                parts=parts,
+                direct=direct,
+                rng=Random(name),
+                counters=counters,
             ) as calling:
-                yield Node(name, way, nats, presence, owning, calling, counters)
+                yield Node(name, way, wide, nats, parts, presence, owning, calling, counters)
         names.end(name)
 
 

@@ -355,10 +355,10 @@ async def test_what_ended_is_forgotten_once_its_caller_says_so_or_after_a_minute
                 await here.calling.call(tool_call(), ["b"])
             tenure = there.owning._tenure
             assert tenure is not None
-            assert (len(tenure.known), len(tenure.ended), len(tenure.kept)) == (1, 1, 1)
+            assert (len(tenure.known), len(tenure._ended), len(tenure._kept)) == (1, 1, 1)
             await trio.sleep(61)
-            there.owning._forget(tenure, trio.current_time())
-            assert (len(tenure.known), len(tenure.ended), len(tenure.kept), tenure.kept_bytes) == (0, 0, 0, 0)
+            tenure.forget(trio.current_time())
+            assert (len(tenure.known), len(tenure._ended), len(tenure._kept), tenure._kept_bytes) == (0, 0, 0, 0)
 
 
 async def test_a_long_call_says_that_it_runs_and_needs_no_pings(autojump_clock: MockClock) -> None:

@@ -28,9 +28,10 @@ from cord_trio.errors import (
     SourceDown,
 )
 from cord_trio.mesh.flight import GRACE, PATIENCE, QUIET, SILENCE, Flight
-from cord_trio.mesh.frames import Request, decode_frame, encode_request
+from cord_trio.mesh.frames import Frame, Request, decode_frame, encode_request
 from cord_trio.mesh.outcomes import outcome_of, params_of, ttl_of
 from cord_trio.mesh.owning import HOPS
+from cord_trio.mesh.parts import ABOVE
 from cord_trio.mesh.peers import Peers
 from cord_trio.mesh_errors import BadFrame, NoOwner, NoResponders, OwnerFailed, OwnerLost, OwnerRefused
 
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
 
     from cord_trio.call import Call, Handler, Outcome
     from cord_trio.mesh.contracts import Link
-    from cord_trio.mesh.frames import Frame
+    from cord_trio.mesh.frames import Bundle
     from cord_trio.mesh.owning import Roster
+    from cord_trio.mesh.parts import Parts
     from cord_trio.nats.client import Stream
 
     Route: TypeAlias = Literal["owner", "direct"]
@@ -72,6 +74,7 @@ class Calling:
         mesh: its name.
         node: ours.
         epoch: our incarnation now; "" while there is none.
+        parts: sends and fetches what is large; None to refuse it.
         direct: makes calls of sources that every node can reach by itself.
         rng: draws ids, owners and pauses.
         counters: where to count.
@@ -86,6 +89,7 @@ class Calling:
         mesh: str,
         node: str,
         epoch: Callable[[], str],
+        parts: Parts | None = None,
         direct: Handler | None = None,
         rng: random.Random,
         counters: Counters,
@@ -96,6 +100,7 @@ class Calling:
         self._root = f"c1.{mesh}.call"
         self._node = node
         self._epoch = epoch
+        self._parts = parts
         self._direct = direct
         self._rng = rng
         self._counters = counters
@@ -179,6 +184,10 @@ class Calling:
 
     async def _carry(self, call: Call, name: str, source: str, node: str, epoch: str, *, may_go_on: bool) -> Outcome:
         await trio.lowlevel.checkpoint_if_cancelled()
+        params = params_of(call)
+        bundle: Bundle | None = None
+        if len(params) > ABOVE and self._parts is not None:
+            bundle = await self._parts.bundle(params)
         now = trio.current_time()
         ours, ttl = self._epoch(), ttl_of(call, now)
         if not ours:
@@ -187,12 +196,14 @@ class Calling:
             raise DeadlineExceeded(f"{name}, before node {node} was asked", "no")
         peer = self.peers.get(node, epoch)
         request = Request(
-            "call", self._new_id(), params_of(call), source=source, tool=call.name, method=call.method, ttl=ttl,
-            epoch=ours, hop=HOPS.get(), principal=call.principal, trace=call.trace, park=call.park,
-            settled=peer.take_settled(), events=call.events is not None,
+            "call", self._new_id(), params if bundle is None else b"", source=source, tool=call.name,
+            method=call.method, ttl=ttl, epoch=ours, hop=HOPS.get(), principal=call.principal, trace=call.trace,
+            park=call.park, settled=peer.take_settled(), events=call.events is not None, bundle=bundle,
         )  # fmt: skip
         subject = self._subject(node, epoch)
         flight = Flight(name, peer, node, subject, request, call.events, now, may_go_on=may_go_on)
+        if bundle is not None:
+            flight.large = params
         self._flights[request.id] = flight
         peer.in_flight += 1
         if self._next == math.inf:
@@ -263,6 +274,10 @@ class Calling:
             match frame.kind:
                 case "ok" | "err":
                     return frame
+                case "end":
+                    return await self._fetch(flight, frame, stream.inbox)
+                case "credit" if self._parts is not None and flight.large:
+                    self._parts.send(flight.large, frame.seq, frame.window, frame.to)
                 case "prog":
                     if flight.events is not None:
                         flight.events(frame.method, Raw(frame.body))
@@ -278,6 +293,25 @@ class Calling:
                     flight.subject = self._subject(flight.node, flight.epoch)
                 case _:
                     pass  # it runs
+
+    async def _fetch(self, flight: Flight, frame: Frame, inbox: str) -> Frame:
+        """The frame that holds a large result."""
+        if self._parts is None or frame.bundle is None:
+            raise OwnerFailed(flight.node, "TooLong", "its answer comes in parts, which are not taken here", "yes")
+
+        def want(first: int, count: int, to: str) -> None:
+            flight.check()
+            flight.heard_at(trio.current_time())  # what is silent now are the parts, and those have their own patience
+            request = Request("credit", flight.request.id, first=first, window=count, to=to)
+            self._publish(flight.subject, request, reply=inbox)
+
+        try:
+            body = await self._parts.fetch(frame.bundle, want)
+        except CallError as exc:
+            exc.executed = "yes"
+            raise
+        self._publish(flight.subject, Request("done", flight.request.id))
+        return Frame("ok", body=body, type=frame.type, park=frame.park)
 
     async def _pause(self, flight: Flight) -> None:
         """Wait until it makes sense to offer it again.
@@ -377,14 +411,15 @@ async def open_calling(
     mesh: str,
     node: str,
     epoch: Callable[[], str],
+    parts: Parts | None = None,
     direct: Handler | None = None,
     rng: random.Random | None = None,
     counters: Counters | None = None,
 ) -> AsyncGenerator[Calling]:
     """Calls to other nodes, for as long as the block runs; see `Calling`. The block's own errors leave as raised."""
     calling = Calling(
-        link, roster, mesh=mesh, node=node, epoch=epoch, direct=direct, rng=rng or random.Random(),
-        counters=counters or Counters(),
+        link, roster, mesh=mesh, node=node, epoch=epoch, parts=parts, direct=direct,
+        rng=rng or random.Random(), counters=counters or Counters(),
     )  # fmt: skip
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:

@@ -58,6 +58,9 @@ class Link(Protocol):
     ) -> Subscription:
         """Listen to a subject or pattern."""
 
+    def new_inbox(self) -> str:
+        """A subject of ours that nobody else knows, for messages that are no replies; also what begins with it."""
+
     async def flush(self) -> None:
         """Return once all that was sent before has been worked off, and what it brought here has been told."""
 

@@ -41,6 +41,7 @@ class Flight:
         epoch: which incarnation.
         subject: what is published to that.
         request: as it was offered first.
+        large: its params, where they go in parts.
         events: where its notifications go.
         began: Trio time of the first offer.
         heard: Trio time of the last word of its owner, at first `began`.
@@ -67,6 +68,7 @@ class Flight:
         self.epoch = peer.epoch
         self.subject = subject
         self.request = request
+        self.large = b""
         self.events = events
         self.began = self.heard = self.asked = now
         self.spoken = self.maybe = self.pending = self.settled = False

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import OrderedDict, deque
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, Protocol
 
-import attrs
 import trio
 
 from cord_trio.counters import Counters
 from cord_trio.errors import CallError, DeadlineExceeded
-from cord_trio.mesh.admission import Admission
 from cord_trio.mesh.frames import MAX_HOPS, Frame, Request, decode_request, encode_end, encode_frame
 from cord_trio.mesh.outcomes import call_of, failure_of, frame_of
-from cord_trio.mesh.presence import LEASE
+from cord_trio.mesh.parts import ABOVE
+from cord_trio.mesh.tenure import MAX_REMEMBERED, Owned, Tenure
 from cord_trio.mesh_errors import BadFrame, OwnerFailed
 
 if TYPE_CHECKING:
@@ -31,38 +29,19 @@ if TYPE_CHECKING:
     from msgspec import Raw
 
     from cord_trio.call import EventSink, Handler
+    from cord_trio.errors import Executed
     from cord_trio.mesh.contracts import Link
+    from cord_trio.mesh.parts import Parts, Want
     from cord_trio.mesh.presence import Lease
     from cord_trio.nats.wire import Message
 
 log = logging.getLogger("cord_trio.mesh")
-
-ACCEPT: Final = 0.005
-"""Seconds after which a caller is told that its call runs, if it has not ended."""
-
-KEEP_ALIVE: Final = 2.0
-"""Seconds after which a caller is told again that its call runs."""
-
-REMEMBERED: Final = 4.0 * LEASE
-"""Seconds that a call is known after its end: its caller asks no more after half of that without a word from us."""
-
-MAX_REMEMBERED: Final = 65536
-"""Calls that are known, at most: those that run, and those that have ended."""
-
-MAX_KEPT: Final = 64 * 1024 * 1024
-"""Bytes of results that are kept for callers who ask again; past it the oldest are let go of."""
 
 SLOTS: Final = 256
 """Calls of other nodes that run at once."""
 
 LINE: Final = 256
 """Calls of other nodes that wait for that."""
-
-MAX_PARKS: Final = 4096
-"""Questions to callers that are known, so that they are let go of when their caller is no more."""
-
-MAX_OVER: Final = 1024
-"""Incarnations of callers that are known to be no more: what comes late of them does not run."""
 
 HOPS: ContextVar[int] = ContextVar("cord_trio_mesh_hops", default=0)
 """Nodes that the call went through in which the running task is."""
@@ -85,52 +64,6 @@ class Admit(Protocol):
         """Judge what `node` asks for."""
 
 
-@attrs.define(eq=False)
-class Owned:
-    """One call of another node, from its arrival until nobody can ask for it any more.
-
-    Attributes:
-        caller: the node that it is from.
-        request: what came first.
-        reply: where its caller listens now.
-        deadline: Trio time.
-        scope: of its task.
-        state: waiting, running or done.
-        why: it was ended from outside: "" if it was not.
-        end: the frame that ended it; None while it has not ended, or if its result was let go of.
-        due: Trio time at which its caller is told next that it runs.
-
-    """
-
-    caller: str
-    request: Request
-    reply: str
-    deadline: float
-    scope: trio.CancelScope
-    state: str = "waiting"
-    why: str = ""
-    end: Frame | None = None
-    due: float = math.inf
-
-
-class _Tenure:
-    """What belongs to one incarnation."""
-
-    def __init__(self, lease: Lease, slots: int, line: int) -> None:
-        self.lease = lease
-        self.admission: Admission[Owned] = Admission(slots, line)
-        self.known: dict[tuple[str, str], Owned] = {}
-        self.ended: OrderedDict[tuple[str, str], float] = OrderedDict()  # when they are forgotten, the first first
-        self.kept: OrderedDict[Owned, None] = OrderedDict()  # whose results are kept, the oldest first
-        self.parks: OrderedDict[str, tuple[str, str]] = OrderedDict()  # node and epoch of who is asked a question
-        self.over: OrderedDict[tuple[str, str], None] = OrderedDict()  # incarnations of callers that are no more
-        self.kept_bytes = 0
-        self.new: deque[Owned] = deque()  # who are told that they run, in the order in which that is due
-        self.old: deque[Owned] = deque()  # who are told so again
-        self.next = math.inf
-        self.sleeping = trio.CancelScope()
-
-
 class Owning:
     """What other nodes ask of this one.
 
@@ -138,6 +71,7 @@ class Owning:
         link: the node's way to the others.
         handler: runs what they call.
         roster: tells whose incarnation is over.
+        parts: sends and fetches what is large; None to refuse it.
         admit: judges each call before it runs; None to let all run.
         slots: that run at once.
         line: that wait for it.
@@ -155,6 +89,7 @@ class Owning:
         handler: Handler,
         roster: Roster,
         *,
+        parts: Parts | None = None,
         admit: Admit | None = None,
         drop: Callable[[str, str], None] | None = None,
         slots: int = SLOTS,
@@ -163,6 +98,7 @@ class Owning:
     ) -> None:
         self.draining = False
         self._drop = drop
+        self._parts = parts
         self._link = link
         self._handler = handler
         self._roster = roster
@@ -170,7 +106,7 @@ class Owning:
         self._slots = slots
         self._line = line
         self._counters = counters or Counters()
-        self._tenure: _Tenure | None = None
+        self._tenure: Tenure | None = None
 
     @property
     def busy(self) -> int:
@@ -179,7 +115,7 @@ class Owning:
 
     def begun(self, lease: Lease) -> None:
         """Take what is asked of this incarnation, until it has to let go. For `presence.join`."""
-        self._tenure = _Tenure(lease, self._slots, self._line)
+        self._tenure = Tenure(lease, self._slots, self._line, self._counters)
         lease.nursery.start_soon(self._keep, self._tenure)
 
     def take(self, message: Message) -> None:
@@ -199,7 +135,7 @@ class Owning:
                 self._say(message.reply, Frame("rej", request.id, reason="fenced"))
             return
         now = trio.current_time()
-        self._forget(tenure, now)
+        tenure.forget(now)
         if request.op == "call":
             self._call(tenure, node, request, message.reply, now)
             return
@@ -212,22 +148,19 @@ class Owning:
             case "ping":
                 self._ping(tenure, request, owned, message.reply)
             case "credit":
-                self._credit(request, owned)
+                self._credit(tenure, request, owned, message.reply)
             case "done":
                 if owned is not None and owned.state == "done":
-                    self._let_go(tenure, owned)
+                    tenure.let_go(owned)
             case _:
                 self._let_park_go(tenure, request.park, request.reason or "its caller let go of it")
 
     # What is asked
 
-    def _call(self, tenure: _Tenure, node: str, request: Request, reply: str, now: float) -> None:
+    def _call(self, tenure: Tenure, node: str, request: Request, reply: str, now: float) -> None:
         caller = request.behalf or node
         for id in request.settled:
-            settled = tenure.known.get((caller, id))
-            if settled is not None and settled.state == "done":
-                self._let_go(tenure, settled)
-                del tenure.known[caller, id], tenure.ended[caller, id]
+            tenure.settle(caller, id)
         known = tenure.known.get((caller, request.id))
         if known is not None:
             self._counters.add("mesh.asked_again")
@@ -253,26 +186,27 @@ class Owning:
         if verdict == "busy":
             self._refuse(tenure, owned, "busy")
             return
-        owned.due = now + ACCEPT
-        tenure.new.append(owned)
-        if owned.due < tenure.next:
-            tenure.next = tenure.sleeping.deadline = owned.due
+        tenure.runs(owned, now)
         if verdict == "run":
             self._start(tenure, owned)
 
-    def _judge(self, tenure: _Tenure, node: str, owned: Owned) -> str:
+    def _judge(self, tenure: Tenure, node: str, owned: Owned) -> str:
         """Why it may not run; "" if it may."""
         request = owned.request
-        if tenure.lease.nursery.cancel_scope.cancel_called or (owned.caller, owned.request.epoch) in tenure.over:
+        if tenure.lease.nursery.cancel_scope.cancel_called or tenure.is_over(owned.caller, request.epoch):
             return "fenced"
         if self.draining and not request.park:
             return "draining"
+        if request.bundle is not None and self._parts is None:
+            return "unsupported"
         if request.hop >= MAX_HOPS:
             return "denied"
         return "" if self._admit is None else self._admit(node, request)
 
-    def _cancel(self, tenure: _Tenure, node: str, request: Request, owned: Owned | None, now: float) -> None:
-        if owned is not None:
+    def _cancel(self, tenure: Tenure, node: str, request: Request, owned: Owned | None, now: float) -> None:
+        if owned is not None and owned.state == "done":
+            tenure.let_go(owned)
+        elif owned is not None:
             self._stop(tenure, owned, request.reason or "its caller cancelled it")
         elif len(tenure.known) < MAX_REMEMBERED:
             # It came before its call: that must not run any more.
@@ -280,7 +214,7 @@ class Owning:
             tenure.known[node, request.id] = owned
             self._end(tenure, owned, _ended("its caller cancelled it", "no"))
 
-    def _stop(self, tenure: _Tenure, owned: Owned, why: str) -> None:
+    def _stop(self, tenure: Tenure, owned: Owned, why: str) -> None:
         """End a call from outside, unless it has ended."""
         if owned.state == "done" or owned.why:
             return
@@ -291,7 +225,7 @@ class Owning:
         else:
             owned.scope.cancel(why)
 
-    def _ping(self, tenure: _Tenure, request: Request, owned: Owned | None, reply: str) -> None:
+    def _ping(self, tenure: Tenure, request: Request, owned: Owned | None, reply: str) -> None:
         """Tell who asks what is known, there from now on."""
         if owned is None:
             if reply:
@@ -304,32 +238,44 @@ class Owning:
             return
         self._tell_end(owned, owned.end or _ended("it ended, and its result was let go of", "yes"))
 
-    def _credit(self, request: Request, owned: Owned | None) -> None:
+    def _credit(self, tenure: Tenure, request: Request, owned: Owned | None, reply: str) -> None:
         """Send parts of a result."""
+        if owned is not None and owned.large and self._parts is not None and request.to:
+            self._parts.send(owned.large, request.first, request.window, request.to)
+        else:
+            self._ping(tenure, request, owned, reply)
 
-    def _let_park_go(self, tenure: _Tenure, park: str, why: str) -> None:
-        if tenure.parks.pop(park, None) is not None and self._drop is not None:
+    def _let_park_go(self, tenure: Tenure, park: str, why: str) -> None:
+        if tenure.unpark(park) and self._drop is not None:
             self._drop(park, why)
 
     # Running
 
-    def _start(self, tenure: _Tenure, owned: Owned) -> None:
+    def _start(self, tenure: Tenure, owned: Owned) -> None:
         owned.state = "running"
         tenure.lease.nursery.start_soon(self._run, tenure, owned)
 
-    async def _run(self, tenure: _Tenure, owned: Owned) -> None:
+    async def _run(self, tenure: Tenure, owned: Owned) -> None:
         HOPS.set(owned.request.hop + 1)
         began = trio.current_time()
         frame: Frame | None = None
-        executed = "no"
+        executed: Executed = "no"
         try:
             with owned.scope:
                 # It may have been cancelled, or the lease may have ended, since it came.
                 await trio.lowlevel.checkpoint_if_cancelled()
-                call = call_of(owned.request, owned.request.body, owned.deadline, self._events(owned))
+                body = owned.request.body
+                if owned.request.bundle is not None and self._parts is not None:
+                    body = await self._parts.fetch(owned.request.bundle, self._wanting(owned))
+                call = call_of(owned.request, body, owned.deadline, self._events(owned))
+                del body
                 executed = "unknown"
-                frame = frame_of(await self._handler(call))
+                told = frame_of(await self._handler(call))
+                executed = "yes"
+                frame = told if len(told.body) <= ABOVE or self._parts is None else await self._bundled(owned, told)
         except CallError as exc:
+            if executed != "unknown":  # it is about what came before the handler, or after it
+                exc.executed = executed
             frame = failure_of(exc)
         except BadFrame as exc:
             frame = failure_of(OwnerFailed("", "BadFrame", str(exc), "no"))
@@ -342,13 +288,26 @@ class Owning:
                 if owned.why:
                     frame = _ended(owned.why, executed)
                 elif owned.scope.cancelled_caught:
-                    frame = failure_of(DeadlineExceeded("its deadline passed where it ran", executed))  # type: ignore[arg-type]  # mypy sees a plain str
+                    frame = failure_of(DeadlineExceeded("its deadline passed where it ran", executed))
                 else:
                     frame = _ended("the node had to let go of it", executed)
             self._end(tenure, owned, frame)
             after = tenure.admission.leave(trio.current_time() - began)
             if after is not None:
                 self._start(tenure, after)
+
+    async def _bundled(self, owned: Owned, frame: Frame) -> Frame:
+        """What tells of a large result, which stays here until it is fetched."""
+        assert self._parts is not None
+        bundle = await self._parts.bundle(frame.body)
+        owned.large = frame.body
+        return Frame("end", type=frame.type, park=frame.park, bundle=bundle)
+
+    def _wanting(self, owned: Owned) -> Want:
+        def want(first: int, count: int, to: str) -> None:
+            self._say(owned.reply, Frame("credit", seq=first, window=count, to=to))
+
+        return want
 
     def _events(self, owned: Owned) -> EventSink | None:
         if not owned.request.events:
@@ -362,50 +321,19 @@ class Owning:
 
     # Ending
 
-    def _refuse(self, tenure: _Tenure, owned: Owned, reason: str) -> None:
+    def _refuse(self, tenure: Tenure, owned: Owned, reason: str) -> None:
         self._counters.add(f"mesh.refused_{reason}")
         self._end(tenure, owned, Frame("rej", reason=reason))
 
-    def _end(self, tenure: _Tenure, owned: Owned, frame: Frame) -> None:
+    def _end(self, tenure: Tenure, owned: Owned, frame: Frame) -> None:
         """Tell the caller, and remember."""
-        owned.state = "done"
-        request, owned.request = owned.request, Request("call", owned.request.id)  # without its body
-        tenure.ended[owned.caller, request.id] = trio.current_time() + REMEMBERED
-        owned.end = frame
-        if frame.body:
-            tenure.kept[owned] = None
-            tenure.kept_bytes += len(frame.body)
-            while tenure.kept_bytes > MAX_KEPT and len(tenure.kept) > 1:
-                self._counters.add("mesh.results_dropped")
-                self._let_go(tenure, next(iter(tenure.kept)))
-        if request.park:
-            tenure.parks.pop(request.park, None)
-        if frame.park:
-            tenure.parks[frame.park] = (owned.caller, request.epoch)
-            if len(tenure.parks) > MAX_PARKS:
-                tenure.parks.popitem(last=False)
+        tenure.end(owned, frame, trio.current_time())
         if not owned.why:
             self._tell_end(owned, frame)
 
     def _tell_end(self, owned: Owned, frame: Frame) -> None:
         if owned.reply:
             self._say(owned.reply, frame)
-
-    def _let_go(self, tenure: _Tenure, owned: Owned) -> None:
-        """Forget the result, not that there was one."""
-        if owned in tenure.kept and owned.end is not None:
-            del tenure.kept[owned]
-            tenure.kept_bytes -= len(owned.end.body)
-            owned.end = None
-
-    def _forget(self, tenure: _Tenure, now: float) -> None:
-        """Know no more of those that nobody can ask for."""
-        while tenure.ended:
-            key, until = next(iter(tenure.ended.items()))
-            if until > now:
-                return
-            del tenure.ended[key]
-            self._let_go(tenure, tenure.known.pop(key))
 
     def _say(self, reply: str, frame: Frame) -> None:
         tenure = self._tenure
@@ -422,21 +350,17 @@ class Owning:
 
     # The incarnation
 
-    async def _keep(self, tenure: _Tenure) -> None:
+    async def _keep(self, tenure: Tenure) -> None:
         """Tell callers that their calls run, and end those of callers that are no more."""
 
         def ended(node: str, epoch: str) -> None:
-            tenure.over[node, epoch] = None
-            if len(tenure.over) > MAX_OVER:
-                tenure.over.popitem(last=False)
             why = f"its caller {node} (epoch {epoch}) is no more"
-            for park, asked in list(tenure.parks.items()):
-                if asked == (node, epoch):
-                    self._let_park_go(tenure, park, why)
-            for owned in list(tenure.known.values()):
-                if owned.caller == node and owned.request.epoch == epoch:
-                    self._counters.add("mesh.orphans")
-                    self._stop(tenure, owned, why)
+            running, parks = tenure.over(node, epoch)
+            for park in parks:
+                self._let_park_go(tenure, park, why)
+            for owned in running:
+                self._counters.add("mesh.orphans")
+                self._stop(tenure, owned, why)
 
         try:
             with self._roster.hearing(ended):
@@ -445,24 +369,12 @@ class Owning:
                         await trio.sleep_forever()
                     if not tenure.sleeping.cancelled_caught:
                         return  # pragma: no cover  # sleep_forever only leaves by a cancellation
-                    self._beat(tenure, trio.current_time())
+                    for owned, kind in tenure.due(trio.current_time()):
+                        self._say(owned.reply, Frame(kind))
         finally:
             if self._tenure is tenure:
                 self._tenure = None
 
-    def _beat(self, tenure: _Tenure, now: float) -> None:
-        """Tell all that it is time for, and know when it is time again."""
-        tenure.next = math.inf
-        for line, kind in ((tenure.new, "acc"), (tenure.old, "hb")):
-            while line and (line[0].state == "done" or line[0].due <= now):
-                owned = line.popleft()
-                if owned.state != "done":
-                    self._say(owned.reply, Frame(kind))
-                    owned.due = now + KEEP_ALIVE
-                    tenure.old.append(owned)
-            if line:
-                tenure.next = min(tenure.next, line[0].due)
 
-
-def _ended(why: str, executed: str) -> Frame:
-    return failure_of(OwnerFailed("", "Ended", why, executed))  # type: ignore[arg-type]  # mypy sees a plain str
+def _ended(why: str, executed: Executed) -> Frame:
+    return failure_of(OwnerFailed("", "Ended", why, executed))

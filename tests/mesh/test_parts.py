@@ -60,9 +60,11 @@ async def test_a_large_result_survives_lost_connections_of_both_kinds(autojump_c
                     async def ask() -> None:
                         assert await here.calling.call(tool_call(), ["b"]) == Complete(Raw(LARGE))
 
+                    here.bulk.cut()
                     nursery.start_soon(ask)
-                    while not here.parts.fetching:
-                        await trio.lowlevel.checkpoint()
+                    await wait_all_tasks_blocked()
+                    assert here.parts.fetching == 1
+                    here.bulk.mend()
                     way.reset()
             assert len(begun) == 4
             assert here.counters["mesh.parts_stalled"] >= 1
@@ -87,7 +89,8 @@ async def test_a_slow_reader_is_sent_no_more_than_its_window(autojump_clock: Moc
                 assert asked == [(0, WINDOW)]
                 assert there.counters["mesh.parts_sent"] == WINDOW
                 here.bulk.mend()
-            assert asked[1:3] == [(16, 8), (24, 8)]
+            assert asked[1][0] == WINDOW
+            assert max(count for _, count in asked) == WINDOW
             assert there.counters["mesh.parts_sent"] == 100
 
 
@@ -204,9 +207,10 @@ async def test_a_result_that_nobody_fetches_is_let_go_of(autojump_clock: MockClo
         async with node(broker, names, "a") as here, node(broker, names, "b", large) as there:
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as nursery:
+                    here.bulk.cut()
                     nursery.start_soon(here.calling.call, tool_call(), ["b"])
-                    while not here.parts.fetching:
-                        await trio.lowlevel.checkpoint()
+                    await wait_all_tasks_blocked()
+                    assert here.parts.fetching == 1
                     scope.cancel("the test wants it")
             await wait_all_tasks_blocked()
             tenure = there.owning._tenure

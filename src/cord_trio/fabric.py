@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import random
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -45,7 +45,9 @@ from cord_trio.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
     from random import Random
+    from typing import TypeAlias
 
     from cord_trio.agents import Agent, Answer, Journal
     from cord_trio.agents.agent import AgentMade
@@ -59,6 +61,8 @@ if TYPE_CHECKING:
     from cord_trio.recorder import Recorder
     from cord_trio.stages import Stage
     from cord_trio.trace import TraceContext
+
+    Mesh: TypeAlias = Callable[["Fabric"], AbstractAsyncContextManager[object]]
 
 LAST_CALLS: Final = 3.0
 """Seconds for calls made from outside the fabric's block to end, once its links have."""
@@ -300,6 +304,7 @@ async def open_fabric(
     journal: Journal | None = None,
     traced: bool = False,
     recorder: Recorder | None = None,
+    mesh: Mesh | None = None,
 ) -> AsyncGenerator[Fabric, None]:
     """A fabric for as long as the block runs. Its sources connect in the background, each by itself.
 
@@ -317,6 +322,7 @@ async def open_fabric(
         journal: keeps started conversations; None for memory.
         traced: whether what agents are asked begins a trace where nobody gave one.
         recorder: keeps all calls of sources in its file, which is closed at the end; None for nobody.
+        mesh: makes the fabric a node of a mesh; see `in_mesh`. None to be alone.
 
     """
     if not isinstance(config, Config):
@@ -374,8 +380,10 @@ async def open_fabric(
                 ) as agents:  # fmt: skip
                     fabric.agents = agents
                     try:
-                        yield fabric
-                        await fabric.drain(config.gateway.grace)
+                        # What is accepted still needs the mesh while it drains.
+                        async with nullcontext() if mesh is None else mesh(fabric):
+                            yield fabric
+                            await fabric.drain(config.gateway.grace)
                     finally:
                         fabric._stages.go_to("closing")
             # Cancelled must travel through the nurseries: it may be theirs.

@@ -17,7 +17,7 @@ from msgspec import DecodeError, Raw
 from cord_trio.awaiting import Awaiting
 from cord_trio.balance import EJECT_AFTER, Load, choose, may_eject
 from cord_trio.call import Complete, InputRequired, Task
-from cord_trio.config import several
+from cord_trio.config import Foreign, several
 from cord_trio.errors import (
     BadReply,
     CallError,
@@ -439,6 +439,10 @@ Kept: TypeAlias = Link | Replicas
 def link_of(source: Source, around: Surroundings, *, epoch: int = 0, before: Kept | None = None) -> Kept:
     """What keeps `source`; `epoch` is that of the registry's view, and `before` what it takes the place of."""
     subscriptions = None if before is None else before.subscriptions
+    if isinstance(source, Foreign):
+        kept = source.keeper(source, around, epoch=epoch, subscriptions=subscriptions)
+        assert isinstance(kept, Link)
+        return kept
     kind = Replicas if several(source) else Link
     return kind(source, around, epoch=epoch, subscriptions=subscriptions)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from msgspec import DecodeError, Raw
 from msgspec.structs import replace
@@ -12,9 +12,9 @@ from cord_trio.protocol.jsonrpc import INVALID_PARAMS, encode, members, object_o
 from cord_trio.protocol.uris import export_uri, import_uri, may_expand_to
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
-    from cord_trio.call import Call
+    from cord_trio.call import Call, Outcome
     from cord_trio.snapshot import Snapshot
 
 PROMPT: Final = "prompts/get"
@@ -26,6 +26,16 @@ TASKS: Final = frozenset({"tasks/get", "tasks/update", "tasks/cancel"})
 
 ROUTED: Final = frozenset({PROMPT, READ, COMPLETE}) | TASKS
 """What is routed here; calls of tools are by the fabric itself."""
+
+
+class Elsewhere(Protocol):
+    """Where calls wait that other nodes make for us. Their tokens hold a dot, and ours never do."""
+
+    def resume(self, call: Call) -> Awaitable[Outcome]:
+        """Go on with the call that waits for `call`."""
+
+    def abandon(self, park: str, reason: str) -> None:
+        """Let go of the call under this token."""
 
 
 class Finder:

@@ -9,6 +9,7 @@ import trio
 from msgspec.structs import replace
 
 from cord_trio.call import Error
+from cord_trio.config import Foreign
 from cord_trio.errors import DrainTimeout, SourceDown, ToolNotFound
 from cord_trio.nodes import node_of
 from cord_trio.observe import Node
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from cord_trio.config import Config, Source
     from cord_trio.layers import Breaker, Slots, Waits
     from cord_trio.replicas import Kept
+    from cord_trio.routing import Elsewhere
     from cord_trio.snapshot import Snapshot
     from cord_trio.stacking import Stacked
     from cord_trio.surroundings import Surroundings
@@ -73,11 +75,14 @@ class Sources(Subscribing):
         breakers: of the sources that have one.
         counters: what happened so far.
         timer: expires the deadlines.
+        elsewhere: where calls wait that other nodes make for us; None without a mesh.
 
     """
 
     def __init__(self, config: Config, around: Surroundings) -> None:
         self.config = config
+        self.elsewhere: Elsewhere | None = None
+        self._foreign: Mapping[str, Foreign] = {}
         self.registry = around.registry
         self.timer = around.timer
         self.counters = around.counters
@@ -122,9 +127,10 @@ class Sources(Subscribing):
         """
         old = self.config
         kept = {name: old.sources[name] for name in config.broken if name in old.enabled}
-        sources = {**config.sources, **kept}
+        own = {name: source for name, source in config.sources.items() if not isinstance(source, Foreign)}
         # The order decides who keeps a name that two would export.
-        ordered = {name: sources[name] for name in [*config.sources, *kept]}
+        ordered = {**own, **kept}
+        ordered |= {name: source for name, source in self._foreign.items() if name not in ordered}
         whole = attrs.evolve(
             config, sources=ordered, broken={name: why for name, why in config.broken.items() if name not in kept},
             **{part: getattr(old, part) for part in RESTART},
@@ -157,6 +163,14 @@ class Sources(Subscribing):
         if changes:
             self.counters.add("fabric.reconfigured")
         return changes
+
+    def adopt(self, foreign: Mapping[str, Foreign]) -> Changes:
+        """Have these sources of other nodes beside our own, in place of those before; our own come first.
+
+        They stay whatever else is configured. One whose name a source of ours has is left out.
+        """
+        self._foreign = dict(foreign)
+        return self.reconfigure(self.config)
 
     async def connect(self, source: Source) -> None:
         """Have one more source, or another in the place of the one of its name, and return once it is ready.
@@ -235,10 +249,15 @@ class Sources(Subscribing):
 
     def abandon(self, park: str, reason: str) -> None:
         """Let go of the call that waits under the token `park`: its caller will not answer."""
-        self._parks.abandon(park, reason)
+        if self.elsewhere is not None and "." in park:
+            self.elsewhere.abandon(park, reason)
+        else:
+            self._parks.abandon(park, reason)
 
     async def wait_moot(self, park: str) -> None:
         """Return once the call that waits under the token `park` wants no answer any more, or is none."""
+        if self.elsewhere is not None and "." in park:
+            await trio.sleep_forever()  # what another node asks, it asks until it is answered
         await self._parks.wait_moot(park)
 
     async def wait_pages(self, ids: Iterable[str], patience: float) -> bool:
@@ -247,6 +266,15 @@ class Sources(Subscribing):
         A server that wants pages opened before it runs a call (error -32042) may be called again then.
         """
         return await self._pages.wait(ids, patience)
+
+    def source_of(self, call: Call) -> str | None:
+        """The source that `call` is for, by what is listed now; None if none is known to have it."""
+        snapshot = self.registry.snapshot
+        if call.method == "tools/call":
+            route = snapshot.tools.get(call.name or "")
+            return None if route is None else route.source
+        way = self._finder.way(snapshot, call) if call.method in ROUTED else None
+        return None if way is None else way[0]
 
     # Inside
 
@@ -322,6 +350,8 @@ class Sources(Subscribing):
 
     def _resume(self, call: Call) -> Awaitable[Outcome]:
         """Go on with the call that waits for `call`. It is never made anew, so nothing is retried."""
+        if self.elsewhere is not None and "." in call.park:
+            return self.elsewhere.resume(call)
         source = self._parks.find(call).source
         return self._resumed.get(source, self._parks.resume)(call)  # its source may be gone from the configuration
 

@@ -8,6 +8,7 @@ from cord_trio.config.agents import MailboxConfig as MailboxConfig
 from cord_trio.config.agents import SupervisorConfig as SupervisorConfig
 from cord_trio.config.layering import Layered as Layered
 from cord_trio.config.layering import ToolSettings as ToolSettings
+from cord_trio.config.mesh import MeshConfig as MeshConfig
 from cord_trio.config.rules import Quota as Quota
 from cord_trio.config.rules import Rule as Rule
 from cord_trio.config.settings import Bounds as Bounds
@@ -17,6 +18,7 @@ from cord_trio.config.settings import ProfileConfig as ProfileConfig
 from cord_trio.config.settings import is_loopback as is_loopback
 from cord_trio.config.settings import parse_address as parse_address
 from cord_trio.config.values import Common as Common
+from cord_trio.config.values import Foreign as Foreign
 from cord_trio.config.values import Http as Http
 from cord_trio.config.values import InProcess as InProcess
 from cord_trio.config.values import Source as Source

@@ -13,6 +13,7 @@ from cord_trio.config.agents import check_supervisors, read_agents, read_supervi
 from cord_trio.config.documents import MAX_FILE, decode_document, decode_text, guess_format
 from cord_trio.config.expand import expand
 from cord_trio.config.layering import LAYER_MEMBERS, Layered, read_layers
+from cord_trio.config.mesh import read_mesh
 from cord_trio.config.settings import (
     Bounds,
     Config,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 DEFAULT_FILES = ("cord.toml", ".mcp.json")
 """Looked for in the working folder, in this order."""
 
-OUR_TABLES = ("sources", "layers", "gateway", "profiles", "agents", "supervisors", "bounds")
+OUR_TABLES = ("sources", "layers", "gateway", "profiles", "agents", "supervisors", "bounds", "mesh")
 
 CONTAINERS: tuple[tuple[tuple[str, ...], Dialect], ...] = (
     (("sources",), "ours"),
@@ -86,7 +87,7 @@ def parse_config(
     report = Report(file)
     top = Table(document, "", report)
     foreign = any(dialect != "ours" for _, dialect, _ in containers)
-    ours = not foreign or any(name in document for name in ("sources", "gateway", "bounds", "layers"))
+    ours = not foreign or any(name in document for name in ("sources", "gateway", "bounds", "layers", "mesh"))
     if ours:
         _check_names(document, containers, report)
     bounds = _bounds(top if ours else Table({}, "", report))
@@ -94,6 +95,7 @@ def parse_config(
     gateway = _gateway(top if ours else Table({}, "", report), bounds)
     profiles = _profiles(top) if ours else {}
     state_dir = _state_dir(top, environ) if ours else ""
+    mesh = read_mesh(top, environ) if ours else None
     agents = read_agents(top) if ours or _holds_agents(document.get("agents")) else {}
     supervisors = read_supervisors(top) if ours or agents else {}
     for path, what, remedy in check_supervisors(agents, supervisors):
@@ -129,7 +131,7 @@ def parse_config(
         del sources[name]
     if any(problem.fatal for problem in problems):
         raise ConfigError(problems)
-    if not sources and not broken and not agents:
+    if not sources and not broken and not agents and mesh is None:
         report.note("", "configures no source and no agent", "add one")
     return Config(
         sources=sources,
@@ -139,6 +141,7 @@ def parse_config(
         profiles=profiles,
         bounds=bounds,
         state_dir=state_dir,
+        mesh=mesh,
         problems=tuple(problems),
         broken={name: tuple(found) for name, found in broken.items()},
         file=file,

@@ -21,6 +21,7 @@ from cord_trio.config.checks import Fault, check_numbers, raise_problems
 from cord_trio.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
+    from cord_trio.config.mesh import MeshConfig
     from cord_trio.config.values import Source
 
 HTTP_HOST = "127.0.0.1"
@@ -217,6 +218,7 @@ class Config:
         profiles: named parts of what is served, by name.
         bounds: what it holds at most.
         state_dir: where it keeps what outlives it; "" for `cord_trio` in the user's folder for such (XDG).
+        mesh: how it is a node of a mesh; None for alone.
         problems: everything that is wrong with it and yet no reason to refuse it.
         broken: the sources that cannot be used, by name, each with its own problems.
         file: where it was read from; "" if built in code.
@@ -230,6 +232,7 @@ class Config:
     profiles: Mapping[str, ProfileConfig] = attrs.field(factory=dict, converter=_profiles_by_name)
     bounds: Bounds = attrs.field(factory=Bounds)
     state_dir: str = ""
+    mesh: MeshConfig | None = None
     problems: tuple[Problem, ...] = ()
     broken: Mapping[str, tuple[Problem, ...]] = attrs.field(factory=dict)
     file: str = ""

@@ -318,6 +318,25 @@ class InProcess(Common):
         yield from self._hedge_faults("replicas = 2" if self.replicas == 1 else "")
 
 
+async def _nowhere(*_: object) -> None:
+    raise NotImplementedError("a source of another node is kept by who brought it")
+
+
+@attrs.frozen(kw_only=True)
+class Foreign(InProcess):
+    """A server that another node of the mesh keeps. The fabric calls it as if it were its own.
+
+    Attributes:
+        keeper: makes what stands for it here: called with the source and what `Link` takes.
+        digest: of what it lists; the source is another once that is.
+
+    """
+
+    keeper: Callable[..., object] = attrs.field(eq=False, repr=False)
+    digest: str
+    serve: Callable[..., Awaitable[object]] = attrs.field(default=_nowhere, eq=False, repr=False)
+
+
 Source: TypeAlias = Stdio | Http | WebSocket | InProcess
 
 

@@ -1,0 +1,354 @@
+"""A fabric as a node of a mesh: others get its sources, and it gets theirs.
+
+A source of ours is offered under the names that we export; a server of others is a source that exports those names as
+they are. So a name means the same on every node, and where two would export one name the first of them keeps it, as
+anywhere: our own before those of others, and of those whoever was here first.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import ssl
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import trio
+
+from cord_trio.config import Foreign
+from cord_trio.errors import ConfigError, Draining, Problem, ToolNotFound
+from cord_trio.mesh.catalogues import Pins, encode_catalogue
+from cord_trio.mesh.node import open_node
+from cord_trio.mesh.remote import RemoteLink
+from cord_trio.mesh_errors import BadCatalogue, NotPermitted
+from cord_trio.nats.client import open_nats
+from cord_trio.nats.keys import Credentials, load_credentials
+from cord_trio.nats.kv import BucketOptions, open_bucket
+from cord_trio.routing import unknown
+from cord_trio.snapshot import KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from cord_trio.call import Call, Outcome
+    from cord_trio.config import MeshConfig, Source
+    from cord_trio.fabric import Fabric
+    from cord_trio.following import Subscriptions
+    from cord_trio.mesh.contracts import Link, Store
+    from cord_trio.mesh.node import Node
+    from cord_trio.surroundings import Surroundings
+
+log = logging.getLogger("cord_trio.mesh")
+
+GATHER: Final = 0.2
+"""Seconds in which further changes join the first, before they are taken over."""
+
+AGAIN: Final = (5.0, 15.0)
+"""Seconds before a catalogue that was bad is looked for again, at least and at most."""
+
+AT_ONCE: Final = 8
+"""Catalogues that are fetched at the same time."""
+
+
+@attrs.frozen
+class Offer:
+    """One server of other nodes, wherever it runs.
+
+    Attributes:
+        name: what it is called here.
+        server: what its nodes call it.
+        digest: of what it lists.
+        group: what all are called that stand for each other; "" for one that stands for itself.
+        node: which has it, unless it is in a group.
+
+    """
+
+    name: str
+    server: str
+    digest: str
+    group: str
+    node: str
+
+
+def offers_of(node: Node) -> dict[Offer, list[str]]:
+    """What the nodes of the mesh offer, beside ours, and who offers it."""
+    found: dict[Offer, list[str]] = {}
+    for name, record in sorted(node.roster.nodes.items()):
+        if name == node.name:
+            continue
+        for server, digest in sorted(record.servers.items()):
+            group = record.groups.get(server, "")
+            if group:
+                offer = Offer(f"{group}@{digest[:8]}", group, digest, group, "")
+            else:
+                offer = Offer(f"{server}@{name}", server, digest, "", name)
+            found.setdefault(offer, []).append(name)
+    return found
+
+
+class Joined:
+    """What ties one fabric to one node."""
+
+    def __init__(self, fabric: Fabric, node: Node, settings: MeshConfig, rng: random.Random) -> None:
+        self._fabric = fabric
+        self._node = node
+        self._settings = settings
+        self._rng = rng
+        self._pins = Pins(counters=fabric.counters)
+        self._texts: dict[str, tuple[list[object], bytes]] = {}  # of our sources, with what they were made from
+        self._bad: dict[str, float] = {}  # catalogues, and when they are looked for again
+        self._fetching: set[str] = set()
+        self._free = trio.CapacityLimiter(AT_ONCE)
+        self._stirred = trio.Event()
+        self._owners: dict[str, list[str]] = {}  # of each source that we have adopted
+        self._adopted: dict[str, Foreign] = {}
+        self._full = False
+
+    async def run(self) -> None:
+        """Offer ours, adopt theirs, and drain with the fabric, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._offer)
+            nursery.start_soon(self._adopt, nursery)
+            nursery.start_soon(self._hear)
+            await self._fabric.draining.wait()
+            await self._node.drain()
+
+    # Ours
+
+    async def _offer(self) -> None:
+        version = -1
+        offered: Mapping[str, bytes] = {}
+        while True:
+            snapshot = await self._fabric.registry.changed(version)
+            version = snapshot.version
+            texts: dict[str, bytes] = {}
+            for name, link in self._fabric.links.items():
+                if isinstance(link.source, Foreign) or not self._settings.shares(name):
+                    continue
+                text = self._text(name)
+                if text is not None:
+                    texts[name] = text
+            if texts != offered:
+                offered = texts
+                groups = {name: group for name, group in self._settings.groups.items() if name in texts}
+                self._node.teller.offer(texts, groups)
+            await trio.sleep(GATHER)
+
+    def _text(self, name: str) -> bytes | None:
+        """The catalogue of a source of ours; made anew only where it may be another."""
+        snapshot = self._fabric.registry.snapshot
+        view = snapshot.sources.get(name)
+        made_from: list[object] = [None if view is None else view.greeting]
+        made_from += [snapshot.merged.get(kind, {}).get(name) for kind in KINDS]
+        known = self._texts.get(name)
+        if known is not None and all(was is part for was, part in zip(known[0], made_from, strict=True)):
+            return known[1]
+        try:
+            text = encode_catalogue(snapshot, name)
+        except BadCatalogue as exc:
+            self._node.counters.add("mesh.not_offered")
+            log.warning("a source is not offered: %s", exc)
+            return None
+        if text is not None:
+            self._texts[name] = (made_from, text)
+        return text
+
+    # Theirs
+
+    async def _hear(self) -> None:
+        """Stir whenever the mesh has changed."""
+        number = -1
+        while True:
+            number = (await self._node.roster.changed(number)).number
+            self._stirred.set()
+
+    async def _adopt(self, nursery: trio.Nursery) -> None:
+        """Have what others offer, once it is known what that lists."""
+        while True:
+            with trio.move_on_after(AGAIN[0]):  # bad ones are looked for again
+                await self._stirred.wait()
+            self._stirred = trio.Event()
+            offers = offers_of(self._node)
+            for offer, nodes in offers.items():
+                for node in nodes:
+                    self._pins.see(node, offer.server, offer.digest)
+            ready: dict[str, Foreign] = {}
+            owners: dict[str, list[str]] = {}
+            # Those that were here before come first, so that whoever joins takes no name from anybody.
+            before = [offer for offer in offers if offer.name in self._adopted]
+            before.sort(key=lambda offer: list(self._adopted).index(offer.name))
+            for offer in (*before, *(offer for offer in offers if offer.name not in self._adopted)):
+                if len(ready) >= self._settings.remote:
+                    self._tell_full(len(offers))
+                    break
+                source = self._source(offer, nursery)
+                if source is not None:
+                    ready[offer.name], owners[offer.name] = source, offers[offer]
+            self._owners = owners
+            if ready != self._adopted:
+                self._adopted = ready
+                try:
+                    self._fabric.adopt(ready)
+                except Draining:
+                    return
+            await trio.sleep(GATHER)
+
+    def _source(self, offer: Offer, nursery: trio.Nursery) -> Foreign | None:
+        """The source that stands for an offer; None if it is not known yet what that lists."""
+        known = self._adopted.get(offer.name)
+        if known is not None and known.digest == offer.digest:
+            return known
+        catalogue = self._node.catalogues.at_hand(offer.digest)
+        if catalogue is None:
+            now = trio.current_time()
+            if offer.digest not in self._fetching and self._bad.get(offer.digest, 0.0) <= now:
+                self._fetching.add(offer.digest)
+                nursery.start_soon(self._fetch, offer.digest)
+            return None if known is None else known
+
+        def keeper(
+            source: Source, around: Surroundings, *, epoch: int = 0, subscriptions: Subscriptions | None = None
+        ) -> RemoteLink:
+            carry = partial(self._carry, offer)
+            return RemoteLink(
+                source, around, catalogue=catalogue, carry=carry, epoch=epoch, subscriptions=subscriptions
+            )  # fmt: skip
+
+        return Foreign(name=offer.name, prefix="", keeper=keeper, digest=offer.digest)
+
+    async def _fetch(self, digest: str) -> None:
+        try:
+            async with self._free:
+                with trio.move_on_after(AGAIN[1]):
+                    await self._node.catalogues.fetch(digest)
+        except (BadCatalogue, NotPermitted) as exc:
+            log.warning("a server of another node is left out: %s", exc)
+            self._bad = {each: until for each, until in self._bad.items() if until > trio.current_time()}
+            self._bad[digest] = trio.current_time() + self._rng.uniform(*AGAIN)
+        finally:
+            self._fetching.discard(digest)
+            self._stirred.set()
+
+    def _tell_full(self, offered: int) -> None:
+        self._node.counters.add("mesh.remote_full")
+        if not self._full:
+            self._full = True
+            log.warning("more is offered than mesh.remote lets in offered=%d remote=%d", offered, self._settings.remote)
+
+    def _carry(self, offer: Offer, call: Call) -> Awaitable[Outcome]:
+        """Make a call on one of those that have the server."""
+        nodes = self._node.roster.nodes
+        owners: Sequence[str] = self._owners.get(offer.name, ())
+        there = [name for name in owners if name in nodes and not nodes[name].draining]
+        return self._node.calling.call(call, there or owners, source=offer.server)
+
+    # `sources.Elsewhere`
+
+    def resume(self, call: Call) -> Awaitable[Outcome]:
+        """Bring the answers of `call` to the node that asked."""
+        return self._node.calling.call(call, ())
+
+    def abandon(self, park: str, reason: str) -> None:
+        """Tell the node that asked that it gets no answer."""
+        self._node.calling.drop(park, reason)
+
+
+def answering(fabric: Fabric, settings: MeshConfig) -> Callable[[Call], Awaitable[Outcome]]:
+    """What does the calls of other nodes: those of sources that are ours, and shared."""
+
+    async def answer(call: Call) -> Outcome:
+        name = fabric.source_of(call)
+        link = fabric.links.get(name or "")
+        if link is None or isinstance(link.source, Foreign) or not settings.shares(link.name):
+            raise ToolNotFound(call.name or "") if call.method == "tools/call" else unknown(call)
+        return await fabric.handle(call)
+
+    return answer
+
+
+@asynccontextmanager
+async def join_mesh(
+    fabric: Fabric, settings: MeshConfig, link: Link, store: Store, rng: random.Random
+) -> AsyncGenerator[Node]:
+    """`fabric` as a node of a mesh for as long as the block runs. Raises as `open_node` does."""
+    answer = answering(fabric, settings)
+    failure: Exception | None = None
+    async with open_node(
+        link, store, mesh=settings.name, node=settings.node, handler=answer, labels=settings.labels,
+        drop=fabric.abandon, rng=rng, counters=fabric.counters,
+    ) as node:  # fmt: skip
+        joined = Joined(fabric, node, settings, rng)
+        fabric.elsewhere = joined
+
+        async def run() -> None:
+            nonlocal failure
+            try:
+                await joined.run()
+            except Exception as exc:
+                failure = failure or exc
+                nursery.cancel_scope.cancel(f"a part of the mesh failed: {exc!r}")
+
+        async with trio.open_nursery() as nursery:
+            try:
+                nursery.start_soon(run)
+                yield node
+            # Cancelled must travel through the nursery: it may be the nursery's own.
+            except Exception as exc:
+                failure = failure or exc
+            nursery.cancel_scope.cancel("the fabric leaves the mesh")
+        if failure is not None:
+            raise failure
+
+
+def in_mesh(
+    settings: MeshConfig, *, rng: random.Random | None = None
+) -> Callable[[Fabric], AbstractAsyncContextManager[Node]]:
+    """For `open_fabric(mesh=…)`: makes the fabric a node of the mesh that `settings` describe.
+
+    Raises, when the fabric opens: `ConnectFailed` if none of the servers takes us, `DuplicateName` if another node
+    has our name, `ConfigError` if a file of the settings cannot be used, `CallError` if the store cannot be had.
+    """
+
+    @asynccontextmanager
+    async def opened(fabric: Fabric) -> AsyncGenerator[Node]:
+        credentials, verify = _credentials(settings), _trusted(settings)
+        async with open_nats(
+            settings.servers, name=f"cord {settings.name}/{settings.node}", credentials=credentials, verify=verify,
+            inbox=f"_INBOX_{settings.node}", counters=fabric.counters,
+        ) as nats:  # fmt: skip
+            bucket = await open_bucket(nats, f"cord_{settings.name}", BucketOptions(replicas=settings.replicas))
+            async with join_mesh(fabric, settings, nats, bucket, rng or random.Random()) as node:
+                yield node
+
+    return opened
+
+
+def _credentials(settings: MeshConfig) -> Credentials | None:
+    if settings.token:
+        return Credentials(token=settings.token)
+    if not settings.credentials:
+        return None
+    try:
+        return load_credentials(Path(settings.credentials))
+    except (OSError, ValueError) as exc:
+        raise _unusable("credentials", settings.credentials, exc) from exc
+
+
+def _trusted(settings: MeshConfig) -> bool | ssl.SSLContext:
+    if not settings.ca:
+        return True
+    try:
+        context = ssl.create_default_context()
+        context.load_verify_locations(settings.ca)
+    except (OSError, ssl.SSLError) as exc:
+        raise _unusable("ca", settings.ca, exc) from exc
+    return context
+
+
+def _unusable(member: str, path: str, exc: Exception) -> ConfigError:
+    why = (exc.strerror if isinstance(exc, OSError) else None) or str(exc).removeprefix(f"{path}: ")
+    return ConfigError([Problem("", f"mesh.{member}", f"{path} cannot be used: {why}", "name another file")])

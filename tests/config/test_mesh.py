@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+
+from cord_trio.config import Config, MeshConfig, parse_config
+from cord_trio.config.mesh import NAME, default_node
+from cord_trio.errors import ConfigError
+
+
+def toml(text: str) -> Config:
+    return parse_config(text, format="toml", file="cord.toml", environ={"HOME": "/home/me", "TOKEN": "hunter2"})
+
+
+def test_a_mesh_is_read_with_all_that_it_says() -> None:
+    config = toml(
+        '[mesh]\nservers = ["nats://a:4222", "b"]\nname = "m"\nnode = "n"\nshare = ["w*"]\ngroups = { web = "pool" }\n'
+        'labels = { region = "north" }\ncredentials = "~/n.nk"\nca = "~/ca.pem"\nreplicas = 3\nremote = 5\n'
+    )
+    assert config.mesh == MeshConfig(
+        servers=("nats://a:4222", "b"), name="m", node="n", share=("w*",), groups={"web": "pool"},
+        labels={"region": "north"}, credentials="/home/me/n.nk", ca="/home/me/ca.pem", replicas=3, remote=5,
+    )  # fmt: skip
+    assert (config.mesh.shares("web"), config.mesh.shares("notes")) == (True, False)
+
+
+def test_a_mesh_alone_is_enough_and_its_token_is_shown_nowhere() -> None:
+    config = toml('[mesh]\nservers = ["nats://a"]\ntoken = "${TOKEN}"\n')
+    assert config.problems == ()
+    assert config.mesh is not None
+    assert config.mesh.token == "hunter2"
+    assert "hunter2" not in repr(config)
+    assert config.mesh.node == default_node()
+    assert NAME.fullmatch(default_node())
+
+
+def test_without_the_table_there_is_no_mesh() -> None:
+    assert toml("[gateway]\n").mesh is None
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "words"),
+    [
+        ("", "mesh.servers", "names no server"),
+        ('servers = ["http://a"]', "mesh.servers[0]", "is not the URL of a NATS server"),
+        ('servers = ["nats://a:b"]', "mesh.servers[0]", "is not a URL"),
+        ('servers = ["nats://me:pw@a"]', "mesh.servers[0]", "holds credentials"),
+        ('servers = ["a"]\nnode = "A b"', "mesh.node", "is no name"),
+        ('servers = ["a"]\nname = "a.b"', "mesh.name", "is no name"),
+        ('servers = ["a"]\ngroups = { web = "" }', "mesh.groups.web", "is no name"),
+        ('servers = ["a"]\ncredentials = "x"\ntoken = "y"', "mesh.token", "is given beside credentials"),
+        ('servers = ["a"]\nreplicas = 0', "mesh.replicas", ""),
+        ('servers = ["a"]\ntoken = "${NOT_SET}"', "mesh.token", ""),
+        ('servers = ["a"]\nnodes = "x"', "mesh.nodes", "is not known"),
+        ("servers = 7", "mesh.servers", "is a number"),
+    ],
+)
+def test_what_is_wrong_is_told_where_it_is(text: str, path: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        toml(f"[mesh]\n{text}\n")
+    told = [problem for problem in caught.value.problems if problem.path == path]
+    assert any(words in problem.what for problem in told), caught.value.problems
+    assert "pw" not in str(caught.value)

@@ -1,0 +1,278 @@
+"""Fabrics that are nodes of one mesh, over a broker in this process."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from random import Random
+from typing import TYPE_CHECKING
+
+import attrs
+import msgspec
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from cord_trio.call import Call
+from cord_trio.config import Config, MeshConfig
+from cord_trio.errors import CallError, ToolNotFound
+from cord_trio.fabric import Fabric, open_fabric
+from cord_trio.mesh.joining import join_mesh
+from cord_trio.mesh.local import LocalBroker, Way, open_broker
+from cord_trio.mesh.presence import LEASE
+from cord_trio.nats.kv import open_bucket
+from cord_trio.testing import ToolServer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+
+    from trio.testing import MockClock
+
+    from cord_trio.agents import Answer
+    from cord_trio.agents.answering import Question
+    from cord_trio.config import Source
+    from cord_trio.mesh.node import Node
+    from cord_trio.protocol.jsonrpc import Json
+
+
+@attrs.frozen
+class Member:
+    fabric: Fabric
+    node: Node
+    way: Way
+
+
+@asynccontextmanager
+async def member(
+    broker: LocalBroker, name: str, *sources: Source, groups: Mapping[str, str] | None = None, share: str = "*"
+) -> AsyncGenerator[Member]:
+    settings = MeshConfig(servers=["nats://local"], node=name, groups=groups or {}, share=[share])
+    way = broker.way()
+    nodes: list[Node] = []
+
+    @asynccontextmanager
+    async def mesh(fabric: Fabric) -> AsyncGenerator[None]:
+        async with way.open() as nats:
+            bucket = await open_bucket(nats, "cord_cord")
+            async with join_mesh(fabric, settings, nats, bucket, Random(name)) as node:
+                nodes.append(node)
+                yield
+
+    async with open_fabric(Config(sources=sources, mesh=settings), mesh=mesh, rng=Random(name)) as fabric:
+        await fabric.wait_started()
+        yield Member(fabric, nodes[0], way)
+
+
+async def listed(fabric: Fabric, name: str, *, there: bool = True) -> None:
+    """Return once a tool is exported, or is not any more."""
+    with trio.fail_after(60):
+        while (name in fabric.registry.snapshot.tools) is not there:
+            await fabric.registry.changed(fabric.registry.snapshot.version)
+
+
+def server(name: str, **options: Json) -> ToolServer:
+    return ToolServer(name=name, **options)
+
+
+async def test_each_node_calls_the_tools_of_the_other(autojump_clock: MockClock) -> None:
+    web, notes = server("web"), server("notes", era="legacy")
+    async with (
+        open_broker(Random(1)) as broker,
+        member(broker, "a", web.in_process()) as a,
+        member(broker, "b", notes.in_process()) as b,
+    ):
+        await listed(a.fabric, "notes__echo")
+        await listed(b.fabric, "web__echo")
+        assert (await a.fabric.call("notes__echo", {"text": "x"})).text == "x"
+        assert (await b.fabric.call("web__add", {"a": 1, "b": 2})).text == "3"
+        assert a.fabric.registry.snapshot.tools["notes__echo"].tool.description == "Gives its text back"
+        assert not a.fabric.registry.snapshot.problems
+
+
+async def test_progress_and_failures_cross(autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker, member(broker, "a", server("web").in_process()):
+        async with member(broker, "b") as b:
+            await listed(b.fabric, "web__progress")
+            seen: list[str] = []
+            await b.fabric.call(
+                "web__progress", {"steps": 3, "seconds": 1}, events=lambda method, params: seen.append(method)
+            )
+            assert seen == ["notifications/progress"] * 3
+            assert (await b.fabric.call("web__fail", {"text": "no"})).is_error
+            with pytest.raises(CallError) as caught:
+                await b.fabric.call("web__error", {"code": -32000})
+            assert caught.value.executed == "yes"
+
+
+async def test_a_cancelled_call_is_cancelled_at_the_server(autojump_clock: MockClock) -> None:
+    web = server("web")
+    async with open_broker(Random(1)) as broker, member(broker, "a", web.in_process()), member(broker, "b") as b:
+        await listed(b.fabric, "web__sleep")
+        with trio.move_on_after(1):
+            await b.fabric.call("web__sleep", {"seconds": 50})
+        await trio.sleep(0.1)
+        assert (web.received["call sleep"], web.cancelled) == (1, 1)
+
+
+async def test_a_question_in_the_middle_of_a_call_reaches_its_caller_on_the_other_node(
+    autojump_clock: MockClock,
+) -> None:
+    async def answer(questions: Mapping[str, Question]) -> Mapping[str, Json]:
+        await trio.lowlevel.checkpoint()
+        return {key: {"action": "accept", "content": {"n": 7}} for key in questions}
+
+    for era in ("legacy", "modern"):
+        web = server("web", era=era)
+        async with open_broker(Random(1)) as broker, member(broker, "a", web.in_process()), member(broker, "b") as b:
+            await listed(b.fabric, "web__ask")
+            given = {
+                "method": "elicitation/create",
+                "params": {"message": "n?", "requestedSchema": {"type": "object", "properties": {}}},
+            }
+            result = await _asked(b.fabric, given, answer)
+            assert msgspec.json.decode(result)["answer"]["content"] == {"n": 7}
+
+
+async def _asked(fabric: Fabric, given: Json, answer: Answer) -> str:
+    return (await fabric.call("web__ask", given, answer=answer)).text
+
+
+async def test_who_leaves_takes_its_tools_along(autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker, member(broker, "b") as b:
+        async with member(broker, "a", server("web").in_process()):
+            await listed(b.fabric, "web__echo")
+        await listed(b.fabric, "web__echo", there=False)
+        with pytest.raises(ToolNotFound):
+            await b.fabric.call("web__echo")
+        await trio.sleep(15)
+        assert not b.fabric.retiring
+
+
+async def test_the_tools_of_a_node_that_is_cut_off_are_gone_after_its_lease_and_come_back(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_broker(Random(1)) as broker, member(broker, "a", server("web").in_process()) as a:
+        async with member(broker, "b") as b, member(broker, "c"):
+            await listed(b.fabric, "web__echo")
+            await trio.sleep(10)
+            a.way.cut()
+            began = trio.current_time()
+            await listed(b.fabric, "web__echo", there=False)
+            assert trio.current_time() - began < LEASE + 1
+            assert (await a.fabric.call("web__echo", {"text": "an island works"})).text == "an island works"
+            a.way.mend()
+            await listed(b.fabric, "web__echo")
+            assert (await b.fabric.call("web__echo", {"text": "x"})).text == "x"
+
+
+async def test_a_name_that_two_export_stays_with_the_first_and_is_told(autojump_clock: MockClock) -> None:
+    own, theirs = server("web"), server("web", tools=1)
+    async with open_broker(Random(1)) as broker, member(broker, "a", own.in_process()) as a:
+        async with member(broker, "b", theirs.in_process()):
+            await listed(a.fabric, "web__tool_1")
+            assert a.fabric.registry.snapshot.tools["web__echo"].source == "web"
+            assert a.fabric.registry.snapshot.tools["web__tool_1"].source == "web@b"
+            told = [str(problem) for problem in a.fabric.registry.snapshot.problems]
+            assert any("'web__echo'" in text and "web@b" in text for text in told)
+            # One that joins later takes no name from one that was here before.
+            async with member(broker, "aa", server("web", tools=1).in_process()):
+                await trio.sleep(3)
+                assert a.fabric.registry.snapshot.tools["web__tool_1"].source == "web@b"
+
+
+async def test_servers_of_one_group_that_list_the_same_share_calls_and_one_that_leaves_hurts_nobody(
+    autojump_clock: MockClock,
+) -> None:
+    first, second = server("web"), server("web")
+    groups = {"web": "pool"}
+    async with open_broker(Random(1)) as broker, member(broker, "c") as c:
+        async with member(broker, "a", first.in_process(), groups=groups):
+            async with member(broker, "b", second.in_process(), groups=groups):
+                await listed(c.fabric, "web__echo")
+                await trio.sleep(3)
+                assert len([name for name in c.fabric.links if name.startswith("pool@")]) == 1
+                for _ in range(40):
+                    await c.fabric.call("web__echo", {"text": "x"})
+                assert min(first.received["call echo"], second.received["call echo"]) > 5
+            for _ in range(10):
+                await c.fabric.call("web__echo", {"text": "x"})
+        assert first.received["call echo"] + second.received["call echo"] == 50
+
+
+async def test_what_is_not_shared_cannot_be_called_by_others(autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker:
+        sources = (server("web").in_process(), server("secret").in_process())
+        async with member(broker, "a", *sources, share="w*"), member(broker, "b") as b:
+            await listed(b.fabric, "web__echo")
+            assert "secret__echo" not in b.fabric.registry.snapshot.tools
+            for name in ("secret__echo", "nothing"):
+                with pytest.raises(ToolNotFound):
+                    await b.node.calling.call(Call("tools/call", name), ["a"])
+
+
+async def test_what_a_node_has_from_another_it_does_not_offer(autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker, member(broker, "a", server("web").in_process()) as a:
+        async with member(broker, "b", server("notes").in_process()) as b, member(broker, "c") as c:
+            await listed(b.fabric, "web__echo")
+            await listed(c.fabric, "web__echo")
+            await trio.sleep(5)
+            assert list(c.node.roster.nodes["b"].servers) == ["notes"]
+            assert list(a.node.roster.nodes["a"].servers) == ["web"]
+            with pytest.raises(ToolNotFound):
+                await c.node.calling.call(Call("tools/call", "web__echo"), ["b"])
+
+
+async def test_a_list_that_changes_is_followed_and_told(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_broker(Random(1)) as broker, member(broker, "a", server("web").in_process()) as a:
+        async with member(broker, "b") as b:
+            await listed(b.fabric, "web__echo")
+            before = set(b.fabric.registry.snapshot.tools)
+            await a.fabric.call("web__change_tools")
+            with trio.fail_after(20):
+                while set(b.fabric.registry.snapshot.tools) == before:
+                    await b.fabric.registry.changed(b.fabric.registry.snapshot.version)
+            await wait_all_tasks_blocked()
+            assert set(b.fabric.registry.snapshot.tools) == set(a.fabric.registry.snapshot.tools)
+            assert b.fabric.counters["mesh.catalogue_changed"] == 1
+            assert "node=a server=web" in caplog.text
+
+
+async def test_another_configuration_leaves_the_sources_of_other_nodes_alone(autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker, member(broker, "a", server("web").in_process()):
+        async with member(broker, "b") as b:
+            await listed(b.fabric, "web__echo")
+            changes = b.fabric.reconfigure(Config(sources=[server("notes").in_process()]))
+            assert changes.added == ("notes",)
+            assert (await b.fabric.call("web__echo", {"text": "x"})).text == "x"
+            assert (await b.fabric.call("notes__echo", {"text": "y"})).text == "y"
+
+
+async def test_more_than_is_let_in_is_left_out_and_told(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_broker(Random(1)) as broker:
+        async with member(broker, "a", server("web").in_process(), server("notes").in_process()):
+            settings = MeshConfig(servers=["x"], node="b", remote=1)
+            async with broker.way().open() as nats, open_fabric() as fabric:
+                bucket = await open_bucket(nats, "cord_cord")
+                async with join_mesh(fabric, settings, nats, bucket, Random(1)):
+                    await trio.sleep(5)
+                    assert len(fabric.links) == 1
+                    assert fabric.counters["mesh.remote_full"] > 0
+                    assert caplog.text.count("more is offered than mesh.remote lets in") == 1
+
+
+async def test_a_drain_finishes_the_calls_of_others_and_they_know(autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker, member(broker, "b") as b:
+        results: list[str] = []
+
+        async def ask() -> None:
+            results.append((await b.fabric.call("web__sleep", {"seconds": 3})).text)
+
+        async with trio.open_nursery() as nursery:
+            async with member(broker, "a", server("web").in_process()):
+                await listed(b.fabric, "web__sleep")
+                nursery.start_soon(ask)
+                await trio.sleep(1)
+            assert len(results) == 1

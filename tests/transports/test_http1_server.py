@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from cord_trio.counters import Counters
-from cord_trio.transports import http1_server, http1_visitor, http1_wire
+from cord_trio.transports import http1_leaving, http1_server, http1_visitor, http1_wire
 from cord_trio.transports.http1_server import HttpLimits, Request, Response, serve_http
 
 if TYPE_CHECKING:
@@ -142,6 +142,93 @@ async def test_a_handler_that_outlives_its_client_goes_on_and_is_waited_for() ->
         with trio.fail_after(3):
             await door.over.wait()
     assert ended == [True]
+
+
+async def test_a_handler_that_is_stopped_answers_by_itself_and_its_connection_goes_on() -> None:
+    async def handler(request: Request, response: Response) -> None:
+        if request.path == "/late":
+            response.scope.cancel("too late to stop anything")
+            response.send(200, (), b"late")
+            return
+        if request.path == "/stop":
+            response.scope.cancel("enough")
+            try:
+                await trio.sleep_forever()
+            finally:
+                response.send(200, (), b"stopped")
+        if request.path == "/silent":
+            response.scope.cancel("enough")
+            await trio.sleep_forever()
+        await trio.lowlevel.checkpoint()
+        response.send(200, (), b"whole")
+
+    paths = [b"/a", b"/stop", b"/late", b"/b", b"/silent", b"/c"]
+    async with open_door(handler) as door:
+        answer = await door.say(b"".join(GET.replace(b"/a?b=c", path) for path in paths) + LAST)
+    assert statuses(answer) == [200, 200, 200, 200, 500, 200, 200]
+    assert [word for word in (b"whole", b"stopped", b"late") if word in answer] == [b"whole", b"stopped", b"late"]
+
+
+@pytest.mark.parametrize("epoll", [True, False])
+@pytest.mark.parametrize("ending", ["close", "half-close", "stay"])
+async def test_a_client_that_leaves_is_noticed_with_and_without_epoll(
+    ending: str, epoll: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if epoll and not http1_leaving.EPOLL:
+        pytest.skip("there is none here")
+    monkeypatch.setattr(http1_leaving, "EPOLL", epoll)
+    monkeypatch.setattr(http1_leaving, "LOOK", 0.005)
+    started, ended = trio.Event(), trio.Event()
+
+    async def handler(request: Request, response: Response) -> None:
+        started.set()
+        try:
+            await trio.sleep(0.05)
+        except trio.Cancelled:
+            ended.set()
+            raise
+        response.send(200)
+
+    async with open_door(handler) as door:
+        stream = await door.dial()
+        await stream.send_all(GET)
+        await started.wait()
+        if ending == "stay":
+            assert statuses(await stream.receive_some()) == [200]
+        elif ending == "close":
+            await stream.aclose()
+        else:
+            await stream.send_eof()
+        if ending != "stay":
+            with trio.fail_after(3):
+                await ended.wait()
+        await stream.aclose()
+
+
+@pytest.mark.parametrize("outlives", [True, False])
+async def test_a_client_that_is_gone_before_its_request_was_read_is_noticed(outlives: bool) -> None:
+    ends: list[str] = []
+    over = trio.Event()
+
+    async def handler(request: Request, response: Response) -> None:
+        response.outlive(outlives)
+        try:
+            await trio.sleep(0.02)
+            ends.append("whole")
+        except trio.Cancelled:
+            ends.append("cancelled")
+            raise
+        finally:
+            response.outlive(False)
+            over.set()
+
+    async with open_door(handler) as door:
+        client = socket.create_connection(("127.0.0.1", door.port))
+        client.sendall(GET)
+        client.close()
+        with trio.fail_after(3):
+            await over.wait()
+    assert ends == ["whole" if outlives else "cancelled"]
 
 
 async def test_httpx_understands_every_kind_of_answer() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from cord_trio.call import LOCAL
-from cord_trio.gateway.http_exchange import Exchanges, say
+from cord_trio.gateway.http_exchange import Exchanges, Manner, say
 from cord_trio.gateway.outlet import JSON_FIELDS
 from cord_trio.gateway.routing import SESSION_HEADER, VERSION_HEADER
 from cord_trio.gateway.sse_endpoint import SseEndpoint
@@ -17,7 +17,7 @@ from cord_trio.protocol.jsonrpc import encode
 from cord_trio.transports.http1 import BODY_LIMIT, LOOPBACK_HOSTS, LOOPBACK_ORIGINS, check_origin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from cord_trio.gateway.outlet import Fields, Outlet
     from cord_trio.gateway.ports import Lines
@@ -87,8 +87,16 @@ class HttpEndpoint:
             # Both spellings, since clients lose things on a redirect.
             self._views[path] = self._views[f"{path}/"] = Exchanges(view, calls, self._outlets)
 
-    async def handle(self, request: Request, response: Response) -> None:
+    def handle(self, request: Request, response: Response) -> Awaitable[None]:
         """Answer one request. Cancelled when its client leaves."""
+        headers = request.headers
+        manner = headers.memo
+        # Whatever its head decides was decided with the last one; but for who sends it, since a right to that may end.
+        if type(manner) is Manner and (principal := self._principal(headers)) is not None:
+            return manner.exchanges.answer(request, response, manner, principal)
+        return self._handle(request, response)
+
+    async def _handle(self, request: Request, response: Response) -> None:
         headers = request.headers
         origin = headers.get("origin")
         door = (headers.get("host"), origin)

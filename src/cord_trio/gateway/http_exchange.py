@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 import trio
 
 from cord_trio.cell import Cell
@@ -11,8 +12,9 @@ from cord_trio.errors import CallError, Overloaded
 from cord_trio.gateway.asking import Channel
 from cord_trio.gateway.listen import follow
 from cord_trio.gateway.outlet import EVENTS, JSON, JSON_FIELDS, Outlet, accepted
+from cord_trio.gateway.plain import read_plain
 from cord_trio.gateway.relay import failure
-from cord_trio.gateway.routing import SESSION_HEADER, says_modern
+from cord_trio.gateway.routing import SESSION_HEADER, bad_version, says_modern
 from cord_trio.gateway.running import MAX_RUNNING
 from cord_trio.gateway.service import Service, error_code
 from cord_trio.gateway.steps import (
@@ -45,6 +47,27 @@ if TYPE_CHECKING:
     from cord_trio.transports.http1_server import Request, Response
 
 
+class Manner(msgspec.Struct, frozen=True):
+    """What the head of a request says of how it is answered. Good for all requests with such a head.
+
+    Attributes:
+        exchanges: who answers.
+        common: header fields of every answer.
+        json: whether the client takes JSON.
+        events: whether it takes an event stream.
+        session: the id that it names.
+        legacy: whether its version header is in order for a legacy client.
+
+    """
+
+    exchanges: Exchanges
+    common: Fields
+    json: bool
+    events: bool
+    session: str | None
+    legacy: bool
+
+
 class Exchanges:
     """Answers requests to one service.
 
@@ -73,21 +96,34 @@ class Exchanges:
         if not (json or events):
             say(response, 406, f"Accept must allow {JSON} or {EVENTS}", *common)
             return
-        session, caller = self._caller(request, principal, events=events)
-        outlet = Outlet(response, self.service.counters, common, json=json, events=events)
-        step = self.service.front.read(request.body, caller)
+        legacy = not says_modern(headers) and bad_version(headers) is None
+        manner = Manner(self, common, json, events, headers.get(SESSION_HEADER), legacy)
+        headers.memo = manner  # for the next request with the same head
+        await self.answer(request, response, manner, principal)
+
+    async def answer(self, request: Request, response: Response, manner: Manner, principal: str) -> None:
+        """The same, with what its head says seen to."""
+        session, caller = self._caller(request, principal, manner.session, events=manner.events)
+        outlet = Outlet(response, self.service.counters, manner.common, json=manner.json, events=manner.events)
+        step: Step | None = read_plain(request.body, caller) if manner.legacy and session is not None else None
+        if step is None:
+            step = self.service.front.read(request.body, caller)
         if self.service.draining and isinstance(step, Open | Run | List | Listen):
             outlet.answer(self.service.turned_away(step.id))
             return
         self._outlets[outlet] = None
         try:
-            await self._act(step, session, outlet, response, principal)
+            if type(step) is Run and session is not None and not step.era.modern:
+                await self._run_legacy(step, session, outlet, response)
+            else:
+                await self._act(step, session, outlet, principal)
         finally:
             self._outlets.pop(outlet, None)
 
-    def _caller(self, request: Request, principal: str, *, events: bool = False) -> tuple[Session | None, Caller]:
+    def _caller(
+        self, request: Request, principal: str, id: str | None, *, events: bool = False
+    ) -> tuple[Session | None, Caller]:
         headers = request.headers
-        id = headers.get(SESSION_HEADER)
         if id is None:
             return None, Caller(headers, principal=principal)
         session = self.service.sessions.find(id, trio.current_time(), principal=principal)
@@ -95,19 +131,14 @@ class Exchanges:
             return None, Caller(headers, named=True, principal=principal)
         return session, Caller(headers, session.client, True, principal, askable=events, level=session.level)
 
-    async def _act(
-        self, step: Step, session: Session | None, outlet: Outlet, response: Response, principal: str
-    ) -> None:
+    async def _act(self, step: Step, session: Session | None, outlet: Outlet, principal: str) -> None:
         service = self.service
         match step:
             case Reply():
                 outlet.answer(step)
-            case Run():
-                if step.era.modern:
-                    events = service.events(step, outlet.tell) if outlet.events else None
-                    outlet.answer(await service.run(step, events))
-                elif session is not None:
-                    await self._run_legacy(step, session, outlet, response)
+            case Run():  # of a modern client
+                events = service.events(step, outlet.tell) if outlet.events else None
+                outlet.answer(await service.run(step, events))
             case List():
                 reply = await service.list(step)
                 if session is not None:
@@ -157,11 +188,10 @@ class Exchanges:
     async def _run_legacy(self, step: Run, session: Session, outlet: Outlet, response: Response) -> None:
         """Run a call that goes on even if its client leaves: a lost connection cancels nothing (MCP 2025-11-25).
 
-        It runs in the connection's own worker, which outlives the connection if it must. In a task of its own, which
-        the worker then waited for, it took a sixth of all the gateway's instructions more.
+        It runs in the connection's own task, which outlives the connection if it must, and in its scope.
         """
         service = self.service
-        scope = self._scope(step, session)
+        scope = self._begin(step, session, response.scope)
         if isinstance(scope, Reply):
             outlet.answer(scope)
             return
@@ -172,32 +202,38 @@ class Exchanges:
         reply: Reply | None = None
         response.outlive(True)
         try:
-            with scope:
-                reply = await service.run(step, events, channel)
+            reply = await service.run(step, events, channel)
         finally:
             response.outlive(False)
             session.running.end(step.id)
+            if reply is None and scope.cancel_called:
+                reply = _cancelled(step)
+            if reply is not None:
+                self._give(reply, session, outlet, response)
+
+    def _give(self, reply: Reply, session: Session, outlet: Outlet, response: Response) -> None:
+        """Answer a legacy call; if its client left, the answer is kept for when he comes back."""
         session.used = trio.current_time()
         if response.gone and not outlet.resumable:
-            service.counters.add("gateway.answers_dropped")
+            self.service.counters.add("gateway.answers_dropped")
         else:
-            outlet.answer(_cancelled(step) if reply is None else reply)  # if he left, kept for when he comes back
+            outlet.answer(reply)
         if outlet.trail is not None and session.trails is not None:
             session.trails.end(outlet.trail, session.used)
 
-    def _scope(self, step: Run, session: Session) -> trio.CancelScope | Reply:
-        """The scope to run a call of the session in, or the answer that refuses it."""
+    def _begin(self, step: Run, session: Session, scope: trio.CancelScope | None = None) -> trio.CancelScope | Reply:
+        """The scope that a call of the session runs in, or the answer that refuses it."""
         if session.running.full:
             self.service.counters.add("gateway.running_refused")
             return failure(Overloaded("gateway.running", MAX_RUNNING), step, self.service.front.identity)
-        scope = session.running.begin(step.id)
-        if scope is None:
+        found = session.running.begin(step.id, scope)
+        if found is None:
             return Reply(encode_error(step.id, INVALID_REQUEST, "this id is in flight already"), BAD_REQUEST)
-        return scope
+        return found
 
     def _start(self, step: Run, session: Session) -> Cell[Reply] | Reply:
         """Start a call beside others. Returns what will hold its answer, or the answer that refuses it."""
-        scope = self._scope(step, session)
+        scope = self._begin(step, session)
         if isinstance(scope, Reply):
             return scope
         done: Cell[Reply] = Cell()
@@ -255,7 +291,7 @@ class Exchanges:
         if says_modern(request.headers):
             say(response, 405, "this revision has POST alone", ("Allow", "POST"), *common)
             return
-        session, caller = self._caller(request, principal)
+        session, caller = self._caller(request, principal, request.headers.get(SESSION_HEADER))
         _, events = accepted(request.headers.get("accept"))
         outlet = Outlet(response, self.service.counters, common, events=events)
         refusal = self.service.front.attend(caller)
@@ -320,7 +356,7 @@ class Exchanges:
         if says_modern(request.headers):
             say(response, 405, "this revision has POST alone", ("Allow", "POST"), *common)
             return
-        session, caller = self._caller(request, principal)
+        session, caller = self._caller(request, principal, request.headers.get(SESSION_HEADER))
         refusal = self.service.front.attend(caller)
         if session is None or refusal is not None:
             Outlet(response, self.service.counters, common).answer(refusal or Reply(None, BAD_REQUEST))

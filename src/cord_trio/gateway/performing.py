@@ -95,7 +95,8 @@ class Performer:
             channel: the way to ask a legacy client; None if there is none.
 
         """
-        run = in_time(run)
+        if run.meta:
+            run = in_time(run)
         try:
             if run.method in TASK_CALLS:
                 return await self._ask_of_task(run)

@@ -35,12 +35,14 @@ class Running:
         """Whether it is at its bound."""
         return len(self._scopes) >= MAX_RUNNING
 
-    def begin(self, id: Id) -> trio.CancelScope | None:
-        """The scope to run request `id` in; None if that id is in flight."""
+    def begin(self, id: Id, scope: trio.CancelScope | None = None) -> trio.CancelScope | None:
+        """The scope to run request `id` in, `scope` if that is given; None if that id is in flight."""
         key = (isinstance(id, str), id)
         if key in self._scopes:
             return None
-        scope = self._scopes[key] = trio.CancelScope()
+        if scope is None:
+            scope = trio.CancelScope()
+        self._scopes[key] = scope
         return scope
 
     def end(self, id: Id) -> None:

@@ -30,7 +30,7 @@ from cord_trio.protocol.jsonrpc import (
 from cord_trio.protocol.mcp import META_SERVER_INFO, META_SUBSCRIPTION_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Sequence
 
     from msgspec import Raw
 
@@ -78,14 +78,18 @@ class Service:
         """Where progress and log notifications of `run` go; None if its client did not ask for any."""
         return Events(run.token, run.level, emit, self.counters) if run.token or run.level else None
 
-    async def run(self, run: Run, events: Events | None, channel: Channel | None = None) -> Reply:
+    def run(self, run: Run, events: Events | None, channel: Channel | None = None) -> Awaitable[Reply]:
         """The answer to a relayed request. Raises nothing but cancellation."""
         self.counters.add("gateway.calls")
+        if events is None:
+            return self._performer.perform(run, None, channel)
+        return self._run_telling(run, events, channel)
+
+    async def _run_telling(self, run: Run, events: Events, channel: Channel | None) -> Reply:
         try:
             return await self._performer.perform(run, events, channel)
         finally:
-            if events is not None:
-                events.over = True
+            events.over = True
 
     def _origin(self, run: Run) -> str:
         """The source of what `run` is about, if there are several."""

@@ -14,7 +14,7 @@ from cord_trio.errors import BadReply, Malformed
 from cord_trio.gateway.downgrade import content_for, messages_for
 from cord_trio.gateway.params import is_object
 from cord_trio.protocol.jsonrpc import NOTHING, encode, members, object_of
-from cord_trio.protocol.mcp import HOP_LOCAL_META, META_SERVER_INFO
+from cord_trio.protocol.mcp import COMPLETE_HEAD, HOP_LOCAL_META, META_SERVER_INFO
 from cord_trio.protocol.tools import cache_hints
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ _ESSENTIAL: Final[Mapping[str, str]] = {
 """The member without which a result is none."""
 
 _SERVER_INFO: Final = META_SERVER_INFO.encode()
+COMPLETE: Final = Raw(b'"complete"')
 
 
 class _Shape(msgspec.Struct, gc=False, rename={"meta": "_meta"}):
@@ -98,7 +99,12 @@ def shape_result(era: Era, result: Raw, us: bytes) -> bytes:
         raise BadReply(f"not a tool's result: {exc}") from exc
     structured, content = shape.structuredContent, shape.content
     text = bytes(result)
-    plain = not (shape.resultType or shape.meta or shape.ttlMs or shape.cacheScope) and bool(content)
+    plain = not (shape.meta or shape.ttlMs or shape.cacheScope) and bool(content)
+    if plain and shape.resultType:  # of a modern server, which mostly says it first
+        if text.startswith(COMPLETE_HEAD) and shape.resultType == COMPLETE:
+            text = b"{" + text[len(COMPLETE_HEAD) :]
+        else:
+            plain = False
     if era.modern:
         if plain:
             return b'{"resultType":"complete","_meta":{"%b":%b},%b' % (_SERVER_INFO, us, text[1:])

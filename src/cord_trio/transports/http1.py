@@ -63,28 +63,40 @@ class Headers:
     """The header fields of one message, in the order and spelling in which they came.
 
     Names are looked up in any case. Two fields of one name stay two.
+
+    Attributes:
+        memo: what whoever is told of the message has made of it. Found again with the next message of the same
+            connection, if that has the same first line and the same fields but for its length.
+
     """
 
-    __slots__ = ("_found", "_index", "raw")
+    __slots__ = ("_found", "_index", "_raw", "_size", "memo")
 
     def __init__(self, raw: Sequence[tuple[bytes, bytes]]) -> None:
-        self.raw = raw
+        self._raw = raw
+        self._size: int | None = None
+        self.memo: object = None
         self._index: dict[bytes, bytes] | None = None
-        self._found: dict[
-            str, str | None
-        ] = {}  # by the names that were asked for, since heads are kept and asked again
+        # By the names that were asked for, since heads are kept and asked again.
+        self._found: dict[str, str | None] = {}
 
     def resized(self, size: int) -> None:
         """Take another `Content-Length`; there is exactly one."""
-        length = b"%d" % size
-        self.raw = [(name, length if name.lower() == b"content-length" else value) for name, value in self.raw]
-        if self._index is not None:
-            self._index[b"content-length"] = length
+        self._size = size  # written into the fields once somebody looks, which hardly anybody does
+
+    @property
+    def raw(self) -> Sequence[tuple[bytes, bytes]]:
+        """Names and values as they came."""
+        if self._size is not None:
+            length, self._size = b"%d" % self._size, None
+            self._raw = [(name, length if name.lower() == b"content-length" else value) for name, value in self._raw]
+            self._index = None
+        return self._raw
 
     @property
     def index(self) -> Mapping[bytes, bytes]:
         """The value of the first field of each name, by its name in lower case, with blanks around it."""
-        index = self._index
+        index = self._index if self._size is None else None
         if index is None:
             index = self._index = {name.lower(): value for name, value in reversed(self.raw)}
         return index

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterable
 
+    import trio
+
     from cord_trio.transports.http1 import Headers
     from cord_trio.transports.http1_visitor import Connection
 
@@ -111,6 +113,14 @@ class Response:
         self.ended = True
         if self._chunked and not self._bare:
             self._connection.write(b"0\r\n\r\n")
+
+    @property
+    def scope(self) -> trio.CancelScope:
+        """What the handler runs in, other requests of its connection too.
+
+        Who cancels it stops the handler, which then has to answer by itself, before `trio.Cancelled` leaves it.
+        """
+        return self._connection.scope
 
     def outlive(self, goes_on: bool) -> None:
         """Whether the handler goes on if the client leaves, instead of being cancelled."""

@@ -1,6 +1,6 @@
 """HTTP/1.1 for clients: accepts connections, bounds them, sweeps out the slow, and drains.
 
-Each connection has a reader and a worker (`http1_visitor`), so a request spawns nothing.
+Each connection has a task (`http1_visitor`), so a request spawns nothing.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from email.utils import formatdate
 from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
 from typing import TYPE_CHECKING, TypeAlias
@@ -18,6 +19,7 @@ import trio
 from cord_trio.counters import Counters
 from cord_trio.transports.http1 import BODY_LIMIT, HEAD_LIMIT, HEADER_COUNT
 from cord_trio.transports.http1_answer import Address, Request, Response
+from cord_trio.transports.http1_leaving import Leaving
 from cord_trio.transports.http1_visitor import Connection
 from cord_trio.transports.http1_wire import take_socket
 
@@ -80,6 +82,7 @@ class Server:
         self.limits = limits
         self.counters = counters
         self.connections: set[Connection] = set()
+        self.clients = Leaving()
         self.turned_away = 0
         self.received = 0
         self.open = 0
@@ -206,22 +209,24 @@ async def serve_http(
 
     """
     server = Server(handler, limits or HttpLimits(), counters or Counters())
-    async with trio.open_nursery() as connections:
-        connections.start_soon(server.sweep)
-        async with trio.open_nursery() as accepting:
-            for listener in listeners:
-                accepting.start_soon(server.accept, listener, connections)
-            task_status.started(listeners)
-            draining = trio.Event() if draining is None else draining
-            await _first(draining, trio.Event() if leaving is None else leaving)
-            accepting.cancel_scope.cancel("draining")
-        server.leaving = True
-        async with trio.open_nursery() as waiting:
-            waiting.start_soon(server.drain, draining)
-            if server.open:
-                await server.empty.wait()
-            waiting.cancel_scope.cancel("drained")
-        connections.cancel_scope.cancel("drained")
+    with closing(server.clients):
+        async with trio.open_nursery() as connections:
+            connections.start_soon(server.sweep)
+            connections.start_soon(server.clients.run)
+            async with trio.open_nursery() as accepting:
+                for listener in listeners:
+                    accepting.start_soon(server.accept, listener, connections)
+                task_status.started(listeners)
+                draining = trio.Event() if draining is None else draining
+                await _first(draining, trio.Event() if leaving is None else leaving)
+                accepting.cancel_scope.cancel("draining")
+            server.leaving = True
+            async with trio.open_nursery() as waiting:
+                waiting.start_soon(server.drain, draining)
+                if server.open:
+                    await server.empty.wait()
+                waiting.cancel_scope.cancel("drained")
+            connections.cancel_scope.cancel("drained")
 
 
 async def _first(*events: trio.Event) -> None:

@@ -1,8 +1,9 @@
 """One client of the HTTP server: its requests in, its answers out.
 
-The reader looks at every byte before httptools sees it, and watches for the client's leaving while the
-worker runs the handler. A client that ends its side of the connection has left, even if it could still
-read (as uvicorn and hypercorn see it): nothing else tells a cancelled call from a patient one.
+One task reads a request, runs its handler and reads the next, so that nothing is handed from task to task; it looks at
+every byte before httptools sees it. Meanwhile `http1_leaving` watches for the client's leaving. A client that ends its
+side of the connection has left, even if it could still read (as uvicorn and hypercorn see it): nothing else tells a
+cancelled call from a patient one.
 """
 
 from __future__ import annotations
@@ -10,14 +11,12 @@ from __future__ import annotations
 import logging
 import math
 import re
-import select
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import httptools
 import trio
 
-from cord_trio.cell import Cell
 from cord_trio.transports.http1 import Chunks, Headers, KnownHead, Unacceptable, check_head, encode_headers, know
 from cord_trio.transports.http1_answer import Address, Request, Response
 from cord_trio.transports.http1_wire import SocketWire
@@ -32,12 +31,6 @@ logger = logging.getLogger("cord_trio.transports")
 
 LINGER = 2.0
 """Seconds for which a client may go on talking after its last answer, so that it gets to read it."""
-
-PIPELINE_LIMIT = 64 * 1024
-"""Bytes of further requests that are taken while one is being answered."""
-
-HOLD_INTERVAL = 0.1
-"""Seconds between looks for a client's leaving while its further requests are not read."""
 
 BODY_RATE = 1024
 """Bytes a second that a body must come with, beyond its patience."""
@@ -54,11 +47,15 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Connection:
-    """One client. `_stage` says what the next bytes are; the worker runs one request at a time.
+    """One client. `_stage` says what the next bytes are; one request is answered at a time.
 
-    Stages: head (the next request's), body, chunks, busy (a handler runs; bytes wait), handed over (the
-    handler speaks another protocol), closing (what comes is thrown away until the client closes or the time
-    is up).
+    Stages: head (the next request's), body, chunks, busy (a handler runs; bytes wait, most of them unread), handed
+    over (the handler speaks another protocol), closing (what comes is thrown away until the client closes or the
+    time is up).
+
+    Attributes:
+        scope: what runs now. A handler may have it cancelled, which stops the handler, and must answer by itself.
+
     """
 
     def __init__(self, server: Server, sock: socket.socket, client: Address, nursery: trio.Nursery) -> None:
@@ -73,7 +70,10 @@ class Connection:
         self._stage = "head"
         self._served = False
         self._buffer = bytearray()
-        self._cell: Cell[tuple[Request, Response]] = Cell()
+        self._asked: tuple[Request, Response] | None = None
+        self._answering: Response | None = None
+        self._ended = False
+        self.scope = trio.CancelScope()
         self._fields: list[tuple[bytes, bytes]] = []
         self._line = ("", "", "")
         self._left = 0
@@ -83,29 +83,50 @@ class Connection:
         self._headers = Headers(())
         self._known: KnownHead | None = None
 
-    # The reader
+    # Its task
 
     @trio.lowlevel.enable_ki_protection
     async def run(self, full: bool) -> None:
         """Serve until the connection is over."""
+        self.server.clients.add(self.wire.sock, self._client_left)
         if full:
             self._refuse(Unacceptable(503, "too many connections"))
-        else:
-            self._nursery.start_soon(self._work)
-        read = self.wire.read
         while not self.closed:
-            data = await read()
-            if not data and self._stage == "handed over":
-                await trio.sleep_forever()  # until the handler has returned
-            if not data:
-                self.leave("client left")
-                return
-            try:
-                self._feed(data)
-            except Unacceptable as refusal:
-                self._refuse(refusal)
-            if self._stage == "busy" and len(self._buffer) >= PIPELINE_LIMIT and not self.closed:
-                await self._hold()
+            # One for many requests: a scope of its own is a tenth of a small call's instructions.
+            with trio.CancelScope() as self.scope:
+                await self._serve()
+            if self._answering is not None:  # its handler was stopped
+                self._end_answer(self._answering)
+                self._next()
+
+    async def _serve(self) -> None:
+        """Answer one request after another, until the connection is over or `scope` was cancelled."""
+        read = self.wire.read
+        while not (self.closed or self.scope.cancel_called):
+            if self._asked is None:
+                data = await read()
+                if not data:
+                    self.leave("client left")
+                    return
+                try:
+                    self._feed(data)
+                except Unacceptable as refusal:
+                    self._refuse(refusal)
+                continue
+            request, response = self._asked
+            self._asked = None
+            if self._ended:  # before we came to its request, which is begun all the same: it may outlive its client
+                trio.lowlevel.current_trio_token().run_sync_soon(self.leave, "client left")
+            await self._answer(request, response)
+            if self.wire.congested:
+                await self.wire.wait_uncongested()
+            self._next()
+
+    def _client_left(self) -> None:
+        """Whoever is answered is there no more. Otherwise its last bytes are still to be read, and then its end."""
+        self._ended = True
+        if self._stage == "busy":
+            self.leave("client left")
 
     def _feed(self, data: bytes) -> None:
         match self._stage:
@@ -119,21 +140,8 @@ class Connection:
                 self._take_body(data)
             case "chunks":
                 self._take_chunks(data)
-            case "busy":
-                self._buffer += data
             case _:
                 pass
-
-    async def _hold(self) -> None:
-        """Leave further requests unread until there is room, and still notice the client's leaving."""
-        gone = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
-        poll = select.poll()
-        poll.register(self.wire.sock, gone)
-        while not self.closed and self._stage == "busy" and len(self._buffer) >= PIPELINE_LIMIT:
-            if poll.poll(0):
-                self.leave("client left")
-                return
-            await trio.sleep(HOLD_INTERVAL)
 
     def _take_head(self, data: bytes) -> None:
         limits = self.server.limits
@@ -286,7 +294,7 @@ class Connection:
         self._got = 0
 
     def _dispatch(self, headers: Headers, body: bytes) -> None:
-        """Hand the request to the worker."""
+        """Have the request answered."""
         self._release()
         method, target, minor = self._line
         self._stage = "busy"
@@ -295,21 +303,10 @@ class Connection:
         self.server.counters.add("http_server.requests")
         request = Request(method, target, headers, body, self.client)
         response = Response(self, bare=method == "HEAD", chunked=minor == "1")
-        self._cell.settle((request, response))
-
-    # The worker
-
-    async def _work(self) -> None:
-        """Run one handler after another."""
-        while not self.closed:
-            request, response = await self._cell.wait(_nothing)
-            self._cell = Cell()
-            await self._answer(request, response)
-            if self.wire.congested:
-                await self.wire.wait_uncongested()
-            self._next()
+        self._asked = (request, response)
 
     async def _answer(self, request: Request, response: Response) -> None:
+        self._answering = response
         try:
             await self.server.handler(request, response)
         except Exception as exc:
@@ -321,12 +318,19 @@ class Connection:
             self._failed(request, response, others)
             if cancelled is not None:
                 raise cancelled from None
+        self._end_answer(response)
+
+    def _end_answer(self, response: Response) -> None:
+        """See to it that a request whose handler is over has a whole answer."""
+        self._answering = None
         if not response.started:
             response.send(500, (("Content-Type", "text/plain"),), b"no answer was given\n")
         elif not response.ended:
             response.end()
 
     def _failed(self, request: Request, response: Response, exc: Exception) -> None:
+        if not self.scope.cancel_called and trio.current_effective_deadline() == -math.inf:
+            self.leave("the server is cancelled")
         if self.closed:
             logger.debug("a handler failed after its connection ended path=%s", request.path, exc_info=exc)
             return
@@ -360,6 +364,7 @@ class Connection:
 
     def hand_over(self) -> tuple[socket.socket, bytes]:
         """The socket, and what came behind the request. See `Response.hand_over`."""
+        self.server.clients.discard(self.wire.fd)
         sock = self.wire.detach()
         self._stage = "handed over"
         rest = bytes(self._buffer)
@@ -450,10 +455,7 @@ class Connection:
         if not self.closed:
             self.closed = True
             self._release()
+            self.server.clients.discard(self.wire.fd)
             self.wire.close()
             if not self.outlives:
                 self._nursery.cancel_scope.cancel(reason)
-
-
-def _nothing() -> None:
-    """Nobody else knows of the wait."""

@@ -30,6 +30,7 @@ from cord_trio.registry import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from cord_trio.agents import Branch, Context, Notice
     from cord_trio.agents.crew import Promise
@@ -229,6 +230,10 @@ class World:
         self.record = Record()
         self.numbers: dict[Branch, int] = {}
         self.agents: Agents | None = None
+
+    def open(self) -> AbstractAsyncContextManager[Agents]:
+        """Where the agents live."""
+        return open_agents(no_tools, Snapshot, rng=Random(0), max_hops=self.program.max_hops)
 
     def add(self, agents: Agents) -> None:
         world = self
@@ -457,7 +462,7 @@ class World:
 
         # 10: a set of asks that waits for itself would wait here for ever.
         with trio.fail_after(10_000):
-            async with open_agents(no_tools, Snapshot, rng=Random(0), max_hops=self.program.max_hops) as self.agents:
+            async with self.open() as self.agents:
                 self.add(self.agents)
                 async with trio.open_nursery() as watchers:
                     for name in NAMES:

@@ -114,6 +114,22 @@ def quiet(fabric: Fabric) -> bool:
 # The way it goes
 
 
+async def test_the_tree_shows_whom_a_call_waits_for_and_how_long(autojump_clock: MockClock) -> None:
+    async with open_fabric([server().source()]) as fabric:
+        asked = await fabric.handle(first())
+        assert isinstance(asked, InputRequired)
+        await trio.sleep(10)
+        (node,) = [node for node in fabric.tree().children if node.kind == "question"]
+        assert (node.name, node.state) == ("x__ask", "asks")
+        assert node.facts == {
+            "source": "x", "principal": "ada", "asks": "elicitation/create", "answer_in": fabric._parks.time - 10,
+        }  # fmt: skip
+        assert asked.park not in repr(fabric.tree())
+        assert fabric.tree(most=0).facts["left_out"] == 1
+        await fabric.handle(retry(asked, {"q1": ACCEPT}))
+        assert not [node for node in fabric.tree().children if node.kind == "question"]
+
+
 async def test_row_8_a_question_ends_the_request_and_the_retry_brings_its_answer(autojump_clock: MockClock) -> None:
     far = server()
     async with open_fabric([far.source()]) as fabric:

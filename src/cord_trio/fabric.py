@@ -33,7 +33,7 @@ from cord_trio.errors import Draining, DrainTimeout, Overloaded
 from cord_trio.link import Surroundings
 from cord_trio.observe import Node
 from cord_trio.observe.hogs import open_watch
-from cord_trio.observe.metrics import watches
+from cord_trio.observe.metrics import watch_runs, watches
 from cord_trio.protocol import jsonrpc
 from cord_trio.protocol.mcp import ToolResult
 from cord_trio.registry import AGENTS, Registry
@@ -159,7 +159,7 @@ class Fabric(Verbs, Sources):
         Answers to what was accepted before are no new work, also while we drain. Within a trace we are a hop of our
         own: whoever is asked has us for its parent.
         """
-        if call.trace:
+        if call.trace and self.agents.watch is None:  # else each call is one, which others see
             call = replace(call, trace=within(call.trace, next(self.agents.spans)))
         self._enter(call.park)
         try:
@@ -212,8 +212,8 @@ class Fabric(Verbs, Sources):
         """What lives in the fabric, at this moment; how much of it was left out is the fact `left_out`.
 
         Args:
-            most: agents, asks and conversations each that are shown, `math.inf` for all; of agents those first that
-                are not idle.
+            most: agents, asks, questions and conversations each that are shown, `math.inf` for all; of agents those
+                first that are not idle.
 
         """
         agents = self.agents
@@ -223,15 +223,18 @@ class Fabric(Verbs, Sources):
         children = self.source_nodes()
         children += [agent.node() for agent in shown]
         children += asks
+        children += self._parks.nodes(most)
         children += [
             Node("conversation", job.id, job.state, {"agent": job.agent})
             for job in (jobs if len(jobs) <= most else jobs[: int(most)])
         ]
+        left_out: float = len(agents) - len(shown) + asks_left_out
+        left_out += max(0, len(jobs) - most) + max(0, len(self._parks) - most)
         facts = {
             "tools": len(self.registry.snapshot.tools),
             "calls": self._running,
             "version": self.registry.snapshot.version,
-            "left_out": len(agents) - len(shown) + asks_left_out + max(0, len(jobs) - most) or None,
+            "left_out": left_out or None,
         }
         if self._watch is not None:
             children += self._watch.nodes()
@@ -376,7 +379,7 @@ async def open_fabric(
                 # Agents with tasks of their own live in one nursery, work that outlives its asker in another.
                 async with open_agents(
                     fabric.route, lambda: registry.snapshot, counters=counters, timer=timer, rng=around.rng,
-                    journal=journal, max_hops=config.bounds.hops, traced=traced,
+                    journal=journal, max_hops=config.bounds.hops, traced=traced, watch=watch_runs(),
                 ) as agents:  # fmt: skip
                     fabric.agents = agents
                     try:

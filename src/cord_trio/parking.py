@@ -21,6 +21,7 @@ from msgspec import Raw
 from cord_trio.call import InputRequired
 from cord_trio.cell import Cell
 from cord_trio.errors import BadReply, CallFailed, DeadlineExceeded, Malformed, Overloaded
+from cord_trio.observe import Node
 from cord_trio.protocol.jsonrpc import INTERNAL_ERROR, INVALID_PARAMS, members, object_of
 from cord_trio.protocol.questions import CANCELLED, ELICIT, answer_fault, inner, progress_token
 
@@ -115,6 +116,11 @@ class Parks:
         self.counters.add("parks.parked")
         return token
 
+    def nodes(self, most: float = math.inf) -> list[Node]:
+        """The calls that wait, the longest first, for the live tree; without the tokens, which are their callers'."""
+        now = trio.current_time()
+        return [running.node(now) for number, running in enumerate(self._calls.values()) if number < most]
+
     def find(self, call: Call) -> Parked:
         """The call that waits for `call`.
 
@@ -185,12 +191,22 @@ class Parked(ABC):
         self._waiter: Cell[Outcome] | None = None
         self._attached = call
         self._token = ""
+        self._expires = math.inf
         self._questions: dict[Question, None] = {}
         self._asked = 0
         self._result: outcome.Outcome[Any] | None = None
         self._progress: Raw | None = None
         self._gathering = Cell[None]()
         self._leaving = Cell[None]()
+
+    def node(self, now: float) -> Node:
+        """What it waits for, and how long that may take from `now` on."""
+        asks = sorted({each.method for each in self._questions if not each.settled.is_set()})
+        facts = {"source": self.source, "principal": self.call.principal, "asks": ", ".join(asks)}
+        state = "over" if self.over else "asks"
+        return Node("question", self.call.name or self.call.method, state, {
+            **facts, "answer_in": round(self._expires - now, 3),
+        })  # fmt: skip
 
     @property
     def parked(self) -> bool:
@@ -391,7 +407,8 @@ class Parked(ABC):
                 each.key = f"q{self._asked}"
         asked = object_of({each.key: inner(each.method, each.params) for each in open})
         self._leaving = Cell()
-        self._parks.timer.add(self._leaving, trio.current_time() + self._parks.time, self.expire)
+        self._expires = trio.current_time() + self._parks.time
+        self._parks.timer.add(self._leaving, self._expires, self.expire)
         self._until(math.inf)  # none runs while nobody waits
         result = Raw(b'{"resultType":"input_required","inputRequests":%b}' % asked)
         waiter.settle(InputRequired(result, self._token))

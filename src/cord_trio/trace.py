@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from itertools import count
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
 from msgspec import Raw
@@ -29,6 +29,12 @@ LONGEST_BAGGAGE: Final = 8192
 
 SAMPLED: Final = "01"
 """The flags of a trace that we begin: someone wants to see it."""
+
+Over: TypeAlias = "Callable[[object], None]"
+"""Is told how a run ended, once: its answer, or the exception that ended it. Must not block and must not raise."""
+
+RunWatch: TypeAlias = "Callable[[str, TraceContext | None], tuple[TraceContext, Over]]"
+"""Is told of the agent whose run begins, and of the span that caused it, if one did; returns the run's own span."""
 
 _PARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 

@@ -11,6 +11,7 @@ import cord_trio as cord
 from cord_trio.fabric import open_fabric
 from cord_trio.observe.spans import find_tracer
 from cord_trio.testing import ToolServer
+from tests.observe.provider import Provider
 
 Json: TypeAlias = Any
 
@@ -18,58 +19,6 @@ otel = pytest.importorskip("opentelemetry.trace")
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
-
-
-class Span(otel.Span):  # type: ignore[name-defined,misc]  # imported only if it is there
-    """Notes what it is told."""
-
-    def __init__(self, name: str, parent: Json, attributes: dict[str, str], number: int) -> None:
-        self.name = name
-        self.parent = parent
-        self.attributes = dict(attributes)
-        self.ended = 0
-        self.status: Json = None
-        self.context = otel.SpanContext(0xA0 + number, 0xB0 + number, False, otel.TraceFlags(1))
-
-    def get_span_context(self) -> Json:
-        return self.context
-
-    def set_attribute(self, key: str, value: Json) -> None:
-        self.attributes[key] = value
-
-    def set_status(self, status: Json, description: str | None = None) -> None:
-        self.status = status.status_code
-
-    def end(self, end_time: int | None = None) -> None:
-        self.ended += 1
-
-    def set_attributes(self, attributes: Json) -> None: ...
-
-    def add_event(self, name: str, attributes: Json = None, timestamp: int | None = None) -> None: ...
-
-    def update_name(self, name: str) -> None: ...
-
-    def is_recording(self) -> bool:
-        return True
-
-    def record_exception(
-        self, exception: Json, attributes: Json = None, timestamp: Json = None, escaped: Json = 0
-    ) -> None: ...
-
-
-class Provider(otel.TracerProvider):  # type: ignore[name-defined,misc]  # as above
-    """Keeps every span."""
-
-    def __init__(self) -> None:
-        self.spans: list[Span] = []
-
-    def get_tracer(self, *args: Json, **more: Json) -> Json:
-        return self
-
-    def start_span(self, name: str, *, context: Json, kind: Json, attributes: Json) -> Span:
-        span = Span(name, otel.get_current_span(context).get_span_context(), attributes, len(self.spans))
-        self.spans.append(span)
-        return span
 
 
 @pytest.fixture
@@ -120,6 +69,38 @@ async def test_the_server_is_told_the_span_of_the_call(provider: Provider, autoj
     async with open_fabric([ToolServer().in_process(name="x")], layers=[look]) as fabric:
         await fabric.call("x__echo", {"text": ""})
     assert seen == [f"00-{0xA0:032x}-{0xB0:016x}-01"]
+
+
+async def test_each_run_of_an_agent_is_a_span_of_what_caused_it(provider: Provider, autojump_clock: MockClock) -> None:
+    async def asks(ctx: cord.Context, payload: object) -> object:
+        await ctx.call("x__echo", {"text": ""})
+        with pytest.raises(ValueError, match="no such order"):
+            await ctx.ask("fails")
+        return ctx.handoff("box")
+
+    async def fails(ctx: cord.Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
+        raise ValueError("no such order")
+
+    async def takes(ctx: cord.Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
+        return str(ctx.trace)
+
+    trace = cord.TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", state="congo=1")
+    async with open_fabric([ToolServer().in_process(name="x")]) as fabric:
+        fabric.agent("asks", asks)
+        fabric.agent("fails", fails)
+        fabric.agent("box", takes, mailbox=cord.Mailbox())
+        answer = await fabric.ask("asks", trace=trace)
+        assert await fabric.ask("box") != answer
+    asking, call, failing, taking, alone = provider.spans
+    assert (asking.name, failing.name, taking.name) == ("invoke_agent asks", "invoke_agent fails", "invoke_agent box")
+    assert asking.attributes == {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "asks"}
+    assert f"{asking.parent.span_id:016x}" == trace.span
+    assert call.parent.span_id == failing.parent.span_id == taking.parent.span_id == asking.context.span_id
+    assert (failing.attributes["error.type"], failing.status) == ("ValueError", otel.StatusCode.ERROR)
+    assert (asking.status, taking.status) == (None, None)
+    assert answer == f"00-{trace.id}-{taking.context.span_id:016x}-01"
+    assert not alone.parent.is_valid
+    assert [span.ended for span in provider.spans] == [1] * 5
 
 
 async def test_calls_are_counted_in_the_users_registry(autojump_clock: MockClock) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -21,6 +21,7 @@ from cord_trio.agents.context import Context, begin_run
 from cord_trio.agents.failing import cancelled_alone
 from cord_trio.agents.monitor import Notice
 from cord_trio.agents.turn import Branch, note_way
+from cord_trio.agents.watching import watched
 from cord_trio.call import LOCAL
 from cord_trio.errors import (
     AgentError,
@@ -88,7 +89,7 @@ async def converse(
     if parent is None:
         branch = Branch(None, (agent.name,), 0, principal, account or agents.account)
         siblings = agents.roots
-        if trace is None and agents.traced:
+        if trace is None and agents.traced and agents.watch is None:  # who watches begins it
             trace = agents.new_trace()
     else:
         branch = Branch(
@@ -262,8 +263,9 @@ async def _run(
     turn = agent.turn
     if not turn.take(branch):
         await turn.wait(branch, agents.counters)
+    function: Any = agent.function if agents.watch is None else watched(agents.watch, agent.function)  # type: ignore[arg-type]  # it is no class
     try:
-        return await agent.function(begin(), payload)  # type: ignore[call-arg, misc]  # it is no class
+        return await function(begin(), payload)
     except Exception as exc:
         _failed(agents, branch, agent, exc)
         raise

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from cord_trio.call import Handler
     from cord_trio.errors import DrainTimeout
     from cord_trio.registry import Snapshot
-    from cord_trio.trace import TraceContext
+    from cord_trio.trace import RunWatch, TraceContext
 
 ENDED: Final = "the fabric's block has ended"
 """Why those are cancelled that would outlive it."""
@@ -70,6 +70,7 @@ class Agents(Mapping[str, Agent]):
         monitors: who looks at whom.
         account: of everything; every budget is part of it.
         traced: whether an ask that nobody gave a trace begins one.
+        watch: is told of each run of a handler; None for nobody, and then it costs nothing.
         spans: ids for the spans of whoever runs.
         draining: set once nothing new is begun, and nothing restarted.
         nursery: where agents with a task live; None if there can be none.
@@ -91,6 +92,7 @@ class Agents(Mapping[str, Agent]):
         rng: Random | None = None,
         max_hops: int = MAX_HOPS,
         traced: bool = False,
+        watch: RunWatch | None = None,
     ) -> None:
         self.by_name: dict[str, Agent] = {}
         self.handler = handler
@@ -102,6 +104,7 @@ class Agents(Mapping[str, Agent]):
         self.timer = Timer() if timer is None else timer  # an empty one is false
         self.rng = rng or random.Random()
         self.traced = traced
+        self.watch = watch
         self.spans = span_ids(self.rng.getrandbits)
         self.monitors = Monitors(self.counters)
         self.account = Account(UNLIMITED, "")
@@ -162,6 +165,8 @@ class Agents(Mapping[str, Agent]):
             agent.plain = False
             agent.resident = Resident(self, agent, mailbox, group)
             group.add(agent.resident)
+        if self.watch is not None:
+            agent.plain = False
         self.by_name[name] = agent
         return agent
 
@@ -383,6 +388,7 @@ class Agents(Mapping[str, Agent]):
 async def open_agents(
     handler: Handler, snapshot: Callable[[], Snapshot], *, counters: Counters | None = None, timer: Timer | None = None,
     rng: Random | None = None, journal: Journal | None = None, max_hops: int = MAX_HOPS, traced: bool = False,
+    watch: RunWatch | None = None,
 ) -> AsyncGenerator[Agents, None]:  # fmt: skip
     """Agents that can have tasks, and conversations that can be started, for as long as the block runs.
 
@@ -398,9 +404,12 @@ async def open_agents(
         journal: keeps conversations; None for memory.
         max_hops: handoffs that one ask may take.
         traced: whether an ask that nobody gave a trace begins one.
+        watch: is told of each run of a handler.
 
     """
-    agents = Agents(handler, snapshot, counters=counters, timer=timer, rng=rng, max_hops=max_hops, traced=traced)
+    agents = Agents(
+        handler, snapshot, counters=counters, timer=timer, rng=rng, max_hops=max_hops, traced=traced, watch=watch
+    )
     keeper: Journal = MemoryJournal() if journal is None else journal
     block_error: Exception | None = None
     try:

@@ -18,6 +18,7 @@ from cord_trio.agents.monitor import Notice
 from cord_trio.agents.post import Post
 from cord_trio.agents.supervisor import End
 from cord_trio.agents.turn import note_way
+from cord_trio.agents.watching import watched
 from cord_trio.cell import Cell
 from cord_trio.errors import AgentDown, AgentGone, DeadlineExceeded
 
@@ -238,7 +239,8 @@ class Resident:
     async def _serve(self, life: Life, handler: AgentFunction, ready: Callable[[], None]) -> None:
         if life.over.is_set():
             return  # stopped while it was made
-        life.handler = handler
+        watch = self._agents.watch
+        life.handler = handler if watch is None else watched(watch, handler)
         self._scope.deadline = math.inf
         self.life = life
         if self.lives > 1:

@@ -44,7 +44,7 @@ class Branch:
         principal: on whose behalf.
         account: what it may use; None in tests of turns alone.
         job: the started conversation that it is part of, if it is of one.
-        trace: the trace that it is part of, None for none.
+        trace: the trace that it is part of, None for none; where runs are watched, in the span of the last run.
         holds: the turn it runs under; None while it waits, and between two agents.
         waits: the turn it waits for.
         children: the asks of the running handler that are not over.

@@ -136,6 +136,14 @@ def sections(running: Running) -> list[Section]:
             ((False, _ask(node, depth)) for node, depth in _below(children, 0)),  # whoever asks stands above
         ),
         _section(
+            ("question", "state", "source", "whom", "what", "answer in"),
+            (
+                (node.state == "over", [node.name, node.state, *_facts(node, "source principal asks answer_in")])
+                for node in children
+                if node.kind == "question"
+            ),
+        ),
+        _section(
             ("conversation", "state", "agent"),
             (
                 (node.state != "running", [node.name, node.state, *_facts(node, "agent")])

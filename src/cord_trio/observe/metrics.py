@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import trio
 
 from cord_trio.call import Error
-from cord_trio.observe.spans import find_tracer, spans
+from cord_trio.observe.spans import find_tracer, runs, spans
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry as CollectorRegistry
 
     from cord_trio.call import Call, Outcome
+    from cord_trio.trace import RunWatch
 
     Watch: TypeAlias = Callable[[Call], tuple[Call, Callable[[Outcome | BaseException], None]]]
 
@@ -60,3 +61,9 @@ def watches(registry: CollectorRegistry | None) -> tuple[Callable[[str], Watch],
     if registry is not None:
         found.append(Metrics(registry).watch)
     return tuple(found)
+
+
+def watch_runs() -> RunWatch | None:
+    """What is told of each run of an agent; None unless somebody takes spans."""
+    tracer = find_tracer()
+    return None if tracer is None else runs(tracer)

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from cord_trio.call import Complete, Error
 from cord_trio.errors import CallError
+from cord_trio.trace import TraceContext
 from cord_trio.version import __version__
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
     from cord_trio.call import Call, Outcome
+    from cord_trio.trace import Over, RunWatch
 
 SCOPE: Final = "cord_trio"
 """What the spans say that they come from."""
@@ -74,6 +76,34 @@ def spans(tracer: Tracer, source: str) -> Callable[[Call], tuple[Call, Callable[
             span.end()
 
         return call, ended
+
+    return watch
+
+
+def runs(tracer: Tracer) -> RunWatch:
+    """What makes a span of each run of an agent's handler: a child of what caused it, the parent of what it does.
+
+    Its name and attributes are those of OpenTelemetry's conventions for agents. Nothing of the payload is in it.
+    """
+    from opentelemetry.trace import SpanKind, Status, StatusCode
+
+    def watch(agent: str, cause: TraceContext | None) -> tuple[TraceContext, Over]:
+        attributes = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": agent}
+        context = _parent("" if cause is None else str(cause))
+        span = tracer.start_span(
+            f"invoke_agent {agent}", context=context, kind=SpanKind.INTERNAL, attributes=attributes
+        )
+        own = span.get_span_context()
+        given = (cause.state, cause.baggage) if cause is not None else ("", "")
+        trace = TraceContext(f"{own.trace_id:032x}", f"{own.span_id:016x}", f"{int(own.trace_flags):02x}", *given)
+
+        def over(how: object) -> None:
+            if isinstance(how, BaseException):
+                span.set_attribute("error.type", type(how).__name__)
+                span.set_status(Status(StatusCode.ERROR))
+            span.end()
+
+        return trace, over
 
     return watch
 

@@ -344,6 +344,7 @@ class Client:
         notes: list[str] = []
         cursors: set[str] = set()
         cursor: str | None = None
+        ttl = math.inf
         for _ in range(self.max_pages):
             try:
                 raw = await self.request(
@@ -360,6 +361,7 @@ class Client:
             except Malformed as exc:
                 raise BadReply(f"{self.session.name}: {method}: {exc}") from exc
             notes += (*page.skipped, *page.notes)
+            ttl = min(ttl, page.ttl_ms / 1000)
             for item in page.items:
                 if found.setdefault(item.key, item) is not item:
                     notes.append(f"{word} {item.key!r} is listed twice; the first counts")
@@ -388,7 +390,7 @@ class Client:
                     self.tasked.pop(tool.name, None)
                 self.tasked |= only_as_tasks(self.greeting.capabilities, tools)
             self.reserve(self._reserved)
-        return Listed(listed, tuple(notes))
+        return Listed(listed, tuple(notes), 0.0 if ttl == math.inf else ttl)
 
     @property
     def made(self) -> int:

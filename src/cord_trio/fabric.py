@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from cord_trio.protocol.jsonrpc import Json
     from cord_trio.protocol.mcp import Tool
     from cord_trio.recorder import Recorder
+    from cord_trio.snapshot import Kind
     from cord_trio.stages import Stage
     from cord_trio.trace import TraceContext
 
@@ -183,6 +184,14 @@ class Fabric(Verbs, Sources):
         if call.trace:
             call = replace(call, trace=within(call.trace, next(self.agents.spans)))
         return await self.route(call)
+
+    def trust(self, kind: Kind) -> float:
+        """Seconds for which what is listed of `kind` may be trusted: as long as each source's list may.
+
+        Lists that may not be any more are fetched anew in the background.
+        """
+        keeping = [link.following for link in self.links.values() if link.state == "ready"]
+        return min((each.trust(kind) for each in keeping if each is not None), default=math.inf)
 
     # Life
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -36,6 +37,12 @@ STEADY: Final = 10.0
 
 DEBOUNCE: Final = 0.1
 """Seconds to wait after a `list_changed` for more of them, before listing anew."""
+
+LEAST_TRUST: Final = 5.0
+"""Seconds for which a list may be trusted at least, whatever its server says (MCP 2026-07-28, caching)."""
+
+UNSAID_TRUST: Final = 60.0
+"""Seconds for a list of a legacy server that tells of no changes, since it cannot say how long."""
 
 LISTEN_PATIENCE: Final = 1.0
 """Seconds for which the first list waits until the server has acknowledged that it will tell of changes."""
@@ -138,6 +145,8 @@ class Following:
         self._published = False
         self._late = set(subscriptions().uris)
         self._reserved: dict[str, tuple[Tool, bytes]] = {}
+        self._until: dict[Kind, float] = {}
+        self._renewed: dict[Kind, float] = {}
 
     @property
     def _subscriptions(self) -> Subscriptions:
@@ -174,7 +183,7 @@ class Following:
         fetched = {kind: trio.Event() for kind in others}
         for kind, event in fetched.items():
             nursery.start_soon(self._other, kind, event)
-        self._found["tools"] = await self._tools()
+        self._found["tools"] = await self._fetch("tools")
         with trio.move_on_after(OTHERS_PATIENCE):
             for event in fetched.values():
                 await event.wait()
@@ -188,6 +197,20 @@ class Following:
                 nursery.start_soon(self._refresh, kind)
         if not self._client.greeting.modern and self._client.subscribes:
             nursery.start_soon(self._subscribe)
+
+    def trust(self, kind: Kind) -> float:
+        """Seconds for which the list of `kind` may be trusted, infinite if changes are told.
+
+        One that may not be any more is fetched anew: for whoever lists next, and its changes are told.
+        """
+        now = trio.current_time()
+        left = self._until.get(kind, math.inf) - now
+        if left > 0:
+            return left
+        if now >= self._renewed.get(kind, -math.inf) + LEAST_TRUST:
+            self._renewed[kind] = now
+            self._dirty["resources" if kind == "templates" else kind].set()
+        return 0.0
 
     def told(self, method: str, params: Raw) -> None:
         """Take a notification that belongs to no call."""
@@ -236,13 +259,13 @@ class Following:
             names = {item.key for item in listed.items}
             more = {name: each for name, each in self._reserved.items() if name not in names}
             self._client.reserve({name: declares for name, (_, declares) in more.items()})
-            listed = Listed((*listed.items, *(tool for tool, _ in more.values())), listed.notes)
+            listed = Listed((*listed.items, *(tool for tool, _ in more.values())), listed.notes, listed.ttl)
         if not isinstance(self._source, Http):
             return listed
         # Such a tool must not be called over HTTP (MCP 2026-07-28, tools); the others may.
         tools = [tool for tool in listed.items if isinstance(tool, Tool)]
         notes = tuple(f"tool {tool.name!r}: {tool.header_fault}" for tool in tools if tool.header_fault)
-        return Listed(tuple(tool for tool in tools if not tool.header_fault), listed.notes + notes)
+        return Listed(tuple(tool for tool in tools if not tool.header_fault), listed.notes + notes, listed.ttl)
 
     async def _other(self, kind: Kind, event: trio.Event) -> None:
         """The first list of what is no tool: without it the source is of use all the same."""
@@ -258,8 +281,13 @@ class Following:
 
     async def _fetch(self, kind: Kind) -> Listed:
         if kind == "tools":
-            return await self._tools()
-        return await self._client.list_all(kind, deadline=trio.current_time() + self._source.first_list)
+            listed = await self._tools()
+        else:
+            listed = await self._client.list_all(kind, deadline=trio.current_time() + self._source.first_list)
+        if self._client.lists(kind) and not self._client.announces(kind):
+            known = max(LEAST_TRUST, listed.ttl) if self._client.greeting.modern else UNSAID_TRUST
+            self._until[kind] = trio.current_time() + known
+        return listed
 
     async def _refresh(self, kind: Kind) -> None:
         """List `kind` anew after changes: one list at a time, and one more for all changes meanwhile."""

@@ -70,6 +70,7 @@ class Link:
         pid: of its process, if it is a child of ours and running.
         subscriptions: who wants to hear of which of its resources.
         pool: the sessions of single principals beside the shared one.
+        following: keeps up with its lists; None before it was connected.
         cut: what its last calls were told when they were cut off; None if they were not.
         drains: whether it ends once it is lost.
         retired: whether another link, or none, keeps the source from here on: it takes no new calls, tells the
@@ -103,7 +104,7 @@ class Link:
         self.pool.shown = self._shown
         self._around = around
         self.waiting = Awaiting()
-        self._following: Following | None = None
+        self.following: Following | None = None
         self._tried = trio.Event()
         self._woken = trio.Event()
         self._attempted = trio.Event()
@@ -166,8 +167,8 @@ class Link:
     def follow(self, subscriptions: Subscriptions) -> None:
         """Have the server tell of these from here on, in place of those before. Of each is told once."""
         before, self.subscriptions = self.subscriptions, subscriptions
-        if self._following is not None:
-            self._following.take_over()
+        if self.following is not None:
+            self.following.take_over()
         before.stir()
         subscriptions.stir()
 
@@ -380,7 +381,7 @@ class Link:
 
         None: nobody used it for as long as it is configured to wait.
         """
-        following = self._following = Following(
+        following = self.following = Following(
             client, self.source, subscriptions=lambda: self.subscriptions, counters=self._around.counters,
             pause=self._pause, publish=partial(self._publish_lists, client),
         )  # fmt: skip
@@ -411,8 +412,8 @@ class Link:
 
     def _shown(self, declares: bytes, tools: Sequence[Tool]) -> None:
         client = self.sessions.get(SHARED)
-        if self._following is not None and client is not None and not client.greeting.modern:
-            self._following.shown(declares, tools)
+        if self.following is not None and client is not None and not client.greeting.modern:
+            self.following.shown(declares, tools)
 
     async def _watch(self, idle: float, serving: trio.CancelScope) -> None:
         await wait_idle(idle, self._uses)
@@ -440,8 +441,8 @@ class Link:
         """Take what belongs to no call. A server may tell of changes on the one session on which they were made."""
         if method == COMPLETED:
             self._around.pages.told(params)
-        elif self._following is not None:
-            self._following.told(method, params)
+        elif self.following is not None:
+            self.following.told(method, params)
 
     async def _publish_lists(self, client: Client, lists: Mapping[Kind, Listed]) -> None:
         tools = lists.get("tools")

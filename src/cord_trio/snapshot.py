@@ -116,10 +116,18 @@ AnyRoute: TypeAlias = Route | PromptRoute | ResourceRoute | TemplateRoute
 
 @attrs.frozen
 class Listed:
-    """One list of one server, in its order, and what was wrong with it."""
+    """One list of one server, in its order, and what was wrong with it.
+
+    Attributes:
+        items: without those that were left out.
+        notes: what was wrong.
+        ttl: seconds for which its server says that it may be trusted; 0 if it does not say.
+
+    """
 
     items: tuple[Item, ...] = ()
     notes: tuple[str, ...] = ()
+    ttl: float = attrs.field(default=0.0, eq=False)
 
 
 NOTHING_LISTED: Final = Listed()

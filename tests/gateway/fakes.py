@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -173,6 +174,9 @@ class FakeFabric:
     async def wait_pages(self, ids: Iterable[str], patience: float, /) -> bool:
         await trio.sleep(patience)
         return False
+
+    def trust(self, kind: str, /) -> float:
+        return math.inf
 
     async def wait_moot(self, park: str, /) -> None:
         await trio.sleep_forever()

@@ -644,6 +644,80 @@ async def test_row_32_hints_reach_those_who_know_them(client: str, server: str, 
             assert (result["ttlMs"] > 0) == behind.modern  # without a hint nothing may be kept
 
 
+@pairings
+async def test_rows_5_32_a_list_whose_changes_nobody_tells_is_fetched_anew_for_who_lists(
+    client: str, server: str, autojump_clock: MockClock
+) -> None:
+    behind = FullServer(modern=server == "modern", capabilities={"tools": {}, "resources": {}})
+    hints = {"ttlMs": 20_000, "cacheScope": "public"} if behind.modern else {}
+    age = 20 if behind.modern else 60
+    behind.answers["tools/list"] = lambda _request: {
+        "tools": [{"name": name, "inputSchema": {"type": "object"}} for name in behind.tools],
+        **hints,
+    }
+    async with open_gate(behind) as gate:
+        person = await gate.come(client)
+
+        async def listed() -> Json:
+            result = (await person.ask("tools/list"))["result"]
+            return [tool["name"] for tool in result["tools"]], result.get("ttlMs", 0) / 1000
+
+        await trio.sleep(5)
+        names, ttl = await listed()
+        assert names == ["x__echo"]
+        if person.modern:
+            assert age - 10 < ttl < age - 4  # what is left
+        behind.tools["new"] = behind.tools["echo"]
+        await trio.sleep(age)
+        assert len(behind.sent("tools/list")) == 1  # nobody wanted to know
+        assert await listed() == (["x__echo"], 0)  # it may be wrong, and is not waited for
+        assert await listed() == (["x__echo"], 0) or not person.modern
+        await trio.sleep(2)
+        names, ttl = await listed()
+        assert names == ["x__echo", "x__new"]
+        assert len(behind.sent("tools/list")) == 2
+        if person.modern:
+            assert age - 10 < ttl <= age
+        else:
+            assert person.told("notifications/tools/list_changed") == [None]
+        await person.ask("resources/list")
+        await trio.sleep(2 * age)
+        behind.templates.append({"uriTemplate": "new:///{path}", "name": "new"})
+        await person.ask("resources/templates/list")
+        await trio.sleep(2)
+        assert len((await person.ask("resources/templates/list"))["result"]["resourceTemplates"]) == 2
+
+
+async def test_a_list_is_fetched_anew_once_however_many_want_it_meanwhile(autojump_clock: MockClock) -> None:
+    behind = FullServer(modern=True, capabilities={"tools": {}})
+    asked: list[Request] = []
+    async with open_gate(behind) as gate:
+        person = await gate.come("modern")
+        behind.answers["tools/list"] = asked.append  # it answers later
+        await trio.sleep(100)
+        for _ in range(4):
+            await person.ask("tools/list")
+            await trio.sleep(0.5)
+        asked[0].answer({"tools": []})
+        await trio.sleep(1)
+        assert (await person.ask("tools/list"))["result"]["tools"] == []
+        assert len(asked) == 1
+
+
+@pairings
+async def test_row_5_a_list_whose_changes_are_told_is_never_fetched_for_who_lists(
+    client: str, server: str, autojump_clock: MockClock
+) -> None:
+    behind = far(server)
+    async with open_gate(behind) as gate:
+        person = await gate.come(client)
+        for _ in range(3):
+            await trio.sleep(1000)
+            result = (await person.ask("tools/list"))["result"]
+            assert result.get("ttlMs") == (60_000 if person.modern else None)
+        assert len(behind.sent("tools/list")) == 1
+
+
 @pytest.mark.parametrize("client", ["legacy", "modern"])
 async def test_rows_4_5_who_cannot_be_asked_is_told_so_of_a_tool_that_is_not_shown_to_such(
     client: str, autojump_clock: MockClock

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -38,9 +39,10 @@ CURSOR_LIFE: Final = 3600.0
 """Seconds after which a cursor no longer opens."""
 
 TTL_MS: Final = 60_000
-"""Milliseconds for which a client may trust a list; changes are told to whoever listens."""
+"""Milliseconds for which a client may trust a list at most; changes are told to whoever listens."""
 
-HINTS: Final = b'"ttlMs":%d,"cacheScope":"private"' % TTL_MS
+_HINTS: Final = b'"ttlMs":%d,"cacheScope":"private"'
+HINTS: Final = _HINTS % TTL_MS
 """What a modern result that may be cached says of that (MCP 2026-07-28, caching)."""
 
 _MEMBER: Final[Mapping[Kind, bytes]] = {
@@ -186,8 +188,17 @@ class Catalogue:
         position = _POSITION.pack(view.serial, after)
         return page, self._sealer.seal(f"cursor:{step.kind}", step.principal, position, now + CURSOR_LIFE)
 
-    def answer(self, step: List, snapshot: Snapshot, signature: bytes, now: float) -> Reply:
-        """The answer to a list request. `signature` is the `_meta` member of our own modern results."""
+    def answer(self, step: List, snapshot: Snapshot, signature: bytes, now: float, trust: float = math.inf) -> Reply:
+        """The answer to a list request.
+
+        Args:
+            step: the request.
+            snapshot: the newest.
+            signature: the `_meta` member of our own modern results.
+            now: Trio time.
+            trust: seconds for which what is listed may be trusted.
+
+        """
         try:
             page, cursor = self.list(snapshot, step, now)
         except Malformed as exc:
@@ -195,7 +206,8 @@ class Catalogue:
         more = b"" if cursor is None else b',"nextCursor":%b' % encode(cursor)
         member = _MEMBER[step.kind]
         if step.era.modern:
-            result = b'{"resultType":"complete","%b":%b%b,%b,%b}' % (member, page, more, HINTS, signature)
+            ttl = int(min(trust * 1000, TTL_MS))
+            result = b'{"resultType":"complete","%b":%b%b,%b,%b}' % (member, page, more, _HINTS % ttl, signature)
         else:
             result = b'{"%b":%b%b}' % (member, page, more)
         return Reply(encode_result(step.id, result))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -185,6 +185,9 @@ class Fabric(Protocol):
 
     def start_unlisted(self) -> bool:
         """Start the sources that are started when somebody lists; whether one has not been tried yet."""
+
+    def trust(self, kind: Literal["tools", "prompts", "resources", "templates"], /) -> float:
+        """Seconds for which what is listed of `kind` may be trusted; what may not be any more is fetched anew."""
 
     async def wait_started(self) -> None:
         """Return once every source was tried once."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         SourceView,
         TemplateRoute,
     )
+    from cord_trio.gateway.steps import Kind
 
 R = TypeVar("R", "Route", "PromptRoute", "ResourceRoute", "TemplateRoute")
 
@@ -99,6 +100,9 @@ class PartOfFabric:
 
     def start_unlisted(self) -> bool:
         return self._fabric.start_unlisted()
+
+    def trust(self, kind: Kind, /) -> float:
+        return self._fabric.trust(kind)
 
     async def wait_started(self) -> None:
         await self._fabric.wait_started()

@@ -174,7 +174,9 @@ class Service:
     def list_nowait(self, step: List) -> Reply:
         """The same, as it is now."""
         self.fabric.start_unlisted()
-        return self.catalogue.answer(step, self.fabric.registry.snapshot, self.front.signature, trio.current_time())
+        trust = self.fabric.trust(step.kind)
+        snapshot, now = self.fabric.registry.snapshot, trio.current_time()
+        return self.catalogue.answer(step, snapshot, self.front.signature, now, trust)
 
     @property
     def draining(self) -> bool:

@@ -197,14 +197,14 @@ async def test_a_call_survives_lost_connections_and_runs_once(autojump_clock: Mo
                 there.way.reset()
                 await trio.sleep(2)
                 broker.kill()
-                await trio.sleep(1.5)
+                await trio.sleep(1)
                 broker.start()
             assert work.begun == [b'"x"']
             assert here.calling._flights == {}
 
 
 async def test_a_result_that_was_lost_on_its_way_is_told_again(autojump_clock: MockClock) -> None:
-    names, work = Names(), Work(3)
+    names, work = Names(), Work(1.5)
     async with open_broker(Random(1)) as broker:
         async with node(broker, names, "a") as here, node(broker, names, "b", work) as there:
             async with trio.open_nursery() as nursery:
@@ -215,7 +215,7 @@ async def test_a_result_that_was_lost_on_its_way_is_told_again(autojump_clock: M
                 nursery.start_soon(ask)
                 await trio.sleep(1)
                 broker.kill()  # it ends while nobody can be told
-                await trio.sleep(4)
+                await trio.sleep(1)  # after more, its owner might take longer to be back than it is waited for
                 broker.start()
             assert work.begun == [b"1"]
             assert there.counters["mesh.unsaid"] >= 1

@@ -15,6 +15,7 @@ from cord_trio.errors import CallError, ToolNotFound
 from cord_trio.mesh.calling import Calling, open_calling
 from cord_trio.mesh.catalogues import Catalogues
 from cord_trio.mesh.owning import Owning
+from cord_trio.mesh.parts import Parts
 from cord_trio.mesh.presence import NodeRecord, Presence, join
 from cord_trio.mesh.roster import Roster
 from cord_trio.mesh.telling import Teller
@@ -98,6 +99,7 @@ async def open_node(
     mesh: str,
     node: str,
     handler: Handler | None = None,
+    bulk: Link | None = None,
     labels: Mapping[str, str] | None = None,
     admit: Admit | None = None,
     drop: Callable[[str, str], None] | None = None,
@@ -113,6 +115,7 @@ async def open_node(
         mesh: its name.
         node: the node's name, unlike that of any other.
         handler: runs what others call; None for nothing.
+        bulk: its way for large bodies, which then hold up nothing else; None to send them along with the rest.
         labels: what it is chosen by.
         admit: judges each call of others before it runs; None to let all run.
         drop: told that the caller of another node will not answer the question under this token.
@@ -131,7 +134,10 @@ async def open_node(
     counters = counters or Counters()
     record = NodeRecord(labels=dict(labels or {}))
     roster = Roster(store, counters=counters)
-    owning = Owning(link, handler or _nothing_here, roster, admit=admit, drop=drop, counters=counters)
+    parts = Parts(bulk or link, counters=counters)
+    owning = Owning(
+        link, handler or _nothing_here, roster, parts=parts, admit=admit, drop=drop, counters=counters
+    )  # fmt: skip
     catalogues = Catalogues(store, rng=rng, counters=counters)
     failure: Exception | None = None
 
@@ -167,12 +173,12 @@ async def open_node(
                     store, roster, mesh=mesh, node=node, rng=rng, denied=refused, counters=counters
                 )  # fmt: skip
                 with roster.hearing(teller.ended, anew=teller.anew):
-                    async with trio.open_nursery() as parts:
-                        await parts.start(service, teller.run)
-                        await parts.start(service, watchers.run)
+                    async with trio.open_nursery() as services:
+                        await services.start(service, teller.run)
+                        await services.start(service, watchers.run)
                         try:
                             async with open_calling(
-                                link, roster, mesh=mesh, node=node, rng=rng, counters=counters,
+                                link, roster, mesh=mesh, node=node, parts=parts, rng=rng, counters=counters,
                                 epoch=lambda: "" if presence.lease is None else presence.lease.epoch,
                             ) as calling:  # fmt: skip
                                 yield Node(
@@ -181,10 +187,11 @@ async def open_node(
                                 )  # fmt: skip
                         except Exception as exc:
                             failure = failure or exc
-                        parts.cancel_scope.cancel("the node leaves the mesh")
+                        services.cancel_scope.cancel("the node leaves the mesh")
         # Cancelled must travel through the nursery: it may be the nursery's own.
         except Exception as exc:
             failure = failure or exc
         nursery.cancel_scope.cancel("the node leaves the mesh")
+    parts.close()
     if failure is not None:
         raise failure

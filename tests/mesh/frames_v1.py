@@ -1,0 +1,410 @@
+"""The first version of the frames, as it was: never changed. What is said today must be understood by it, and back."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from cord_trio.mesh_errors import BadFrame
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+VERSION: Final = 1
+"""Of what is said here. A peer with another first number is not understood."""
+
+OPS: Final = frozenset({"call", "cancel", "ping", "credit", "done", "drop"})
+"""Call; end one; ask for one; ask for parts of a result; its parts are here; its question gets no answer."""
+
+KINDS: Final = frozenset({"acc", "prog", "hb", "part", "end", "ok", "err", "rej", "moved", "pong", "credit"})
+"""Accepted; progress; still at it; a part; a result in parts; a result; an error; refused; ask another; the answer to
+a ping; parts of the arguments are wanted."""
+
+REASONS: Final = frozenset({"busy", "draining", "fenced", "nosuch", "unsupported", "denied"})
+"""Why a call is refused before it ran."""
+
+STATES: Final = frozenset({"running", "done", "unknown"})
+"""What is known of the call that a ping asks for."""
+
+TYPES: Final = frozenset({"complete", "input_required", "task"})
+"""What a result is."""
+
+MAX_HOPS: Final = 8
+"""Nodes that a call goes through at most."""
+
+MAX_SETTLED: Final = 16
+"""Calls that one message says to be over, at most."""
+
+_ID: Final = re.compile(rb"[0-9a-f]{32}")
+_EPOCH: Final = re.compile(rb"[0-9a-f]{8}")
+_NODE: Final = re.compile(rb"[a-z0-9_-]{1,48}")
+_NUMBER: Final = re.compile(rb"[0-9]{1,12}")
+_SHA: Final = re.compile(rb"[0-9a-f]{64}")
+_SUBJECT: Final = re.compile(rb"[!-)+-=?-~]{1,512}")  # visible, no wildcard
+_PLAIN: Final = re.compile(r"[!-$&-~]*")
+_ESCAPED: Final = re.compile(rb"%([0-9A-Fa-f]{2})")
+
+
+class Bundle(msgspec.Struct, frozen=True, gc=False):
+    """A body that is not in the message, but comes in parts.
+
+    Attributes:
+        parts: how many.
+        size: bytes of all together.
+        sha256: of all together, in hexadecimal digits.
+
+    """
+
+    parts: int
+    size: int
+    sha256: str
+
+
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """What is asked of one incarnation of a node.
+
+    Attributes:
+        op: one of `OPS`.
+        id: of the call, 32 hexadecimal digits that its caller drew.
+        body: the call's `params`.
+        source: whose object it is about; "" for the owner to find out.
+        tool: what it is about; None for nothing.
+        method: such as `tools/call`.
+        ttl: milliseconds that are left of its deadline; None for no deadline.
+        epoch: the caller's incarnation.
+        hop: nodes that it went through before.
+        window: parts that may be under way.
+        principal: who calls.
+        trace: its `traceparent`.
+        park: the token of the parked call that it answers, or lets go of.
+        behalf: the node that the call is from, where another hands it on.
+        settled: ids of earlier calls that their caller will not ask for again.
+        events: whether progress and log notifications are wanted.
+        bundle: set if the body comes in parts.
+        first: the first part that is wanted.
+        to: where parts are wanted.
+        reason: why a call is ended.
+
+    """
+
+    op: str
+    id: str
+    body: bytes = b""
+    source: str = ""
+    tool: str | None = None
+    method: str = "tools/call"
+    ttl: int | None = None
+    epoch: str = ""
+    hop: int = 0
+    window: int = 0
+    principal: str = ""
+    trace: str = ""
+    park: str = ""
+    behalf: str = ""
+    settled: tuple[str, ...] = ()
+    events: bool = False
+    bundle: Bundle | None = None
+    first: int = 0
+    to: str = ""
+    reason: str = ""
+
+
+class Frame(msgspec.Struct, frozen=True, gc=False):
+    """One answer to a request.
+
+    Attributes:
+        kind: one of `KINDS`.
+        id: of the call; "" where the subject says it.
+        body: what goes with it: a result, an error, the `params` of a notification, a part.
+        busy: calls that the owner runs, or that wait there.
+        slots: that it runs at once; 0 if it does not say.
+        type: what the result is, one of `TYPES`.
+        park: the token under which the call goes on waiting.
+        method: of the notification.
+        reason: why it is refused, one of `REASONS`.
+        text: that in words.
+        state: what is known of the call, one of `STATES`.
+        seq: the number of the part, or of the first that is wanted.
+        window: parts that are wanted.
+        to: where they are wanted.
+        bundle: the body that comes in parts.
+        node: who has the call now.
+        epoch: which incarnation of it.
+
+    """
+
+    kind: str
+    id: str = ""
+    body: bytes = b""
+    busy: int = 0
+    slots: int = 0
+    type: str = "complete"
+    park: str = ""
+    method: str = ""
+    reason: str = ""
+    text: str = ""
+    state: str = ""
+    seq: int = 0
+    window: int = 0
+    to: str = ""
+    bundle: Bundle | None = None
+    node: str = ""
+    epoch: str = ""
+
+
+def encode_request(request: Request) -> dict[str, str]:
+    """The headers that say it; the body goes beside them."""
+    headers = {"C-Ver": "1", "C-Op": request.op, "C-Id": request.id}
+    if request.op == "call":
+        if request.source:
+            headers["C-Srv"] = _said(request.source)
+        if request.tool is not None:
+            headers["C-Tool"] = _said(request.tool)
+        if request.method != "tools/call":
+            headers["C-Method"] = _said(request.method)
+        if request.ttl is not None:
+            headers["C-Ttl"] = str(request.ttl)
+        if request.hop:
+            headers["C-Hop"] = str(request.hop)
+        if request.principal:
+            headers["C-Prin"] = _said(request.principal)
+        if request.trace:
+            headers["traceparent"] = _said(request.trace)
+        if request.behalf:
+            headers["C-For"] = request.behalf
+        if request.settled:
+            headers["C-Settled"] = ",".join(request.settled)
+        if request.events:
+            headers["C-Events"] = "1"
+        if request.bundle is not None:
+            _say_bundle(request.bundle, headers)
+    if request.epoch:
+        headers["C-From-Epoch"] = request.epoch
+    if request.park:
+        headers["C-Park"] = _said(request.park)
+    if request.window:
+        headers["C-Win"] = str(request.window)
+    if request.first:
+        headers["C-Seq"] = str(request.first)
+    if request.to:
+        headers["C-To"] = request.to
+    if request.reason:
+        headers["C-Why"] = _said(request.reason)
+    return headers
+
+
+def decode_request(head: bytes, body: bytes = b"") -> Request:
+    """What a message to a node asks for.
+
+    Raises:
+        BadFrame: it is none. Its `id` is the call's, where that could be read.
+
+    """
+    fields = _fields(head)
+    id = _required(fields, b"C-Id", _ID)
+    try:
+        op = _text(fields, b"C-Op")
+        if _required(fields, b"C-Ver", _NUMBER) != "1":
+            raise BadFrame("a version that is not ours", "unsupported")
+        if op not in OPS:
+            raise BadFrame(f"an operation that is not known: {op[:40]!r}", "unsupported")
+        if op != "call":
+            return Request(
+                op, id, body, epoch=_match(fields, b"C-From-Epoch", _EPOCH), window=_number(fields, b"C-Win"),
+                park=_text(fields, b"C-Park"), first=_number(fields, b"C-Seq"), to=_match(fields, b"C-To", _SUBJECT),
+                reason=_text(fields, b"C-Why"), method="",
+            )  # fmt: skip
+        settled = fields.get(b"C-Settled")
+        return Request(
+            op,
+            id,
+            body,
+            source=_text(fields, b"C-Srv"),
+            tool=_text(fields, b"C-Tool") if b"C-Tool" in fields else None,
+            method=_text(fields, b"C-Method") or "tools/call",
+            ttl=_number(fields, b"C-Ttl") if b"C-Ttl" in fields else None,
+            epoch=_required(fields, b"C-From-Epoch", _EPOCH),
+            hop=_number(fields, b"C-Hop"),
+            window=_number(fields, b"C-Win"),
+            principal=_text(fields, b"C-Prin"),
+            trace=_text(fields, b"traceparent"),
+            park=_text(fields, b"C-Park"),
+            behalf=_match(fields, b"C-For", _NODE),
+            settled=() if settled is None else _ids(settled),
+            events=b"C-Events" in fields,
+            bundle=_bundle(fields),
+        )
+    except BadFrame as exc:
+        exc.id = id
+        raise
+
+
+def encode_frame(frame: Frame) -> dict[str, str]:
+    """The headers that say it; the body goes beside them."""
+    headers = {"C-K": frame.kind}
+    if frame.id:
+        headers["C-Id"] = frame.id
+    if frame.slots:
+        headers["C-Load"] = f"{frame.busy}/{frame.slots}"
+    if frame.type != "complete":
+        headers["C-Type"] = frame.type
+    for name, text in (
+        ("C-Park", frame.park), ("C-Method", frame.method), ("C-Why", frame.reason), ("C-Text", frame.text),
+        ("C-State", frame.state), ("C-To", frame.to), ("C-Node", frame.node), ("C-Epoch", frame.epoch),
+    ):  # fmt: skip
+        if text:
+            headers[name] = _said(text)
+    if frame.seq:
+        headers["C-Seq"] = str(frame.seq)
+    if frame.window:
+        headers["C-Win"] = str(frame.window)
+    if frame.bundle is not None:
+        _say_bundle(frame.bundle, headers)
+    return headers
+
+
+def encode_end(kind: str, busy: int, slots: int) -> dict[str, str]:
+    """The headers of the most usual frames, which say no more than this."""
+    return {"C-K": kind, "C-Load": f"{busy}/{slots}"}
+
+
+def decode_frame(head: bytes, body: bytes = b"") -> Frame:
+    """What a message to an inbox answers.
+
+    Raises:
+        BadFrame: it is none.
+
+    """
+    fields = _fields(head)
+    kind = _text(fields, b"C-K")
+    if kind not in KINDS:
+        raise BadFrame(f"a frame of no known kind: {kind[:40]!r}", "unsupported")
+    busy, slots = _load(fields.get(b"C-Load"))
+    if len(fields) == 1 + (b"C-Load" in fields) and kind in ("ok", "err", "acc", "hb"):
+        return Frame(kind, "", body, busy, slots)
+    bundle = _bundle(fields)
+    if (bundle is None) == (kind == "end"):
+        raise BadFrame(f"a frame {kind} that comes in parts, or should")
+    return Frame(
+        kind,
+        _match(fields, b"C-Id", _ID),
+        body,
+        busy,
+        slots,
+        type=_one_of(fields, b"C-Type", TYPES, kind in ("ok", "end"), "complete"),
+        park=_text(fields, b"C-Park"),
+        method=_text(fields, b"C-Method"),
+        reason=_one_of(fields, b"C-Why", REASONS, kind == "rej", ""),
+        text=_text(fields, b"C-Text"),
+        state=_one_of(fields, b"C-State", STATES, kind == "pong", "unknown"),
+        seq=_number(fields, b"C-Seq"),
+        window=_number(fields, b"C-Win"),
+        to=_match(fields, b"C-To", _SUBJECT),
+        bundle=bundle,
+        node=_match(fields, b"C-Node", _NODE),
+        epoch=_match(fields, b"C-Epoch", _EPOCH),
+    )
+
+
+def _say_bundle(bundle: Bundle, headers: dict[str, str]) -> None:
+    headers["C-Parts"] = str(bundle.parts)
+    headers["C-Size"] = str(bundle.size)
+    headers["C-Sha"] = bundle.sha256
+
+
+def _said(text: str) -> str:
+    """`text` as a header carries it: visible ASCII, all else as `%` and two digits for each byte."""
+    if _PLAIN.fullmatch(text):
+        return text
+    octets = text.encode(errors="replace")
+    return "".join(chr(one) if 0x21 <= one <= 0x7E and one != 0x25 else f"%{one:02X}" for one in octets)
+
+
+def _fields(head: bytes) -> Mapping[bytes, bytes]:
+    """The headers of a block; of two with one name the first."""
+    fields: dict[bytes, bytes] = {}
+    for line in head.split(b"\r\n")[1:]:
+        name, colon, value = line.partition(b":")
+        if colon and name not in fields:
+            fields[name] = value.strip(b" \t")
+    return fields
+
+
+def _text(fields: Mapping[bytes, bytes], name: bytes) -> str:
+    value = fields.get(name, b"")
+    try:
+        return value.decode("ascii") if b"%" not in value else _ESCAPED.sub(_octet, value).decode()
+    except UnicodeDecodeError:
+        raise _unreadable(name, value) from None
+
+
+def _octet(found: re.Match[bytes]) -> bytes:
+    return bytes((int(found[1], 16),))
+
+
+def _match(fields: Mapping[bytes, bytes], name: bytes, pattern: re.Pattern[bytes]) -> str:
+    value = fields.get(name)
+    if value is None:
+        return ""
+    if pattern.fullmatch(value) is None:
+        raise _unreadable(name, value)
+    return value.decode("ascii")
+
+
+def _required(fields: Mapping[bytes, bytes], name: bytes, pattern: re.Pattern[bytes]) -> str:
+    if name not in fields:
+        raise BadFrame(f"a message without {name.decode()}")
+    return _match(fields, name, pattern)
+
+
+def _number(fields: Mapping[bytes, bytes], name: bytes) -> int:
+    value = fields.get(name)
+    if value is None:
+        return 0
+    if _NUMBER.fullmatch(value) is None:
+        raise _unreadable(name, value)
+    return int(value)
+
+
+def _one_of(fields: Mapping[bytes, bytes], name: bytes, known: frozenset[str], meant: bool, otherwise: str) -> str:
+    """A word of a set that may grow: one that is not known is taken for `otherwise`."""
+    if not meant:
+        return "complete" if name == b"C-Type" else ""
+    word = _text(fields, name)
+    if not word:
+        return otherwise
+    if word not in known:
+        if name == b"C-Type":  # a result that is not understood must not be taken for another
+            raise BadFrame(f"a result of no known type: {word[:40]!r}", "unsupported")
+        return otherwise
+    return word
+
+
+def _ids(value: bytes) -> tuple[str, ...]:
+    ids = value.split(b",")
+    if len(ids) > MAX_SETTLED or not all(_ID.fullmatch(each) for each in ids):
+        raise _unreadable(b"C-Settled", value)
+    return tuple(each.decode() for each in ids)
+
+
+def _load(value: bytes | None) -> tuple[int, int]:
+    if value is None:
+        return 0, 0
+    busy, _, slots = value.partition(b"/")
+    if _NUMBER.fullmatch(busy) is None or _NUMBER.fullmatch(slots) is None:
+        raise _unreadable(b"C-Load", value)
+    return int(busy), int(slots)
+
+
+def _bundle(fields: Mapping[bytes, bytes]) -> Bundle | None:
+    if b"C-Parts" not in fields:
+        return None
+    sha = _required(fields, b"C-Sha", _SHA)
+    return Bundle(_number(fields, b"C-Parts"), _number(fields, b"C-Size"), sha)
+
+
+def _unreadable(name: bytes, value: bytes) -> BadFrame:
+    shown = value[:60].decode("ascii", "replace")
+    return BadFrame(f"header {name.decode()} cannot be read: {shown!r}")

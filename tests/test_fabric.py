@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
@@ -13,6 +14,7 @@ from cord_trio.config import Bounds, Config, GatewayConfig, InProcess, ToolSetti
 from cord_trio.config.load import parse_config
 from cord_trio.errors import (
     AgentNotFound,
+    BadReply,
     CallError,
     CallFailed,
     ConnectionLost,
@@ -27,6 +29,7 @@ from cord_trio.errors import (
 from cord_trio.fabric import LAST_CALLS, Fabric, open_fabric
 from cord_trio.registry import Registry
 from cord_trio.testing import ToolServer
+from cord_trio.transports import Limits
 from tests.full_server import FullServer, Request, text
 
 if TYPE_CHECKING:
@@ -281,6 +284,32 @@ async def test_a_request_one_byte_longer_than_the_bound_is_refused_by_its_name_a
         assert near.value.executed == "no"
         assert fabric.counters["session.message_too_long"] == 2
         assert server.received["call echo"] == 1
+
+
+async def test_what_a_source_does_not_take_and_says_at_once_has_configured_bounds(autojump_clock: MockClock) -> None:
+    bounds = Bounds(outbox_bytes=2048, outbox_messages=9, read_quantum=8192, json_depth=12)
+    async with open_fabric(Config(sources=[source(ToolServer(), era="legacy")], bounds=bounds)) as fabric:
+        await fabric.wait_started()
+        session = fabric.links["x"].sessions["shared"].session
+        assert session.transport.limits == Limits(2048, 9, 8192)
+        with pytest.raises(Overloaded, match=r"bounds\.outbox_bytes = 2048"):
+            await fabric.call("x__echo", {"text": "x" * 2048})
+        for levels, ends in ((12, None), (13, BadReply)):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_ends, partial(fabric.call, "x__sleep", {"seconds": 5}), ends)
+                await wait_all_tasks_blocked()
+                [id] = session.peer.open
+                deep = b"[" * (levels - 2) + b"]" * (levels - 2)
+                session.feed([b'{"jsonrpc":"2.0","id":%d,"result":{"content":%b}}' % (id, deep)])
+        assert fabric.counters["session.too_deep"] == 1
+
+
+async def _ends(call: Callable[[], Awaitable[object]], error: type[Exception] | None) -> None:
+    if error is None:
+        await call()
+    else:
+        with pytest.raises(error, match=r"deeper than bounds\.json_depth = 12 levels"):
+            await call()
 
 
 async def test_too_many_calls_are_refused_with_the_bounds_name(autojump_clock: MockClock) -> None:

@@ -19,8 +19,8 @@ from cord_trio.errors import BadReply, CallError, CallFailed, ConnectionLost, De
 from cord_trio.pending import Pending
 from cord_trio.protocol.jsonrpc import encode_request
 from cord_trio.session import NOISE_LENGTH, NOISE_LINES, Session, open_session
-from cord_trio.transports import Transport
-from cord_trio.transports.memory import CONGESTED_MESSAGES, OUTBOX_MESSAGES, MemoryTransport, memory_transport_pair
+from cord_trio.transports import LIMITS, Transport
+from cord_trio.transports.memory import CONGESTED_MESSAGES, MemoryTransport, memory_transport_pair
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -537,7 +537,7 @@ async def test_a_refused_message_leaves_nothing(autojump_clock: MockClock) -> No
 
 async def test_a_full_outbox_refuses_a_notification(autojump_clock: MockClock) -> None:
     async with staged(far_reads=False) as stage:
-        for _ in range(OUTBOX_MESSAGES):
+        for _ in range(LIMITS.outbox_messages):
             stage.session.notify("n")
         with pytest.raises(Overloaded, match="outbox_messages"):
             stage.session.notify("n")

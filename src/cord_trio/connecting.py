@@ -16,6 +16,7 @@ from cord_trio.handshake import FreshNeeded, negotiate, unreached
 from cord_trio.pool import refuse
 from cord_trio.protocol.questions import ROOTS
 from cord_trio.session import open_session
+from cord_trio.transports import limits_of
 from cord_trio.transports.opening import is_interpreter, older_way, open_source
 from cord_trio.transports.process import Graces
 
@@ -125,7 +126,13 @@ class Connecting:
             declares = {"roots": {}} if around.has_roots else {}
         graces = Graces(close=around.bounds.stop_close, term=around.bounds.stop_terminate)
         async with (
-            open_source(source, guardian=around.guardian, counters=around.counters, graces=graces) as transport,
+            open_source(
+                source,
+                guardian=around.guardian,
+                counters=around.counters,
+                graces=graces,
+                limits=limits_of(around.bounds),
+            ) as transport,
             open_session(
                 transport,
                 name=self._source.name,
@@ -134,6 +141,7 @@ class Connecting:
                 answer=answer or self._answer,
                 told=self._told,
                 max_message=around.bounds.message_out,
+                depth=around.bounds.json_depth,
             ) as session,
         ):
             greeting = await negotiate(

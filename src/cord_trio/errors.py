@@ -5,6 +5,7 @@
     CordError
     ├── ConfigError            the configuration is wrong; holds every problem at once
     ├── Malformed              the peer sent bytes that are no message (pure rooms raise it)
+    │   └── TooDeep            they are nested deeper than is allowed; names the bound
     ├── ConnectFailed          a source could not be brought up; says at which step and what to do
     ├── CallError              a call ended without a result; `executed` says what is known
     │   ├── CallFailed         the peer answered with a JSON-RPC error
@@ -106,6 +107,10 @@ class Malformed(CordError):
         super().__init__(what)
         self.code = code
         self.id = id
+
+
+class TooDeep(Malformed):
+    """JSON of more levels than `bounds.json_depth`."""
 
 
 class ConnectFailed(CordError):

@@ -18,7 +18,7 @@ from msgspec import Raw
 
 from cord_trio.answering import Answering
 from cord_trio.counters import Counters
-from cord_trio.errors import BadReply, CallError, CallFailed, ConnectionLost, DeadlineExceeded, Malformed
+from cord_trio.errors import BadReply, CallError, CallFailed, ConnectionLost, DeadlineExceeded, Malformed, TooDeep
 from cord_trio.pending import Pending, too_long
 from cord_trio.protocol import jsonrpc
 from cord_trio.protocol.framing import MAX_MESSAGE
@@ -57,8 +57,6 @@ LISTEN: Final = "subscriptions/listen"
 NULL: Final = Raw(b"null")
 """An `error` that some peers send beside their result."""
 
-decode: Final = jsonrpc.decode
-
 
 class _Progress(msgspec.Struct, gc=False):
     progressToken: int | str | None = None  # the protocol's spelling
@@ -92,6 +90,7 @@ class Session:
         logging: our requests that want log notifications, with the level from which on.
         modern: whether the server logs only for requests that want it (MCP 2026-07-28, logging).
         max_message: bytes of one request that is sent.
+        decode: reads one message.
         counters: where events are counted.
 
     """
@@ -118,6 +117,7 @@ class Session:
         self.logging: dict[Id, str] = {}
         self.modern = False
         self.max_message = MAX_MESSAGE
+        self.decode: Callable[[bytes], jsonrpc.Envelope] = jsonrpc.decode
         self.peer: Peer[Pending, trio.CancelScope] = Peer()
         self._answering = Answering(
             answer, peer=self.peer, transport=transport, nursery=nursery, name=name, counters=counters
@@ -225,12 +225,7 @@ class Session:
             raise
 
     def notify(self, method: str, params: bytes = b"") -> None:
-        """Tell the peer something, without waiting.
-
-        Raises:
-            ConnectionLost, Overloaded: it was not sent.
-
-        """
+        """Tell the peer something, without waiting. Raises `ConnectionLost` or `Overloaded` if it was not sent."""
         self.transport.send(jsonrpc.encode_notification(method, params), method=method)
 
     @trio.lowlevel.enable_ki_protection
@@ -256,7 +251,7 @@ class Session:
     @trio.lowlevel.enable_ki_protection
     def feed(self, messages: Sequence[bytes], within: Id | None = None, /) -> None:
         """Take whole messages from the transport. See `transports.Receiver`."""
-        waiting = self.peer.open
+        waiting, decode = self.peer.open, self.decode
         for line in messages:
             if line.startswith(LOG_HEADS):
                 self.log_lines += 1
@@ -347,6 +342,8 @@ class Session:
             if members and not any(member.startswith(b"[") for member in members):
                 self.feed(members, within)
                 return
+        if isinstance(error, TooDeep):
+            self.counters.add("session.too_deep")
         id = error.id
         if id is None:
             id = jsonrpc.spoilt_reply_id(line)
@@ -443,6 +440,7 @@ async def open_session(
     answer: Answer | None = None,
     told: Told | None = None,
     max_message: int = MAX_MESSAGE,
+    depth: int = jsonrpc.MAX_DEPTH,
 ) -> AsyncGenerator[Session, None]:
     """Converse over `transport` for as long as the block runs. The block's own errors leave as raised.
 
@@ -455,6 +453,7 @@ async def open_session(
             Runs in a task of its own, cancelled if the peer withdraws the request.
         told: takes notifications that are neither progress, logs nor cancellations. Must not block.
         max_message: bytes of one request that is sent.
+        depth: levels of JSON in one message that is received.
 
     """
     block_error: Exception | None = None
@@ -464,7 +463,7 @@ async def open_session(
             session = Session(
                 transport, nursery, name=name, timer=timer, counters=counters or Counters(), answer=answer, told=told
             )
-            session.max_message = max_message
+            session.max_message, session.decode = max_message, jsonrpc.decoder(depth)
             try:
                 await nursery.start(session.run)
                 yield session

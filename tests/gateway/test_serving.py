@@ -197,7 +197,7 @@ async def test_list_changed_reaches_a_client_on_its_stream() -> None:
 
 async def test_the_configured_bounds_hold_for_clients() -> None:
     fabric = FakeFabric(echo=echo)
-    fabric.config = Config(bounds=Bounds(message_in=2048, http_head=4096, http_headers=16))
+    fabric.config = Config(bounds=Bounds(message_in=2048, http_head=4096, http_headers=16, json_depth=12))
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     url = "http://{}:{}/mcp".format(*listeners[0].socket.getsockname())
     async with trio.open_nursery() as nursery, httpx.AsyncClient() as client:
@@ -206,4 +206,10 @@ async def test_the_configured_bounds_hold_for_clients() -> None:
         assert (await client.send(post(client, url, long))).status_code == 413
         assert (await client.get(url, headers={"X": "x" * 4096})).status_code == 431
         assert (await client.get(url, headers={f"X-{n}": "x" for n in range(16)})).status_code == 431
+        deep: object = 0
+        for _ in range(12):
+            deep = [deep]
+        refused = await client.send(post(client, url, modern(1, "tools/call", {"name": "echo", "arguments": deep})))
+        assert "deeper than bounds.json_depth = 12 levels" in refused.json()["error"]["message"]
+        assert fabric.counters["gateway.too_deep"] == 1
         nursery.cancel_scope.cancel("enough seen")

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from msgspec import UNSET, Raw
 
-from cord_trio.errors import Malformed
+from cord_trio.errors import Malformed, TooDeep
 from cord_trio.protocol.jsonrpc import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
@@ -19,6 +19,7 @@ from cord_trio.protocol.jsonrpc import (
     check,
     decode,
     decode_error,
+    decoder,
     encode,
     encode_error,
     encode_notification,
@@ -143,8 +144,13 @@ def test_depth_is_bounded_and_brackets_in_strings_do_not_count() -> None:
     def nested(levels: int) -> bytes:
         return b'{"params":' + b"[" * (levels - 1) + b"]" * (levels - 1) + b"}"
 
+    for depth in (4, 12, 300):
+        decode_so = decoder(depth)
+        assert decode_so(nested(depth)).id is UNSET
+        with pytest.raises(TooDeep, match=rf"deeper than bounds\.json_depth = {depth} levels"):
+            decode_so(nested(depth + 1))
     assert decode(nested(MAX_DEPTH)).id is UNSET
-    with pytest.raises(Malformed, match="deeper than 128"):
+    with pytest.raises(Malformed, match=r"deeper than bounds\.json_depth = 128"):
         decode(nested(MAX_DEPTH + 1))
     with pytest.raises(Malformed) as caught:
         decode(nested(100_000))

@@ -452,7 +452,7 @@ async def test_an_exit_on_a_method_loses_the_connection(autojump_clock: MockCloc
 
 async def test_an_answer_that_no_outbox_holds_loses_the_connection(autojump_clock: MockClock) -> None:
     client = await talk(ToolServer(), call(1, "big", size=33 << 20))
-    assert client.over == "message beyond outbox_bytes"
+    assert client.over == "message beyond bounds.outbox_bytes"
 
 
 async def test_answers_to_a_client_that_left_go_nowhere(autojump_clock: MockClock) -> None:

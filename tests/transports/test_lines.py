@@ -14,7 +14,7 @@ import trio.testing
 
 from cord_trio.counters import Counters
 from cord_trio.errors import ConnectionLost, Overloaded
-from cord_trio.transports import lines
+from cord_trio.transports import Limits, lines
 from cord_trio.transports.lines import LineTransport, read_from, write_to
 
 if TYPE_CHECKING:
@@ -63,7 +63,6 @@ async def test_whatever_fits_messages_leave_whole_in_order_and_withdrawn_ones_ne
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lines, "QUANTUM", 3000)
-    monkeypatch.setattr(lines, "OUTBOX_MESSAGES", 6)
     rng = Random(seed)
     ours, theirs = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
@@ -72,6 +71,7 @@ async def test_whatever_fits_messages_leave_whole_in_order_and_withdrawn_ones_ne
     with ours, theirs:
         async with trio.open_nursery() as nursery:
             here, there = over(ours, nursery), over(theirs, nursery)
+            here.limits = Limits(outbox_messages=6)
             nursery.start_soon(there.run, record)
             for id in range(60):
                 message = bytes([97 + id % 26]) * rng.choice([1, 10, 2998, 2999, 3000, 3001, 20_000])

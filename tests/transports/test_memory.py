@@ -9,7 +9,7 @@ import trio.testing
 
 from cord_trio.errors import ConnectionLost, Overloaded
 from cord_trio.testing.schedule import scheduled
-from cord_trio.transports import memory
+from cord_trio.transports import Limits, memory
 from cord_trio.transports.memory import memory_transport_pair
 
 if TYPE_CHECKING:
@@ -137,17 +137,16 @@ def test_after_the_end_nothing_is_sent(broken: bool) -> None:
         assert caught.value.executed == "no"
 
 
-def test_the_outbox_is_bounded_in_messages_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "OUTBOX_MESSAGES", 2)
-    monkeypatch.setattr(memory, "OUTBOX_BYTES", 10)
+def test_the_outbox_is_bounded_in_messages_and_bytes() -> None:
     here, _there = memory_transport_pair()
+    here.limits = Limits(outbox_bytes=10, outbox_messages=2)
     here.send(b"12345678")
     with pytest.raises(Overloaded) as bytes_met:
         here.send(b"123")
     here.send(b"12")
     with pytest.raises(Overloaded) as messages_met:
         here.send(b"")
-    assert (bytes_met.value.bound, messages_met.value.bound) == ("outbox_bytes", "outbox_messages")
+    assert (bytes_met.value.bound, messages_met.value.bound) == ("bounds.outbox_bytes", "bounds.outbox_messages")
 
 
 @pytest.mark.parametrize("how", ["taken", "withdrawn", "lost"])

@@ -17,7 +17,7 @@ import trio.testing
 
 from cord_trio.counters import Counters
 from cord_trio.errors import ConnectFailed, ConnectionLost, Overloaded
-from cord_trio.transports import lines
+from cord_trio.transports import Limits, lines
 from cord_trio.transports.guardian import open_guardian
 from cord_trio.transports.process import STDERR_TAIL, Graces, group_lives
 from cord_trio.transports.stdio import NOISE_LINES, StdioTransport, open_stdio
@@ -280,11 +280,10 @@ async def test_a_lost_connection_still_knows_what_was_never_written() -> None:
         assert [transport.written(1), transport.written(2)] == [True, False]
 
 
-async def test_the_outbox_is_bounded_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "OUTBOX_BYTES", 300_000)
-    monkeypatch.setattr(lines, "OUTBOX_MESSAGES", 3)
+async def test_the_outbox_is_bounded_and_counted() -> None:
     counters = Counters()
     async with connected(python(UNREAD), counters) as (transport, record):
+        transport.limits = Limits(outbox_bytes=300_000, outbox_messages=3)
         await record.wait_messages(1)
         transport.send(b"x" * 200_000, id=1)
         with pytest.raises(Overloaded) as bytes_met:
@@ -294,7 +293,7 @@ async def test_the_outbox_is_bounded_and_counted(monkeypatch: pytest.MonkeyPatch
         with pytest.raises(Overloaded) as messages_met:
             transport.send(b"{}", id=5)
         assert transport.written(2)  # never accepted, so not waiting either: its sender was told
-    assert (bytes_met.value.bound, messages_met.value.bound) == ("outbox_bytes", "outbox_messages")
+    assert (bytes_met.value.bound, messages_met.value.bound) == ("bounds.outbox_bytes", "bounds.outbox_messages")
     assert counters["stdio.outbox_full"] == 2
 
 

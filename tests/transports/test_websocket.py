@@ -21,8 +21,7 @@ from cord_trio.config import WebSocket
 from cord_trio.counters import Counters
 from cord_trio.errors import ConnectFailed, ConnectionLost, DeadlineExceeded, Overloaded
 from cord_trio.session import open_session
-from cord_trio.transports import websocket, websocket_open
-from cord_trio.transports.lines import OUTBOX_MESSAGES
+from cord_trio.transports import LIMITS, websocket, websocket_open
 from cord_trio.transports.websocket_open import open_websocket
 
 if TYPE_CHECKING:
@@ -389,7 +388,7 @@ async def test_the_outbox_is_bounded_and_gives_back_what_is_unwritten() -> None:
             transport.send(big, id=3)
         assert transport.withdraw(2)
         transport.send(big, id=3)
-        for id in range(10, 10 + OUTBOX_MESSAGES - 2):
+        for id in range(10, 10 + LIMITS.outbox_messages - 2):
             transport.send(b"1", id=id)
         with pytest.raises(Overloaded, match="outbox_messages"):
             transport.send(b"1")

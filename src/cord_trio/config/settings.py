@@ -35,6 +35,10 @@ def _texts(values: Iterable[str]) -> tuple[str, ...]:
     return (values,) if isinstance(values, str) else tuple(values)
 
 
+DEEPEST = 512
+"""Levels of JSON that may be allowed at most."""
+
+
 @attrs.frozen(kw_only=True)
 class Bounds:
     """What the fabric holds at most and waits at longest. Sizes are bytes, times seconds.
@@ -70,6 +74,11 @@ class Bounds:
         cache_entries: answers of one source that are kept.
         cache_bytes: of those.
         record_bytes: of a recording.
+        outbox_bytes: that may wait for one peer which does not take them.
+        outbox_messages: likewise.
+        read_quantum: bytes of lines that are read of one peer before others have their turn.
+        json_depth: levels of arrays and objects in a message.
+        http_outbox: bytes that may wait for one client of the gateway; one with more is dropped.
 
     """
 
@@ -102,6 +111,11 @@ class Bounds:
     cache_entries: int = 1024
     cache_bytes: int = 16 * 1024 * 1024
     record_bytes: int = 64 * 1024 * 1024
+    outbox_bytes: int = 32 * 1024 * 1024
+    outbox_messages: int = 4096
+    read_quantum: int = 64 * 1024
+    json_depth: int = 128
+    http_outbox: int = 64 * 1024 * 1024
 
     def __attrs_post_init__(self) -> None:
         raise_problems("bounds", self._faults())
@@ -110,7 +124,10 @@ class Bounds:
         least: dict[str, int | float] = {}
         for field in attrs.fields(Bounds):
             least[field.name] = 0.0 if isinstance(field.default, float) else 1
-        yield from check_numbers(self, least | {"message_in": 1024, "message_out": 1024, "http_head": 1024})
+        sizes = dict.fromkeys(("message_in", "message_out", "http_head", "outbox_bytes", "http_outbox"), 1024)
+        yield from check_numbers(self, least | sizes | {"read_quantum": 4096, "json_depth": 4})
+        if isinstance(self.json_depth, int) and self.json_depth > DEEPEST:
+            yield "json_depth", "is too large", f"give {DEEPEST} or less"  # what decodes it is recursive
 
 
 @attrs.frozen(kw_only=True)

@@ -12,6 +12,7 @@ from cord_trio.gateway.profiles import PartOfFabric
 from cord_trio.gateway.service import Service
 from cord_trio.gateway.stdio_endpoint import serve_pipe
 from cord_trio.protocol.jsonrpc import encode
+from cord_trio.transports import limits_of
 from cord_trio.transports.http1_server import HttpLimits, serve_http
 from cord_trio.transports.stdio_server import serve_stdio
 from cord_trio.version import __version__
@@ -102,8 +103,9 @@ async def serve_gateway(
 
 
 async def _serve_stdio(service: Service) -> None:
-    max_message = service.fabric.config.bounds.message_in
-    async with serve_stdio(counters=service.counters, max_message=max_message) as transport:
+    bounds = service.fabric.config.bounds
+    async with serve_stdio(counters=service.counters, max_message=bounds.message_in) as transport:
+        transport.limits = limits_of(bounds)
         await serve_pipe(service, transport)
 
 
@@ -115,4 +117,5 @@ def _limits(bounds: Bounds) -> HttpLimits:
         head_time=bounds.http_head_time,
         body=bounds.message_in,
         idle=bounds.http_idle,
+        outbox=bounds.http_outbox,
     )

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from cord_trio.errors import Malformed
+from cord_trio.counters import Counters
+from cord_trio.errors import Malformed, TooDeep
 from cord_trio.gateway.capabilities import askable
 from cord_trio.gateway.catalogue import HINTS
 from cord_trio.gateway.greeting import capabilities_of, instructions_of
@@ -76,14 +77,21 @@ class Front:
     Args:
         identity: our `serverInfo` as JSON text.
         snapshot: the newest snapshot.
+        depth: levels of JSON in one message.
+        counters: counts messages with more of them.
 
     """
 
-    def __init__(self, identity: bytes, snapshot: Callable[[], Snapshot]) -> None:
+    def __init__(
+        self, identity: bytes, snapshot: Callable[[], Snapshot], *, depth: int = jsonrpc.MAX_DEPTH,
+        counters: Counters | None = None,
+    ) -> None:  # fmt: skip
         self.identity = identity
         self.signature = b'"_meta":{"%b":%b}' % (META_SERVER_INFO.encode(), identity)
         """The `_meta` member of a modern result of our own."""
         self._snapshot = snapshot
+        self._decode = jsonrpc.decoder(depth)
+        self._counters = counters or Counters()
         self._said = (-1, b"", b"")
 
     def read(self, message: bytes, caller: Caller) -> Step:
@@ -92,7 +100,7 @@ class Front:
             return self._batch(message, caller)
         id: Id | None = None
         try:
-            envelope = jsonrpc.check(jsonrpc.decode(message))
+            envelope = jsonrpc.check(self._decode(message))
             if envelope.is_request:
                 id = envelope.id  # type: ignore[assignment]  # that is what a request is
                 return self._request(id, envelope, caller)  # type: ignore[arg-type]  # as above
@@ -100,7 +108,12 @@ class Front:
                 return self._answered(envelope, caller)
             return self._notice(envelope.method, envelope, caller)
         except Malformed as exc:
+            self._note(exc)
             return Reply(encode_error(id if exc.id is None else exc.id, exc.code, str(exc)), BAD_REQUEST)
+
+    def _note(self, error: Exception) -> None:
+        if isinstance(error, TooDeep):
+            self._counters.add("gateway.too_deep")
 
     def attend(self, caller: Caller) -> Reply | None:
         """Why a legacy client's request without a message (GET, DELETE) cannot be; None if it can."""
@@ -116,9 +129,10 @@ class Front:
         if client is None or not client.era.batches or (caller.headers is not None and says_modern(caller.headers)):
             return refuse(None, INVALID_REQUEST, "an array of messages exists in revision 2025-03-26 alone")
         try:
-            jsonrpc.decode(b'{"params":%b}' % message)  # one check of encoding and depth for the whole
+            self._decode(b'{"params":%b}' % message)  # one check of encoding and depth for the whole
             members = _decode_list(message)
         except (Malformed, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+            self._note(exc)
             return refuse(None, jsonrpc.PARSE_ERROR, f"not JSON: {exc}")
         if not members or len(members) > MAX_BATCH:
             return refuse(None, INVALID_REQUEST, f"an array has 1 to {MAX_BATCH} messages (gateway.batch)")

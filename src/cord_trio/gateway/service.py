@@ -64,7 +64,9 @@ class Service:
         self.fabric = fabric
         self.counters = fabric.counters
         self.sealer = sealer or Sealer(secrets.token_bytes(KEY_BYTES))
-        self.front = Front(identity, lambda: fabric.registry.snapshot)
+        self.front = Front(
+            identity, lambda: fabric.registry.snapshot, depth=fabric.config.bounds.json_depth, counters=self.counters
+        )
         self._performer = Performer(
             fabric.handle, identity, self.sealer,
             wait_pages=fabric.wait_pages, wait_moot=fabric.wait_moot, abandon=self._abandon, origin=self._origin,

@@ -8,6 +8,7 @@ import trio
 
 from cord_trio.gateway.stdio_endpoint import serve_pipe
 from cord_trio.gateway.steps import BAD_REQUEST, UNAVAILABLE
+from cord_trio.transports import limits_of
 from cord_trio.transports.http_rules import SUBPROTOCOL
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ async def _serve(service: Service, request: Request, response: Response, max_mes
         async with accept_websocket(
             stream, request, rest, name=f"client {request.client}", counters=service.counters, max_message=max_message
         ) as transport:
+            transport.limits = limits_of(service.fabric.config.bounds)
             await serve_pipe(service, transport, principal)
     except OpeningFailed:
         service.counters.add("gateway.websockets_refused")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from cord_trio.errors import Malformed
+from cord_trio.errors import Malformed, TooDeep
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 Id: TypeAlias = int | str
 Json: TypeAlias = Any
@@ -76,7 +77,7 @@ _REPLY_TAIL: Final = re.compile(rb',\s*%b(?:,\s*"jsonrpc"\s*:\s*"2\.0"\s*)?\}\s*
 _TAIL_LENGTH: Final = 200
 
 
-def decode(line: bytes) -> Envelope:
+def decode(line: bytes, depth: int = MAX_DEPTH) -> Envelope:
     """The message in `line`, which is one JSON text; line breaks between its tokens become spaces.
 
     Raises:
@@ -94,11 +95,10 @@ def decode(line: bytes) -> Envelope:
         foreign = line[:15].lower() == b"content-length:"
         what = "a Content-Length header; a message is one line of JSON here" if foreign else str(exc)
         raise Malformed(PARSE_ERROR, f"not JSON: {what}") from exc
-    if len(line) > 2 * MAX_DEPTH and too_deep(line):
+    if len(line) > 2 * depth and too_deep(line, depth):
         id = envelope.id
-        raise Malformed(
-            PARSE_ERROR, f"JSON is nested deeper than {MAX_DEPTH} levels", id if isinstance(id, int | str) else None
-        )
+        what = f"JSON is nested deeper than bounds.json_depth = {depth} levels"
+        raise TooDeep(PARSE_ERROR, what, id if isinstance(id, int | str) else None)
     if _LF in line or _CR in line:  # as numbers: bytes in bytes costs an exception that CPython raises and drops
         # Between tokens, as was just checked. Payloads are relayed as they are, also to peers that end a message there.
         return _decode_envelope(line.replace(b"\r", b" ").replace(b"\n", b" "))
@@ -133,9 +133,14 @@ def check(envelope: Envelope) -> Envelope:
     return envelope
 
 
-def too_deep(text: bytes) -> bool:
-    """Whether JSON `text` has more than `MAX_DEPTH` levels. Linear, and quick for plain data."""
-    if text.count(b"{") + text.count(b"[") <= MAX_DEPTH:
+def decoder(depth: int) -> Callable[[bytes], Envelope]:
+    """`decode` for messages of up to `depth` levels."""
+    return decode if depth == MAX_DEPTH else partial(decode, depth=depth)
+
+
+def too_deep(text: bytes, depth: int = MAX_DEPTH) -> bool:
+    """Whether JSON `text` has more than `depth` levels. Linear, and quick for plain data."""
+    if text.count(b"{") + text.count(b"[") <= depth:
         return False
     if b"\\" in text:
         text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
@@ -144,16 +149,15 @@ def too_deep(text: bytes) -> bool:
     if b'"' in brackets:
         brackets = b"".join(brackets.split(b'"')[::2])
     # Each pass takes the innermost level away, so plain data is gone after a few, without a step per byte.
-    limit = MAX_DEPTH
-    for _ in range(8):
+    for _ in range(min(8, depth)):
         brackets = brackets.replace(b"[]", b"")
-        limit -= 1
+        depth -= 1
         if not brackets:
             return False
-    depth = 0
+    level = 0
     for bracket in brackets:
-        depth += 1 if bracket == _OPEN else -1
-        if depth > limit:
+        level += 1 if bracket == _OPEN else -1
+        if level > depth:
             return True
     return False
 

@@ -9,14 +9,41 @@ on one reader task per connection, and on one pump for all of them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
+import attrs
 import trio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from cord_trio.config import Bounds
     from cord_trio.errors import CallError, ConnectionLost
+
+
+@attrs.frozen
+class Limits:
+    """What a transport holds, and takes at once.
+
+    Attributes:
+        outbox_bytes: that may wait to be written to one peer: by default twice the longest message.
+        outbox_messages: that may wait likewise.
+        read_quantum: bytes of lines that are read in one turn of a reader.
+
+    """
+
+    outbox_bytes: int = 32 * 1024 * 1024
+    outbox_messages: int = 4096
+    read_quantum: int = 64 * 1024
+
+
+LIMITS: Final = Limits()
+"""Those that nobody has configured."""
+
+
+def limits_of(bounds: Bounds) -> Limits:
+    """Those that are configured."""
+    return Limits(bounds.outbox_bytes, bounds.outbox_messages, bounds.read_quantum)
 
 
 class Receiver(Protocol):
@@ -67,12 +94,14 @@ class Transport(ABC):
     """One conversation's way to its peer. Whoever opened it closes it; `run` is its life.
 
     Attributes:
+        limits: to be set, if at all, before anything is sent.
         attends: whether `send_seated` may give its caller the reply to read.
         on_listening: called when the peer can say from now on what belongs to no request of ours, and may have lost
             what it said before; never where it can from the beginning.
 
     """
 
+    limits: Limits = LIMITS
     attends: ClassVar[bool] = False
     on_listening: Callable[[], None] | None = None
 

@@ -27,19 +27,13 @@ if TYPE_CHECKING:
     from cord_trio.transports import Receiver
 
 QUANTUM: Final = 64 * 1024
-"""Bytes read in one turn of a reader, and about as many written in one turn of a writer."""
+"""Bytes written in one turn of a writer, about, and read of a peer that is gone."""
 
 MANY: Final = 128
 """Messages read in one turn of a reader, about: where they are short, it reads fewer bytes."""
 
 LEAST: Final = 4096
 """Bytes read in one turn of a reader at least."""
-
-OUTBOX_BYTES: Final = 32 * 1024 * 1024
-"""Bytes that may wait to be written to one peer: twice the longest message."""
-
-OUTBOX_MESSAGES: Final = 4096
-"""Messages that may wait to be written to one peer."""
 
 CONGESTED_BYTES: Final = 256 * 1024
 """Bytes waiting to be written from which on senders had better wait."""
@@ -206,6 +200,7 @@ class LineTransport(Transport):
 
     async def _read_all(self, receiver: Receiver) -> str:
         read, fd, take, wait_readable = self._read, self._read_fd, self._pull, self._wait_readable
+        most = self._size = self.limits.read_quantum
         while True:
             try:
                 data = read(self._size)
@@ -217,8 +212,8 @@ class LineTransport(Transport):
             reason = take(data, receiver)
             if reason is not None:
                 return reason
-            if len(data) >= LEAST or self._size != QUANTUM:
-                self._size = quantum(data)
+            if len(data) >= LEAST or self._size != most:
+                self._size = quantum(data, most)
             if self._sent >= TOGETHER and data.count(_NEWLINE) >= TOGETHER:
                 await self._gather()
             self._sent = 0
@@ -346,13 +341,14 @@ class LineTransport(Transport):
         return reason
 
     def _full(self, size: int) -> bool:
-        return self._waiting_bytes + size > OUTBOX_BYTES or len(self._backlog) >= OUTBOX_MESSAGES
+        limits = self.limits
+        return self._waiting_bytes + size > limits.outbox_bytes or len(self._backlog) >= limits.outbox_messages
 
     def _bound_met(self) -> tuple[str, float]:
         self._counters.add("stdio.outbox_full")
-        if len(self._backlog) >= OUTBOX_MESSAGES:
-            return "outbox_messages", OUTBOX_MESSAGES
-        return "outbox_bytes", OUTBOX_BYTES
+        if len(self._backlog) >= self.limits.outbox_messages:
+            return "bounds.outbox_messages", self.limits.outbox_messages
+        return "bounds.outbox_bytes", self.limits.outbox_bytes
 
     def _relieve(self) -> None:
         """Wake who waits for the outbox, if it is below the mark or nobody empties it any more."""
@@ -368,11 +364,11 @@ class LineTransport(Transport):
         self._waiting_bytes = 0
 
 
-def quantum(data: bytes) -> int:
-    """Bytes to read next at most, after `data`: a thousand short messages take others as long as the longest one."""
+def quantum(data: bytes, most: int) -> int:
+    """Bytes to read next, after `data`: a thousand short messages take others as long as `most` bytes of one."""
     if len(data) < LEAST:
-        return QUANTUM
-    return min(QUANTUM, max(LEAST, len(data) * MANY // (data.count(_NEWLINE) or 1)))
+        return most
+    return min(most, max(LEAST, len(data) * MANY // (data.count(_NEWLINE) or 1)))
 
 
 def _whole(line: bytes) -> bool:

@@ -24,12 +24,6 @@ if TYPE_CHECKING:
 BATCH: Final = 8
 """Messages fed in one turn of a reader."""
 
-OUTBOX_BYTES: Final = 32 * 1024 * 1024
-"""Bytes that may wait for one reader: twice the longest message."""
-
-OUTBOX_MESSAGES: Final = 4096
-"""Messages that may wait for one reader."""
-
 CONGESTED_MESSAGES: Final = 256
 """Messages waiting for the reader from which on senders had better wait."""
 
@@ -71,11 +65,11 @@ class MemoryTransport(Transport):
     ) -> None:
         if self._over is not None:
             raise ConnectionLost(self._over, "no")
-        peer = self._peer
-        if len(peer._inbox) >= OUTBOX_MESSAGES:
-            raise Overloaded("outbox_messages", OUTBOX_MESSAGES)
-        if peer._inbox_bytes + len(message) > OUTBOX_BYTES:
-            raise Overloaded("outbox_bytes", OUTBOX_BYTES)
+        peer, limits = self._peer, self.limits
+        if len(peer._inbox) >= limits.outbox_messages:
+            raise Overloaded("bounds.outbox_messages", limits.outbox_messages)
+        if peer._inbox_bytes + len(message) > limits.outbox_bytes:
+            raise Overloaded("bounds.outbox_bytes", limits.outbox_bytes)
         peer._inbox[object() if id is None else id] = message
         peer._inbox_bytes += len(message)
         peer._wake()
@@ -128,7 +122,7 @@ class MemoryTransport(Transport):
 
     @property
     def congested(self) -> bool:
-        full = len(self._peer._inbox) >= CONGESTED_MESSAGES or self._peer._inbox_bytes >= OUTBOX_BYTES // 2
+        full = len(self._peer._inbox) >= CONGESTED_MESSAGES or self._peer._inbox_bytes >= self.limits.outbox_bytes // 2
         return full and self._over is None
 
     async def wait_uncongested(self) -> None:

@@ -13,6 +13,7 @@ import trio
 
 from cord_trio.config import Http, InProcess, Stdio, WebSocket
 from cord_trio.errors import ConnectFailed, HttpFailed
+from cord_trio.transports import LIMITS
 from cord_trio.transports.memory import memory_transport_pair
 from cord_trio.transports.process import GRACES, Graces
 from cord_trio.transports.stdio import open_stdio
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from cord_trio.config import Source
     from cord_trio.counters import Counters
-    from cord_trio.transports import Transport
+    from cord_trio.transports import Limits, Transport
     from cord_trio.transports.guardian import Guardian
 
 log = logging.getLogger("cord_trio.transports")
@@ -37,7 +38,7 @@ INTERPRETERS: Final = frozenset({"python", "python3", "uv", "uvx", "pipx", "node
 
 @asynccontextmanager
 async def open_source(
-    source: Source, *, guardian: Guardian, counters: Counters, graces: Graces = GRACES
+    source: Source, *, guardian: Guardian, counters: Counters, graces: Graces = GRACES, limits: Limits = LIMITS
 ) -> AsyncGenerator[Transport, None]:
     """The way to `source` for as long as the block runs. The block's own errors leave as raised.
 
@@ -51,6 +52,7 @@ async def open_source(
                 source, guardian=guardian, counters=counters, name=source.name,
                 max_message=source.max_message, graces=graces,
             ) as child:  # fmt: skip
+                child.limits = limits
                 yield child
         case Http():
             # Here, as below: not everybody has such sources, and everybody would pay for the import.
@@ -64,14 +66,17 @@ async def open_source(
 
                 opening = open_http
             async with opening(source, name=source.name, counters=counters) as http:
+                http.limits = limits
                 yield http
         case InProcess():
             async with _open_function(source) as memory:
+                memory.limits = limits
                 yield memory
         case WebSocket():
             from cord_trio.transports.websocket_open import open_websocket
 
             async with open_websocket(source, name=source.name, counters=counters) as socket:
+                socket.limits = limits
                 yield socket
 
 

@@ -20,7 +20,6 @@ from cord_trio.transports import Transport
 from cord_trio.transports.http1_client import PoolLimits, open_pool
 from cord_trio.transports.http1_wire import parse_origin
 from cord_trio.transports.http_rules import ERROR_SHOWN, connect_refused, target_of
-from cord_trio.transports.lines import OUTBOX_MESSAGES
 from cord_trio.transports.sse_sinks import EVENTS, Message, Stream
 
 if TYPE_CHECKING:
@@ -97,9 +96,9 @@ class SseTransport(Transport):
             return
         post = Message(self, id, message)
         if self._first is not None:
-            if len(self._queue) >= OUTBOX_MESSAGES:
+            if len(self._queue) >= self.limits.outbox_messages:
                 self._counters.add("sse.outbox_full")
-                raise Overloaded("outbox_messages", OUTBOX_MESSAGES)
+                raise Overloaded("bounds.outbox_messages", self.limits.outbox_messages)
             self._queue.append(post)
         else:
             post.start(self._pool, self.target)

@@ -104,7 +104,7 @@ class StdioTransport(LineTransport):
             self._reading.cancel(reason)
             return False
         self._sent = 0
-        self._size = quantum(data)
+        self._size = quantum(data, self.limits.read_quantum)
         return not self._crowded
 
     def close(self) -> None:

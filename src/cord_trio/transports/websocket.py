@@ -20,7 +20,7 @@ from wsproto.utilities import LocalProtocolError
 from cord_trio.cell import Cell
 from cord_trio.errors import CallError, ConnectionLost, Overloaded
 from cord_trio.transports import Transport
-from cord_trio.transports.lines import CONGESTED_BYTES, OUTBOX_BYTES, OUTBOX_MESSAGES
+from cord_trio.transports.lines import CONGESTED_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,11 +101,12 @@ class WebSocketTransport(Transport):
         except UnicodeDecodeError:
             raise CallError("the message is not UTF-8, and cannot be a text frame", "no") from None
         size = len(message)
-        if len(self._outbox) >= OUTBOX_MESSAGES or self._waiting_bytes + size > OUTBOX_BYTES:
+        limits = self.limits
+        if len(self._outbox) >= limits.outbox_messages or self._waiting_bytes + size > limits.outbox_bytes:
             self._counters.add("websocket.outbox_full")
-            if len(self._outbox) >= OUTBOX_MESSAGES:
-                raise Overloaded("outbox_messages", OUTBOX_MESSAGES)
-            raise Overloaded("outbox_bytes", OUTBOX_BYTES)
+            if len(self._outbox) >= limits.outbox_messages:
+                raise Overloaded("bounds.outbox_messages", limits.outbox_messages)
+            raise Overloaded("bounds.outbox_bytes", limits.outbox_bytes)
         key: object = object() if id is None else id
         self._outbox[key] = text
         self._sizes[key] = size

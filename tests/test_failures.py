@@ -9,6 +9,7 @@ import ast
 import re
 import tomllib
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import attrs
@@ -52,6 +53,7 @@ def load() -> list[Case]:
     return [Case(**case) for case in tomllib.loads(DATA.read_text())["case"]]
 
 
+@cache
 def defined() -> dict[str, str]:
     """By `file::name`, what is to be said of each test: that it is expected to fail as yet, or nothing."""
     found = {}

@@ -193,8 +193,7 @@ async def suffer(cell, caller, set_fault):
                     nursery.start_soon(caller.meet)
 
 
-async def run(cell):
-    folder = tempfile.mkdtemp(prefix="bench-cell-")
+async def run(cell, folder):
     control, ledger = os.path.join(folder, "control"), os.path.join(folder, "ledger")
     fault, way = cell["fault"], cell["way"]
     word = {"large": f"large {2 * MESSAGE}", "clock": "", "reset": ""}.get(fault, fault)
@@ -304,16 +303,14 @@ async def run(cell):
         },
         "counters": counts,
     }
-    for path in Path(folder).iterdir():
-        path.unlink()
-    os.rmdir(folder)
     return figures
 
 
 def main():
     processes.adopt_orphans()
     cell = json.loads(sys.argv[1])
-    figures = trio.run(run, cell, strict_exception_groups=True)
+    with tempfile.TemporaryDirectory(prefix="bench-cell-", dir=cell.get("folder")) as folder:
+        figures = trio.run(run, cell, folder, strict_exception_groups=True)
     print(json.dumps(figures))
 
 

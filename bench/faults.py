@@ -11,12 +11,15 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from bench import processes
 from bench.cell import CALL
 from bench.report import machine
 
@@ -50,6 +53,10 @@ QUICK = (
     ("hang-call", "http"), ("crash-call", "stdio"), ("garbage", "ws"), ("503", "http"), ("half", "sse"),
     ("large", "stdio"), ("reset", "http"), ("journal", "any"),
 )  # fmt: skip
+PATIENCE = 180
+"""Seconds that a cell may take."""
+RUNNING = set()
+"""The cells that are under way."""
 DOCS = Path(__file__).parents[1] / "docs" / "faults.md"
 START, END = "<!-- the table, by python -m bench.faults --write -->\n", "<!-- end of the table -->\n"
 
@@ -70,22 +77,34 @@ def cells(only, ways):
         yield "journal", "any"
 
 
-def run_cell(fault, way, era, *, quick):
-    """The figures of one cell; `failed` says why there are none."""
+def run_cell(fault, way, era, folder, *, quick):
+    """The figures of one cell; `failed` says why there are none. What it makes is in `folder`."""
     if fault == "journal":
         args = [sys.executable, "-m", "bench.full_disk"]
     else:
         points = 12 if quick or way == "stdio" else 1000
         cell = {
             "fault": fault, "way": way, "era": era, "size": SIZES[way], "points": points,
-            "without": 0.3 if quick else 1.5,
+            "without": 0.3 if quick else 1.5, "folder": folder,
         }  # fmt: skip
         args = [sys.executable, "-m", "bench.cell", json.dumps(cell)]
-    done = subprocess.run(args, capture_output=True, text=True, timeout=180, check=False)
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        return {"failed": (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]}
-    return {**json.loads(lines[-1]), "noise": done.stderr.strip()}
+    # A session of its own, all of which can be ended: with it the servers that no fabric keeps.
+    process = subprocess.Popen(
+        args, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "TMPDIR": folder}, start_new_session=True,
+    )  # fmt: skip
+    RUNNING.add(process)
+    try:
+        out, noise = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not done within {PATIENCE} s"}
+    finally:
+        processes.kill_group(process)
+        RUNNING.discard(process)
+    lines = out.strip().splitlines()
+    if process.returncode or not lines:
+        return {"failed": (noise.strip().splitlines() or [f"status {process.returncode}"])[-1]}
+    return {**json.loads(lines[-1]), "noise": noise.strip()}
 
 
 def faults_of(fault, figures):
@@ -107,7 +126,7 @@ def faults_of(fault, figures):
 
 def short(text):
     """An outcome without what differs from call to call."""
-    return re.sub(r"sick: | /tmp/\S+| 127\.0\.0\.1:\d+", "", text).replace("|", "\\|")
+    return re.sub(r"sick: | /\S+/bench-\S+| 127\.0\.0\.1:\d+", "", text).replace("|", "\\|")
 
 
 def shown(figures):
@@ -157,13 +176,21 @@ def main(argv):
     ways = [way for way in WAYS if not args.way or way in args.way]
     todo = list(QUICK) if args.quick else list(cells(args.only, ways))
     started = time.monotonic()
-    with ThreadPoolExecutor(args.at_once) as pool:
-        runs = {cell: pool.submit(run_cell, *cell, args.era, quick=args.quick) for cell in todo}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="bench-faults-") as folder, ThreadPoolExecutor(args.at_once) as pool:
+        runs = {cell: pool.submit(run_cell, *cell, args.era, folder, quick=args.quick) for cell in todo}
         results = {}
-        for cell, run in runs.items():
-            results[cell] = run.result()
-            verdict = "; ".join(faults_of(cell[0], results[cell])) or "ok"
-            print(f"faults: {cell[0]} over {cell[1]}: {verdict}", file=sys.stderr)
+        try:
+            for cell, run in runs.items():
+                results[cell] = run.result()
+                verdict = "; ".join(faults_of(cell[0], results[cell])) or "ok"
+                print(f"faults: {cell[0]} over {cell[1]}: {verdict}", file=sys.stderr)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in tuple(RUNNING):
+                process.kill()  # whoever waits for it ends what it has started
+            raise
     table = grid(results, ways)
     wrong = {cell: found for cell, figures in results.items() if (found := faults_of(cell[0], figures))}
     print(table)
@@ -186,4 +213,7 @@ def main(argv):
 
 if __name__ == "__main__":
     os.chdir(Path(__file__).parents[1])
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -7,6 +7,7 @@ import ctypes
 import http.client
 import json
 import os
+import random
 import resource
 import signal
 import socket
@@ -173,9 +174,17 @@ def pipes(args):
             kill_group(process)
 
 
+_given = set()
+
+
 def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
+    """A port that is free now, and never the same twice; below those that systems choose for whoever asks for none."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        if port not in _given:
+            with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+                _given.add(port)
+                return port
 
 
 class Server:

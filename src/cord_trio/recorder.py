@@ -252,8 +252,10 @@ def _open(path: str) -> tuple[int, int]:
         size = os.fstat(file).st_size
         if size:
             check_head(os.pread(file, 64 * 1024, 0).partition(b"\n")[0], path)
-            size = _whole(file, size)
-            os.ftruncate(file, size)
+            whole = _whole(file, size)
+            if whole < size:  # else another process, which is being taken over, may be writing still
+                os.ftruncate(file, whole)
+            size = whole
         os.fchmod(file, 0o600)
     except BaseException:
         os.close(file)

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import closing
@@ -99,6 +100,7 @@ def places(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a configured server, where no other fabric is seen."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
     monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))  # which remembers
     configure(folder, it=server())
     return folder
 
@@ -145,6 +147,64 @@ def test_a_process_that_fails_to_take_over_changes_nothing(places: Path) -> None
                         os.close(number)
             with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
                 assert echo(connection, "still here")[0] == "still here"
+        finally:
+            old.kill()
+
+
+def test_whichever_side_is_killed_while_sockets_are_handed_over_the_other_serves(
+    places: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, how in (("hung", {"silent": True}), ("slow", {"slow": 0.3})):
+        (places / f"{name}.json").write_text(json.dumps({"mcpServers": {"it": server(), "other": server(**how)}}))
+    with begin(places, "--http", "127.0.0.1:0", "--grace", "1") as old:
+        try:
+            port = port_of(old)
+            with begin(places, "--takeover", "--config", "hung.json") as dying:
+                try:
+                    assert port_of(dying) == port  # it has the sockets, and waits for its sources
+                    assert main(["serve", "--takeover"]) == 1
+                    assert capsys.readouterr().err == "error: another process is taking over already\n"
+                finally:
+                    dying.kill()
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+                assert echo(connection, "still here")[0] == "still here"
+            with begin(places, "--takeover", "--config", "slow.json") as new:
+                try:
+                    assert port_of(new) == port
+                    old.kill()
+                    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+                        assert echo(connection, "waited")[0] == "waited"
+                    new.send_signal(signal.SIGTERM)
+                    assert new.wait(20) == 0
+                finally:
+                    new.kill()
+        finally:
+            old.kill()
+
+
+def test_who_comes_second_is_told_that_somebody_has_taken_over(
+    places: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with begin(places, "--http", "127.0.0.1:0", "--grace", "30") as old:
+        try:
+            port = port_of(old)
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as kept:
+                echo(kept, "busy")
+                control = next((places / "cord_trio").glob("*.sock"))
+                with begin(places, "--takeover", "--grace", "1") as new:
+                    try:
+                        assert old.stderr is not None
+                        while b"has taken over" not in old.stderr.readline():
+                            pass
+                        assert main(["serve", "--takeover", str(old.pid)]) == 1
+                        told = "error: another process is taking over just now, or has; try again\n"
+                        assert capsys.readouterr().err == told
+                        with socket.socket(socket.AF_UNIX) as late:  # who had looked before
+                            late.connect(str(control))
+                            late.sendall(b"handover\n")
+                            assert late.recv(64) == b"gone\n"
+                    finally:
+                        new.kill()
         finally:
             old.kill()
 

@@ -10,11 +10,15 @@ import sys
 import time
 from pathlib import Path
 
+from cord_trio.recording import decode
+
 HOST = """
 import json, sys, trio
+from contextlib import closing
 from pathlib import Path
 import cord_trio as cord
 from cord_trio.observe.control import open_control, sockets
+from cord_trio.recorder import Recorder
 from cord_trio.testing import ToolServer
 
 folder, marker = Path(sys.argv[1]), sys.argv[2]
@@ -59,7 +63,12 @@ async def keep_listing(fabric):
 async def main():
     sources = [*servers, launcher, stored]
     journal = cord.SqliteJournal(folder / "journal")
-    async with cord.open_fabric(cord.Config(sources=sources, state_dir=str(folder)), journal=journal) as fabric:
+    config = cord.Config(sources=sources, state_dir=str(folder))
+    with closing(Recorder(folder / "recording")) as recorder:
+        await run(config, journal, recorder, sources)
+
+async def run(config, journal, recorder, sources):
+    async with cord.open_fabric(config, journal=journal, recorder=recorder) as fabric:
         async with open_control(lambda: {}, counters=fabric.counters, places=[folder / "control"]) as control:
             fabric.agent("worker", worker, turn=8)
             fabric.agent("waiter", waiter)
@@ -85,7 +94,7 @@ async def main():
                         nursery.start_soon(keep_starting, fabric)
                     nursery.start_soon(keep_changing, fabric, sources)
                     nursery.start_soon(keep_listing, fabric)
-                    while not list(folder.glob("manifests/*.json")):
+                    while not list(folder.glob("manifests/*.json")) or not recorder.counters["record.lines"]:
                         await trio.sleep(0.05)
                     await trio.sleep(0.2)
                     print("busy", flush=True)
@@ -137,5 +146,8 @@ def test_p10_a_fabric_killed_in_the_middle_of_everything_leaves_no_process_and_s
         assert journal.execute("pragma integrity_check").fetchall() == [("ok",)]
         kept = [json.loads(data) for (data,) in journal.execute("select data from conversations")]
     journal.close()
+    lines = (tmp_path / "recording").read_bytes()
+    assert lines.endswith(b"\n")
+    assert {"a", "b", "c", "m"} <= decode(lines.splitlines(keepends=True), "recording").keys()
     assert all(conversation["calls"] for conversation in kept)  # those in doubt wait for a person, no other is left
     assert alive(marker) == []

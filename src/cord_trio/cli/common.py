@@ -128,7 +128,8 @@ async def open_view(fabric: Fabric, verb: str, offer: Offer | None = None) -> As
     about = _about(fabric.config.file, verb)
 
     def answer() -> dict[str, object]:
-        return {**about, "counters": fabric.counters.snapshot(), "tree": fabric.tree().data()}
+        more = {} if offer is None else {"takeover": offer.open}
+        return {**about, **more, "counters": fabric.counters.snapshot(), "tree": fabric.tree().data()}
 
     async with open_control(answer, counters=fabric.counters, offer=offer), fabric.watched():
         yield

@@ -91,7 +91,7 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
             shown = f"[{host}]" if ":" in host else host
             tell(f"serving {count(len(config.enabled), 'source')} at http://{shown}:{port}/mcp")
         leaving = trio.Event()
-        offer = Offer(listeners, leaving.set)
+        offer = Offer(listeners, leaving.set, serving=False)
         async with (
             open_fabric(config, recorder=recorder) as fabric,
             open_view(fabric, "serve", offer=offer),
@@ -125,6 +125,7 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
                 await gateway_nursery.start(serving)
                 if taken is not None:
                     await taken.ready()
+                offer.serving = True
                 notify.ready()
             nursery.cancel_scope.cancel("all that was asked is answered")
     return 0
@@ -194,11 +195,16 @@ async def _running(pid: int) -> Path:
         ValueError: there is none, or no single one.
 
     """
-    found = [each for each in await find(pid or None) if each.said is not None and each.said.get("verb") == "serve"]
+    running = [each for each in await find(pid or None) if each.said is not None and each.said.get("verb") == "serve"]
+    found = [each for each in running if each.said is not None and each.said.get("takeover", True)]
     if len(found) == 1:
         return found[0].path
     if not found:
-        raise ValueError("no `serve` runs that this user could take over")
+        raise ValueError(
+            "another process is taking over just now, or has; try again"
+            if running
+            else "no `serve` runs that this user could take over"
+        )
     raise ValueError(
         "several run; name one: --takeover PID, with " + ", ".join(str(pid_of(each.path)) for each in found)
     )

@@ -30,6 +30,19 @@ MOST: Final = 16
 TAKING: Final = 120.0
 """Seconds that the new process has until it serves."""
 
+BUSY: Final = b"busy\n"
+"""Said to a second one who wants them meanwhile."""
+
+GONE: Final = b"gone\n"
+"""Said once somebody has taken over."""
+
+REFUSALS: Final = {
+    BUSY: "another process is taking over already",
+    GONE: "another process has taken over just now",
+    b"": "it ended before it handed over its sockets",
+}
+"""What it means that no socket came."""
+
 REPLY: Final = 10.0
 """Seconds that the old one has to hand them over."""
 
@@ -39,20 +52,29 @@ class Offer:
 
     Attributes:
         pid: of the process that took it; 0 before.
+        serving: whether we serve ourselves, so that there is something to take over.
 
     """
 
-    def __init__(self, listeners: Sequence[trio.SocketListener], taken: Callable[[], None]) -> None:
+    def __init__(
+        self, listeners: Sequence[trio.SocketListener], taken: Callable[[], None], *, serving: bool = True
+    ) -> None:
         """Offer `listeners`; `taken` is called once the other one serves. It must not block."""
         self.pid = 0
+        self.serving = serving
         self._listeners = listeners
         self._taken: Callable[[], None] | None = taken
         self._taking = False
 
+    @property
+    def open(self) -> bool:
+        """Whether whoever wants to take over should ask us, rather than one before or after us."""
+        return self.serving and self._taken is not None
+
     async def hand_over(self, stream: trio.SocketStream) -> None:
         """Give the sockets to who is at the other end, and wait for it to serve."""
         if self._taking or self._taken is None or not self._listeners:
-            await stream.send_all(b"busy\n" if self._taking else b"none\n")
+            await stream.send_all(BUSY if self._taking else GONE if self._taken is None else b"none\n")
             return
         self._taking = True
         try:
@@ -121,13 +143,13 @@ async def take_over(path: Path) -> Taken:
                 os.set_inheritable(number, False)
             if said == b"sockets\n" and numbers:
                 return Taken(stream, [socket.socket(fileno=number) for number in numbers])
-            why = {b"busy\n": "another process is taking over already"}.get(
-                bytes(said), "it has no socket to hand over"
-            )
-            raise OSError(why)
+            raise OSError(REFUSALS.get(bytes(said), "it has no socket to hand over"))
         if patience.cancelled_caught:
             raise OSError("it did not answer")
         raise AssertionError  # pragma: no cover  # it returned, raised, or was cancelled
+    except (trio.BrokenResourceError, ConnectionError):
+        stream.socket.close()
+        raise OSError(REFUSALS[b""]) from None
     except BaseException:
         stream.socket.close()
         raise

@@ -35,6 +35,8 @@ def arguments(**given: object) -> argparse.Namespace:
             "fd": None,
             "takeover": None,
             "record": None,
+            "mesh": None,
+            "node": None,
             **given,
         }
     )

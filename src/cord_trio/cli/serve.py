@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import os
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -23,10 +23,11 @@ from cord_trio.observe.handover import TAKING, Offer, Taken, take_over
 if TYPE_CHECKING:
     import argparse
     import socket
+    from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    from cord_trio.config import Config
-    from cord_trio.fabric import Fabric
+    from cord_trio.config import Config, MeshConfig
+    from cord_trio.fabric import Fabric, Mesh
     from cord_trio.protocol.jsonrpc import Json
     from cord_trio.recorder import Recorder
 
@@ -50,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="take the listening sockets of the `serve` that runs (with this PID, if several do), which then drains",
     )  # fmt: skip
     parser.add_argument("--record", metavar="FILE", help="keep every call in this file, without secrets, for `replay`")
+    parser.add_argument("--mesh", metavar="URL", action="append", help="be a node of the mesh at this NATS server")
+    parser.add_argument("--node", metavar="NAME", help="of this node; default: as configured, else this machine's")
     parser.add_argument("--grace", metavar="SECONDS", type=float, help="for running calls at the end; default 10")
 
 
@@ -73,9 +76,12 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
 
     def as_told(config: Config) -> Config:
         """What is configured, with what the command line says instead."""
-        return attrs.evolve(config, gateway=attrs.evolve(config.gateway, **given))
+        mesh = _mesh_as_told(config.mesh, args.mesh, args.node)
+        return attrs.evolve(config, gateway=attrs.evolve(config.gateway, **given), mesh=mesh)
 
     config = as_told(load(args))
+    if args.node is not None and config.mesh is None:
+        return wrong_usage("--node: there is no mesh; name its server with --mesh nats://HOST:4222")
     gateway = config.gateway
     handlers = find_configured(config)
     notify = Notify(os.environ)
@@ -93,7 +99,7 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
         leaving = trio.Event()
         offer = Offer(listeners, leaving.set, serving=False)
         async with (
-            open_fabric(config, recorder=recorder) as fabric,
+            open_fabric(config, recorder=recorder, mesh=_mesh(config)) as fabric,
             open_view(fabric, "serve", offer=offer),
             trio.open_nursery() as nursery,
         ):
@@ -129,6 +135,36 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
                 notify.ready()
             nursery.cancel_scope.cancel("all that was asked is answered")
     return 0
+
+
+def _mesh_as_told(mesh: MeshConfig | None, servers: list[str] | None, node: str | None) -> MeshConfig | None:
+    """The configured mesh, with what the command line says instead. Raises `ConfigError`."""
+    from cord_trio.config import MeshConfig
+
+    given: dict[str, Json] = {"servers": servers, "node": node}
+    given = {name: value for name, value in given.items() if value is not None}
+    if mesh is None:
+        return None if servers is None else MeshConfig(**given)
+    return attrs.evolve(mesh, **given)
+
+
+def _mesh(config: Config) -> Mesh | None:
+    """What makes the fabric a node of the configured mesh, and says so; None if there is none."""
+    settings = config.mesh
+    if settings is None:
+        return None
+    from cord_trio.mesh.joining import in_mesh
+
+    join = in_mesh(settings)
+
+    @asynccontextmanager
+    async def joined(fabric: Fabric) -> AsyncGenerator[None]:
+        async with join(fabric) as node:
+            others = count(len(node.roster.nodes.keys() - {settings.node}), "other node")
+            tell(f"node {settings.node} of mesh {settings.name}, with {others}")
+            yield
+
+    return joined
 
 
 def _recorder(config: Config, stack: AsyncExitStack) -> Recorder | None:

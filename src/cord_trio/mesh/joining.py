@@ -36,10 +36,13 @@ if TYPE_CHECKING:
 
     from cord_trio.call import Call, Outcome
     from cord_trio.config import MeshConfig, Source
+    from cord_trio.counters import Counters
     from cord_trio.fabric import Fabric
     from cord_trio.following import Subscriptions
     from cord_trio.mesh.contracts import Link, Store
     from cord_trio.mesh.node import Node
+    from cord_trio.nats.client import Nats
+    from cord_trio.nats.kv import Bucket
     from cord_trio.surroundings import Surroundings
 
 log = logging.getLogger("cord_trio.mesh")
@@ -272,13 +275,13 @@ def answering(fabric: Fabric, settings: MeshConfig) -> Callable[[Call], Awaitabl
 
 @asynccontextmanager
 async def join_mesh(
-    fabric: Fabric, settings: MeshConfig, link: Link, store: Store, rng: random.Random
+    fabric: Fabric, settings: MeshConfig, link: Link, store: Store, rng: random.Random, *, bulk: Link | None = None
 ) -> AsyncGenerator[Node]:
     """`fabric` as a node of a mesh for as long as the block runs. Raises as `open_node` does."""
     answer = answering(fabric, settings)
     failure: Exception | None = None
     async with open_node(
-        link, store, mesh=settings.name, node=settings.node, handler=answer, labels=settings.labels,
+        link, store, bulk=bulk, mesh=settings.name, node=settings.node, handler=answer, labels=settings.labels,
         drop=fabric.abandon, rng=rng, counters=fabric.counters,
     ) as node:  # fmt: skip
         joined = Joined(fabric, node, settings, rng)
@@ -304,6 +307,13 @@ async def join_mesh(
             raise failure
 
 
+@asynccontextmanager
+async def open_store(settings: MeshConfig, *, counters: Counters | None = None) -> AsyncGenerator[tuple[Nats, Bucket]]:
+    """A connection to the mesh's broker, and what the nodes know of each other there. Raises as `in_mesh` says."""
+    async with _connect(settings, "control", counters) as nats:
+        yield nats, await open_bucket(nats, f"cord_{settings.name}", BucketOptions(replicas=settings.replicas))
+
+
 def in_mesh(
     settings: MeshConfig, *, rng: random.Random | None = None
 ) -> Callable[[Fabric], AbstractAsyncContextManager[Node]]:
@@ -315,16 +325,21 @@ def in_mesh(
 
     @asynccontextmanager
     async def opened(fabric: Fabric) -> AsyncGenerator[Node]:
-        credentials, verify = _credentials(settings), _trusted(settings)
-        async with open_nats(
-            settings.servers, name=f"cord {settings.name}/{settings.node}", credentials=credentials, verify=verify,
-            inbox=f"_INBOX_{settings.node}", counters=fabric.counters,
-        ) as nats:  # fmt: skip
-            bucket = await open_bucket(nats, f"cord_{settings.name}", BucketOptions(replicas=settings.replicas))
-            async with join_mesh(fabric, settings, nats, bucket, rng or random.Random()) as node:
-                yield node
+        async with (
+            open_store(settings, counters=fabric.counters) as (nats, bucket),
+            _connect(settings, "bulk", fabric.counters) as bulk,
+            join_mesh(fabric, settings, nats, bucket, rng or random.Random(), bulk=bulk) as node,
+        ):
+            yield node
 
     return opened
+
+
+def _connect(settings: MeshConfig, use: str, counters: Counters | None) -> AbstractAsyncContextManager[Nats]:
+    return open_nats(
+        settings.servers, name=f"cord {settings.name}/{settings.node} {use}", credentials=_credentials(settings),
+        verify=_trusted(settings), inbox=f"_INBOX_{settings.node}", counters=counters,
+    )  # fmt: skip
 
 
 def _credentials(settings: MeshConfig) -> Credentials | None:

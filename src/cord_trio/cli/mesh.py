@@ -1,0 +1,179 @@
+"""Look at a mesh, let nodes in, and run a broker to try one out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import trio
+
+from cord_trio.cli import DONE, FAILED, tell
+from cord_trio.cli.broker import PORT, keep_broker
+from cord_trio.cli.common import add_config, clean, count, load, print_json, wrong_usage
+
+if TYPE_CHECKING:
+    import argparse
+
+    from cord_trio.config import MeshConfig
+    from cord_trio.mesh.presence import NodeRecord
+
+PATIENCE: Final = 10.0
+"""Seconds for the broker to tell who is there."""
+
+DIGEST: Final = 8
+"""Characters of a digest that are shown."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(what=None)
+    verbs = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    nodes = verbs.add_parser("nodes", help="who is in the mesh, and what each offers")
+    add_config(nodes)
+    nodes.add_argument("--mesh", metavar="URL", action="append", help="a NATS server; default: as configured")
+    nodes.add_argument("--name", metavar="MESH", help="of the mesh; default: as configured, else cord")
+    permissions = verbs.add_parser(
+        "permissions", help="write the configuration of a NATS server that lets these nodes do what they must, no more"
+    )
+    permissions.add_argument(
+        "nodes", metavar="NODE", nargs="+", help="NODE, or NODE:TARGET,TARGET for whom it may call"
+    )
+    permissions.add_argument("--name", metavar="MESH", default="cord", help="of the mesh; default cord")
+    permissions.add_argument("--keys", metavar="FOLDER", default=".", help="where NODE.nk is, or is put; default here")
+    permissions.add_argument(
+        "--registrar", metavar="NODE", action="append",
+        help="only these bury nodes that died; default all, since nodes of one owner trust each other",
+    )  # fmt: skip
+    permissions.add_argument("--listen", metavar="HOST:PORT", default=f"127.0.0.1:{PORT}")
+    permissions.add_argument("--store", metavar="FOLDER", default="./nats", help="of JetStream; default ./nats")
+    broker = verbs.add_parser("broker", help="run a NATS server here, to try a mesh out")
+    broker.add_argument("--port", type=int, default=PORT, help=f"default {PORT}; 0 for any free one")
+    broker.add_argument("--store", metavar="FOLDER", help="what it keeps; default a new folder, gone at the end")
+    broker.add_argument("--conf", metavar="FILE", help="a configuration of nats-server, in place of all that")
+    for each in (nodes, permissions, broker):
+        each.add_argument("--debug", action="store_true", default=False, help="show traces and debug logs on stderr")
+
+
+async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
+    match args.what:
+        case "nodes":
+            return await _nodes(args)
+        case "permissions":
+            return await _permissions(args)
+        case _:
+            return await keep_broker(port=args.port, store=args.store, conf=args.conf)
+
+
+# nodes
+
+
+async def _nodes(args: argparse.Namespace) -> int:
+    settings = _settings(args)
+    if settings is None:
+        return wrong_usage("no mesh: name a server with --mesh nats://HOST:4222, or configure [mesh]")
+    nodes = await _look(settings)
+    if nodes is None:
+        tell("error: the broker did not tell who is in the mesh; is it 2.11 or newer, with JetStream?")
+        return FAILED
+    if args.json:
+        print_json(
+            [
+                {"name": name, "epoch": record.epoch, "draining": record.draining, "labels": record.labels,
+                 "servers": record.servers, "groups": record.groups}
+                for name, record in sorted(nodes.items())
+            ]
+        )  # fmt: skip
+        return DONE
+    width = max(map(len, nodes), default=0)
+    for name, record in sorted(nodes.items()):
+        offers = [
+            f"{server}{'=' + record.groups[server] if server in record.groups else ''} ({digest[:DIGEST]})"
+            for server, digest in record.servers.items()
+        ]
+        state = "drains" if record.draining else "ready "
+        labels = " ".join(f"{key}={value}" for key, value in record.labels.items())
+        print(clean(f"{name:<{width}}  {record.epoch}  {state}  {', '.join(offers) or '-'}  {labels}".rstrip()))
+    tell(f"{count(len(nodes), 'node')} in mesh {settings.name}")
+    return DONE
+
+
+def _settings(args: argparse.Namespace) -> MeshConfig | None:
+    """The mesh that is meant; None if none is. Raises `ConfigError` if it cannot be used."""
+    from cord_trio.config import MeshConfig
+    from cord_trio.config.load import DEFAULT_FILES
+
+    found = None
+    if args.config is not None or (args.mesh is None and any(map(os.path.lexists, DEFAULT_FILES))):
+        found = load(args).mesh
+    if args.mesh is not None:
+        found = MeshConfig(servers=args.mesh) if found is None else attrs.evolve(found, servers=args.mesh)
+    if found is not None and args.name is not None:
+        found = attrs.evolve(found, name=args.name)
+    return found
+
+
+async def _look(settings: MeshConfig) -> dict[str, NodeRecord] | None:
+    """Who is in the mesh; None if that was not told in time."""
+    from cord_trio.mesh.joining import open_store
+    from cord_trio.mesh.roster import Roster
+
+    found: dict[str, NodeRecord] | None = None
+    async with open_store(settings) as (_, bucket):
+        roster = Roster(bucket)
+        async with trio.open_nursery() as nursery:
+            with trio.move_on_after(PATIENCE):
+                await nursery.start(roster.run)
+                found = dict(roster.nodes)
+            nursery.cancel_scope.cancel("all was told")
+    return found
+
+
+# permissions
+
+
+async def _permissions(args: argparse.Namespace) -> int:
+    from cord_trio.config.mesh import NAME
+    from cord_trio.mesh.permissions import Member, server_config
+
+    targets: dict[str, tuple[str, ...]] = {}
+    for each in args.nodes:
+        name, _, calls = each.partition(":")
+        if name in targets:
+            return wrong_usage(f"node {name!r} is given twice")
+        targets[name] = tuple(filter(None, calls.split(",")))
+    registrars = args.registrar if args.registrar is not None else list(targets)
+    named = [args.name, *targets, *(target for calls in targets.values() for target in calls), *registrars]
+    for name in named:
+        if not NAME.fullmatch(name):
+            return wrong_usage(f"no name of a node or mesh: {name[:100]!r}; one has 1 to 48 of a-z, 0-9, _ and -")
+    for name in registrars:
+        if name not in targets:
+            return wrong_usage(f"--registrar: {name!r} is none of the nodes")
+    folder = Path(args.keys)
+    try:
+        members = [Member(name, _key(folder, name), calls, name in registrars) for name, calls in targets.items()]
+    except (OSError, ValueError) as exc:
+        tell(f"error: {clean(str(exc))}")
+        return FAILED
+    await trio.lowlevel.checkpoint()
+    sys.stdout.write(server_config(members, args.name, listen=args.listen, store=args.store))
+    return DONE
+
+
+def _key(folder: Path, name: str) -> str:
+    """The public key of a node, whose seed is in `folder`, or is put there."""
+    from cord_trio.nats.keys import load_credentials, make_key
+
+    path = folder / f"{name}.nk"
+    if path.exists():
+        key = load_credentials(path).key
+        assert key is not None
+        return key.public
+    key = make_key()
+    folder.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(f"{key.seed}\n")
+    tell(f"wrote {path}, the key of node {name}: keep it secret, and name it in mesh.credentials there")
+    return key.public

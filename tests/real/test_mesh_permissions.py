@@ -1,0 +1,124 @@
+"""A nats-server with the permissions that we write refuses what no node may do, and lets nodes do the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from contextlib import asynccontextmanager
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from msgspec import Raw
+
+from cord_trio.call import Call, Complete
+from cord_trio.cli import main
+from cord_trio.config import MeshConfig
+from cord_trio.errors import ConnectFailed
+from cord_trio.mesh.joining import open_store
+from cord_trio.mesh.node import Node, open_node
+from cord_trio.mesh_errors import NotPermitted
+from cord_trio.nats.client import Nats, open_nats
+from tests.real.nats_server import FOUND, Broker, running
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterator
+    from pathlib import Path
+
+    from cord_trio.call import Outcome
+    from cord_trio.nats.kv import Bucket
+
+pytestmark = pytest.mark.skipif(FOUND is None, reason="no nats-server for this platform")
+
+BIG = 2 * 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("keys")
+
+
+@pytest.fixture(scope="module")
+def broker(keys: Path) -> Iterator[Broker]:
+    """A server that was configured by `mesh permissions`: `c` is no registrar, and may call `b` alone."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
+        assert main(["mesh", "permissions", "a", "b", "c:b", "--registrar", "a", "--keys", str(keys)]) == 0
+    text = re.sub(r"(?m)^(listen|jetstream).*\n", "", said.getvalue())  # the test's server has its own
+    with running(text, jetstream=True) as broker:
+        yield broker
+
+
+def settings(broker: Broker, keys: Path, node: str) -> MeshConfig:
+    return MeshConfig(servers=[broker.url], node=node, credentials=str(keys / f"{node}.nk"))
+
+
+@asynccontextmanager
+async def connected(broker: Broker, keys: Path, node: str) -> AsyncGenerator[tuple[Nats, Bucket]]:
+    async with open_store(settings(broker, keys, node)) as (nats, bucket):
+        yield nats, bucket
+
+
+@asynccontextmanager
+async def opened(broker: Broker, keys: Path, name: str) -> AsyncGenerator[tuple[Node, tuple[Nats, Nats]]]:
+    async def double(call: Call) -> Outcome:
+        await trio.lowlevel.checkpoint()
+        return Complete(call.params["arguments"])
+
+    async with connected(broker, keys, name) as (nats, bucket), connected(broker, keys, name) as (bulk, _):
+        async with open_node(nats, bucket, bulk=bulk, mesh="cord", node=name, handler=double, rng=Random(name)) as node:
+            yield node, (nats, bulk)
+
+
+async def test_nodes_find_and_call_each_other_with_large_bodies_too(broker: Broker, keys: Path) -> None:
+    async with opened(broker, keys, "a") as (a, ours), opened(broker, keys, "b") as (_, theirs):
+        with trio.fail_after(5):
+            while a.roster.epoch("b") is None:
+                await a.roster.changed(a.roster.number)
+        for size in (10, BIG):
+            call = Call("tools/call", "t", {"arguments": Raw(b'"%b"' % (b"x" * size))})
+            with trio.fail_after(10):
+                outcome = await a.calling.call(call, ["b"])
+            assert isinstance(outcome, Complete)
+            assert len(bytes(outcome.result)) == size + 2
+        assert [nats.counters["nats.not_permitted"] for nats in (*ours, *theirs)] == [0, 0, 0, 0]
+
+
+async def test_nobody_calls_as_another_nor_whom_it_may_not(broker: Broker, keys: Path) -> None:
+    async with connected(broker, keys, "a") as (a, _), connected(broker, keys, "c") as (c, _):
+        for nats, subject in ((a, "c1.cord.call.b.00000001.b"), (c, "c1.cord.call.a.00000001.c")):
+            with trio.fail_after(2), pytest.raises(NotPermitted) as caught:
+                await nats.request(subject, b"x")
+            assert caught.value.executed == "no"
+
+
+async def test_nobody_writes_anothers_record_or_lease_unless_a_registrar(broker: Broker, keys: Path) -> None:
+    async with connected(broker, keys, "b") as (_, bucket), connected(broker, keys, "a") as (_, registrar):
+        for key in ("up.a", "hb.a.00000001", "up.x"):
+            with trio.fail_after(2), pytest.raises(NotPermitted):
+                await bucket.put(key, b"{}")
+        await registrar.put("up.x", b"{}")
+        await registrar.delete("up.x")
+        with trio.fail_after(2), pytest.raises(NotPermitted):
+            await registrar.api("STREAM.DELETE.KV_cord_cord")
+
+
+async def test_nobody_listens_to_anothers_inbox_or_calls(broker: Broker, keys: Path) -> None:
+    async with connected(broker, keys, "b") as (nats, _):
+        for subject in ("_INBOX_a.>", "_INBOX_a.*.*", "c1.cord.call.a.*.*", ">", "$KV.cord_cord.>"):
+            with trio.fail_after(2), nats.subscribe(subject) as listening, pytest.raises(NotPermitted):
+                await listening.receive()
+
+
+async def test_nobody_answers_what_it_was_not_asked(broker: Broker, keys: Path) -> None:
+    async with connected(broker, keys, "a") as (a, _), connected(broker, keys, "b") as (b, _):
+        with trio.fail_after(2), pytest.raises(NotPermitted):
+            await b.request(f"{a.inbox}.1", b"forged")
+
+
+async def test_who_has_no_key_is_let_in_nowhere(broker: Broker) -> None:
+    with pytest.raises(ConnectFailed, match="refuses us"):
+        async with open_nats(broker.url):
+            raise AssertionError

@@ -73,6 +73,10 @@ def run_table(table, plan, contestants, missing, own):
 
 
 def main(argv):
+    if argv[:1] == ["mesh"]:
+        from bench import mesh
+
+        return mesh.main(argv[1:])
     args = parse(argv)
     plan = plan_of(args)
     tables = [table for table in TABLES if not args.tables or {table.name, table.part_of} & set(args.tables)]

@@ -206,15 +206,14 @@ class Calling:
             flight.large = params
         self._flights[request.id] = flight
         peer.in_flight += 1
-        if self._next == math.inf:
-            self._next = self._sleeping.deadline = now + TICK
+        flight.deadline = call.deadline
+        self._wake_by(min(now + TICK, call.deadline))
         frame: Frame | None = None
         try:
-            with trio.CancelScope(deadline=call.deadline):
-                frame = await self._converse(flight)
+            frame = await self._converse(flight)
         except CallError as exc:
             flight.settled = exc.executed == "no"
-            if not flight.settled:
+            if not flight.settled and not isinstance(exc, DeadlineExceeded):
                 peer.doubted(trio.current_time())
             raise
         finally:
@@ -225,8 +224,6 @@ class Calling:
                 peer.answered(request.id if flight.offers == 1 and flight.node == node else "")
             if not flight.settled and flight.executed != "no":
                 self._withdraw(flight)
-        if frame is None:
-            raise DeadlineExceeded(f"{name} on node {flight.node}", flight.executed)
         outcome = outcome_of(frame, flight.node, name)
         if type(outcome) is InputRequired and outcome.park:
             return InputRequired(outcome.result, f"{flight.node}.{flight.epoch}.{outcome.park}")
@@ -305,8 +302,12 @@ class Calling:
             request = Request("credit", flight.request.id, first=first, window=count, to=to)
             self._publish(flight.subject, request, reply=inbox)
 
+        body: bytes | None = None
         try:
-            body = await self._parts.fetch(frame.bundle, want)
+            with trio.CancelScope(deadline=flight.deadline):
+                body = await self._parts.fetch(frame.bundle, want)
+            if body is None:
+                raise DeadlineExceeded(f"{flight.name} on node {flight.node}, while its result came")
         except CallError as exc:
             exc.executed = "yes"
             raise
@@ -346,8 +347,13 @@ class Calling:
     # Looking after
 
     def _look(self, now: float) -> None:
-        """Ask for those of which nothing is heard."""
+        """End those whose deadline is here, and ask for those of which nothing is heard."""
+        self._next = now + TICK if self._flights else math.inf
         for flight in self._flights.values():
+            if flight.deadline <= now:
+                flight.late()
+                continue
+            self._next = min(self._next, flight.deadline)
             stream = flight.stream
             if stream is None or stream.settled:
                 continue
@@ -357,7 +363,10 @@ class Calling:
             elif silent >= (QUIET if flight.spoken else SILENCE):
                 self._counters.add("mesh.pings")
                 self._publish(flight.subject, flight.ping(now), reply=stream.inbox)
-        self._next = now + TICK if self._flights else math.inf
+
+    def _wake_by(self, time: float) -> None:
+        if time < self._next:
+            self._next = self._sleeping.deadline = time
 
     def _ended(self, node: str, epoch: str) -> None:
         """An incarnation is no more, and with it what it ran."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 from msgspec.structs import replace
 
+from cord_trio.errors import DeadlineExceeded
 from cord_trio.mesh.frames import Request
 from cord_trio.mesh.presence import LEASE
 from cord_trio.mesh_errors import OwnerLost
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 SILENCE: Final = 1.0
 """Seconds without a word after which the owner is asked whether it has the call."""
 
-QUIET: Final = 2.5
-"""Seconds without a word after which one is asked that has said before that it runs: it says so every 2 s."""
+QUIET: Final = 1.6
+"""Seconds without a word after which one is asked that has said before that it runs: it says so every second."""
 
 GRACE: Final = 3.0
 """Seconds for which a call is offered again where nobody listens: an incarnation that stands may be connecting."""
@@ -43,6 +44,7 @@ class Flight:
         request: as it was offered first.
         large: its params, where they go in parts.
         events: where its notifications go.
+        deadline: Trio time by which it returns.
         began: Trio time of the first offer.
         heard: Trio time of the last word of its owner, at first `began`.
         asked: Trio time of the last ping.
@@ -70,6 +72,7 @@ class Flight:
         self.request = request
         self.large = b""
         self.events = events
+        self.deadline = math.inf
         self.began = self.heard = self.asked = now
         self.spoken = self.maybe = self.pending = self.settled = False
         self._pinged = False
@@ -79,6 +82,7 @@ class Flight:
         self.stream: Stream | None = None
         self.pausing: trio.CancelScope | None = None
         self._over = ""
+        self._late = False
 
     @property
     def executed(self) -> Executed:
@@ -151,7 +155,20 @@ class Flight:
         elif self.pausing is not None:
             self.pausing.cancel(reason)
 
+    def late(self) -> None:
+        """Its deadline passed."""
+        self._late = True
+        if self.stream is not None:
+            self.stream.fail(self._too_late())
+        elif self.pausing is not None:
+            self.pausing.cancel("its deadline passed")
+
+    def _too_late(self) -> DeadlineExceeded:
+        return DeadlineExceeded(f"{self.name} on node {self.node}", self.executed)
+
     def check(self) -> None:
-        """Raise `OwnerLost` if its incarnation is no more."""
+        """Raise `OwnerLost` if its incarnation is no more, or `DeadlineExceeded`."""
+        if self._late:
+            raise self._too_late()
         if self._over:
             raise OwnerLost(self.node, self.epoch, self._over, self.executed)

@@ -38,6 +38,9 @@ PART: Final = 64 * 1024
 WINDOW: Final = 16
 """Parts of one body that are under way at once."""
 
+ASKED: Final = 4
+"""Parts that are asked for at once."""
+
 POOL: Final = 32 * 1024 * 1024
 """Bytes of parts that are under way to one node: less than a broker keeps for a slow reader before it cuts it off."""
 
@@ -189,9 +192,9 @@ class Parts:
         while not incoming.whole:
             if again:
                 incoming.asked = incoming.missing
-            # Half a window at a time, so that one half is under way while the other is taken.
-            if again or incoming.asked - incoming.missing <= WINDOW // 2:
-                count = min(incoming.missing + WINDOW, incoming.bundle.parts) - incoming.asked
+            # A few at a time: what is sent at once holds up what else its owner does.
+            if again or incoming.asked - incoming.missing <= WINDOW - ASKED:
+                count = min(ASKED, incoming.bundle.parts - incoming.asked)
                 if count > 0:
                     first, incoming.asked = incoming.asked, incoming.asked + count
                     want(first, count, to)

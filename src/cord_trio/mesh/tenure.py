@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ACCEPT: Final = 0.005
 """Seconds after which a caller is told that its call runs, if it has not ended."""
 
-KEEP_ALIVE: Final = 2.0
+KEEP_ALIVE: Final = 1.0
 """Seconds after which a caller is told again that its call runs."""
 
 REMEMBERED: Final = 4.0 * LEASE

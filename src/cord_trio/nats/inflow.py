@@ -94,7 +94,8 @@ class Inflow:
             trio.EndOfChannel: no more will come.
 
         """
-        await trio.lowlevel.checkpoint()
+        if self._queue or self._fault is not None or self._over or self._taker is not None:
+            await trio.lowlevel.checkpoint()  # else to wait lets others run
         while not self._queue:
             if self._fault is not None:
                 fault, self._fault = self._fault, None

@@ -45,6 +45,10 @@ _SIZE_DIGITS: Final = 10
 _SID_DIGITS: Final = 18
 _SUBJECT: Final = re.compile(r"[^\x00-\x20\x7f.]+(?:\.[^\x00-\x20\x7f.]+)*")
 _FIELD: Final = re.compile(r"[!-9;-~]+")  # visible ASCII but the colon
+_USUAL: Final = frozenset(
+    ("C-Ver", "C-Op", "C-Id", "C-Srv", "C-Tool", "C-Ttl", "C-Prin", "C-Settled", "C-From-Epoch", "C-K", "C-Load")
+)
+"""Names of headers that every call has, and that are known to be sound."""
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
@@ -330,7 +334,7 @@ def encode_headers(headers: Mapping[str, str]) -> bytes:
     """
     parts = ["NATS/1.0\r\n"]
     for name, value in headers.items():
-        if _FIELD.fullmatch(name) is None:
+        if name not in _USUAL and _FIELD.fullmatch(name) is None:
             raise ValueError(f"no name of a header: {name[:100]!r}")
         if "\r" in value or "\n" in value or value != value.strip(" \t"):
             raise ValueError(f"the value of header {name[:100]} holds a line end, or space at an end")

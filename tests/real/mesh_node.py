@@ -1,0 +1,113 @@
+"""A node of a mesh as a process of its own, for tests and figures that kill it: `python -m tests.real.mesh_node …`.
+
+What is called here is written down, a line each, as it begins and ends, so that what ran can be counted after a kill.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+from msgspec import Raw
+
+from cord_trio.call import Call, Complete
+from cord_trio.mesh import flight, presence, tenure
+from cord_trio.mesh.node import open_node
+from cord_trio.nats.client import open_nats
+from cord_trio.nats.kv import open_bucket
+from cord_trio.protocol.jsonrpc import encode, parse
+
+if TYPE_CHECKING:
+    from cord_trio.call import Handler, Outcome
+    from cord_trio.nats.client import Nats
+    from cord_trio.nats.wire import Message
+
+MESH = "chaos"
+
+
+def hurry(lease: int) -> None:
+    """Let leases last so many seconds, and what follows from them."""
+    presence.LEASE = lease  # type: ignore[misc]  # a test may
+    flight.PATIENCE = 2.0 * lease  # type: ignore[misc]  # as above
+    tenure.REMEMBERED = 4.0 * lease  # type: ignore[misc]  # as above
+
+
+def writing(path: Path) -> Handler:
+    """Sleeps and answers as it is told, and writes down that it did."""
+    made: dict[int, Raw] = {}
+    log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def note(what: str, number: object) -> None:
+        os.write(log, f"{json.dumps([what, number, time.time(), os.getpid()])}\n".encode())
+
+    async def handle(call: Call) -> Outcome:
+        asked = parse(call.params["arguments"])
+        number = asked.get("number")
+        if number is not None:
+            note("begun", number)
+        try:
+            if "seconds" in asked:
+                await trio.sleep(asked["seconds"])
+        except trio.Cancelled:
+            note("cancelled", number)
+            raise
+        if number is not None:
+            note("done", number)
+        size = asked.get("size", 0)
+        if size not in made:  # to make it takes longer than to send it
+            made.clear()
+            made[size] = Raw(encode({"data": "x" * size}))
+        return Complete(made[size])
+
+    return handle
+
+
+def notes(path: Path) -> list[tuple[str, object, float, int]]:
+    """What was written down so far."""
+    return [tuple(json.loads(line)) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+
+
+def asked(**arguments: object) -> Call:
+    within = float(str(arguments.pop("within", 60.0)))
+    deadline = trio.current_time() + within
+    return Call("tools/call", "work", {"arguments": Raw(encode(arguments))}, deadline=deadline)
+
+
+async def reset_on_signal(nats: Nats) -> None:
+    with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+        async for _ in signals:
+            nats.line._give_up("the test wants it")
+
+
+async def main(url: str, name: str, log: str, lease: str, calls: str) -> None:
+    """Be a node; `calls` is empty, or number and owner of a call that is made: `7@b`."""
+    hurry(int(lease))
+    async with open_nats(url, name=name) as nats, open_nats(url, name=f"{name} bulk") as bulk:
+        store = await open_bucket(nats, f"cord_{MESH}")
+
+        def bare(message: Message) -> None:
+            nats.publish(message.reply, message.data)
+
+        nats.subscribe(f"bare.{name}", tell=bare)
+        async with open_node(
+            nats, store, mesh=MESH, node=name, bulk=bulk, handler=writing(Path(log))
+        ) as node, trio.open_nursery() as nursery:  # fmt: skip
+            nursery.start_soon(reset_on_signal, nats)
+            print("ready", flush=True)  # noqa: T201  # its parent waits for it
+            if calls:
+                number, owner = calls.split("@")
+                while node.roster.epoch(owner) is None:
+                    await node.roster.changed(node.roster.number)
+                await node.calling.call(asked(number=int(number), seconds=300, within=600), [owner])
+
+
+if __name__ == "__main__":
+    _, *given = sys.argv
+    url, name, log, lease, calls = (*given, "")[:5]
+    trio.run(main, url, name, log, lease, calls)

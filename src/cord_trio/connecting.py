@@ -132,6 +132,7 @@ class Connecting:
                 counters=around.counters,
                 graces=graces,
                 limits=limits_of(around.bounds),
+                pump=around.pump,
             ) as transport,
             open_session(
                 transport,

@@ -41,6 +41,7 @@ from cord_trio.sources import Changes, Sources
 from cord_trio.stages import Stages
 from cord_trio.trace import within
 from cord_trio.transports.guardian import open_guardian
+from cord_trio.transports.pump import make_pump
 from cord_trio.version import __version__
 
 if TYPE_CHECKING:
@@ -374,9 +375,12 @@ async def open_fabric(
             approve=approve,
             watches=watches(metrics),
             recorder=recorder,
+            pump=make_pump(),
         )
         await core.start(service, registry.run)
         await core.start(service, timer.run)
+        if around.pump is not None:
+            await core.start(service, around.pump.run)
         if recorder is not None:
             recorder.counters = counters
             await core.start(service, partial(recorder.run, registry))

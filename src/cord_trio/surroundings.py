@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cord_trio.recorder import Recorder
     from cord_trio.registry import Registry
     from cord_trio.transports.guardian import Guardian
+    from cord_trio.transports.pump import Pump
 
 
 START_HOLD: Final = 3.0
@@ -53,6 +54,8 @@ class Surroundings:
     """Pages that people were sent to, and are done with."""
     roots: bytes = NO_ROOTS
     """What servers are told that ask for roots and whose callers have none, as JSON."""
+    pump: Pump | None = None
+    """Reads the pipes of all children; None where there is none."""
     state_dir: str = ""
     """Where stored manifests are; empty for the user's folder for such."""
 

@@ -9,7 +9,7 @@ on one reader task per connection, and on one pump for all of them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import attrs
 import trio
@@ -102,7 +102,7 @@ class Transport(ABC):
     """
 
     limits: Limits = LIMITS
-    attends: ClassVar[bool] = False
+    attends: bool = False
     on_listening: Callable[[], None] | None = None
 
     @abstractmethod

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -91,7 +91,7 @@ class HttpTransport(Transport):
         self._loss: str | None = None
         self._lost = trio.Event()
 
-    attends: ClassVar[bool] = True
+    attends = True
 
     def speak(self, revision: str, *, modern: bool) -> None:
         self._revision = revision

@@ -199,25 +199,32 @@ class LineTransport(Transport):
         receiver.feed(lines)
 
     async def _read_all(self, receiver: Receiver) -> str:
-        read, fd, take, wait_readable = self._read, self._read_fd, self._pull, self._wait_readable
-        most = self._size = self.limits.read_quantum
+        self._size = self.limits.read_quantum
         while True:
-            try:
-                data = read(self._size)
-            except BlockingIOError:
-                await wait_readable(fd)
-                continue
-            except OSError as exc:
-                return f"reading failed: {exc.strerror or exc}"
-            reason = take(data, receiver)
+            reason = self._read_once(receiver)
             if reason is not None:
                 return reason
-            if len(data) >= LEAST or self._size != most:
-                self._size = quantum(data, most)
-            if self._sent >= TOGETHER and data.count(_NEWLINE) >= TOGETHER:
+            if self._gathering:
                 await self._gather()
-            self._sent = 0
-            await wait_readable(fd)
+            await self._wait_readable(self._read_fd)
+
+    def _read_once(self, receiver: Receiver) -> str | None:
+        """Read a quantum, and feed it. Returns the reason to end the connection, if there is one."""
+        try:
+            data = self._read(self._size)
+        except BlockingIOError:
+            return None
+        except OSError as exc:
+            return f"reading failed: {exc.strerror or exc}"
+        reason = self._pull(data, receiver)
+        if reason is not None:
+            return reason
+        most = self.limits.read_quantum
+        if len(data) >= LEAST or self._size != most:
+            self._size = quantum(data, most)
+        self._gathering = self._sent >= TOGETHER and data.count(_NEWLINE) >= TOGETHER
+        self._sent = 0
+        return None
 
     def _read_rest(self, receiver: Receiver) -> str:
         """Feed what is there already, now that reading was ended. Returns the reason of the end."""
@@ -265,12 +272,14 @@ class LineTransport(Transport):
             for _ in range(2):  # those who were woken run in the first turn, before us or after
                 await trio.lowlevel.checkpoint()
         finally:
-            self._gathering = False
-            if self._backlog and not self._flushing:
-                self._write_gathered()
+            self._write_gathered()
 
     @trio.lowlevel.enable_ki_protection
     def _write_gathered(self) -> None:
+        """Write what was sent since `_gathering` began."""
+        self._gathering = False
+        if not self._backlog or self._flushing:
+            return
         try:
             self._write_some()
         except OSError as exc:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cord_trio.counters import Counters
     from cord_trio.transports import Limits, Transport
     from cord_trio.transports.guardian import Guardian
+    from cord_trio.transports.pump import Pump
 
 log = logging.getLogger("cord_trio.transports")
 
@@ -38,7 +39,13 @@ INTERPRETERS: Final = frozenset({"python", "python3", "uv", "uvx", "pipx", "node
 
 @asynccontextmanager
 async def open_source(
-    source: Source, *, guardian: Guardian, counters: Counters, graces: Graces = GRACES, limits: Limits = LIMITS
+    source: Source,
+    *,
+    guardian: Guardian,
+    counters: Counters,
+    graces: Graces = GRACES,
+    limits: Limits = LIMITS,
+    pump: Pump | None = None,
 ) -> AsyncGenerator[Transport, None]:
     """The way to `source` for as long as the block runs. The block's own errors leave as raised.
 
@@ -50,7 +57,7 @@ async def open_source(
         case Stdio():
             async with open_stdio(
                 source, guardian=guardian, counters=counters, name=source.name,
-                max_message=source.max_message, graces=graces,
+                max_message=source.max_message, graces=graces, pump=pump,
             ) as child:  # fmt: skip
                 child.limits = limits
                 yield child

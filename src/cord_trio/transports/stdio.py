@@ -6,18 +6,17 @@ MCP 2026-07-28, transports/stdio, and 2025-11-25, lifecycle/shutdown.
 from __future__ import annotations
 
 import logging
-import select
 import signal
 from collections import deque
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from cord_trio.protocol.framing import MAX_MESSAGE
-from cord_trio.transports.attending import Place
 from cord_trio.transports.lines import LAST_WORDS, PEER_CLOSED, TOGETHER, LineTransport, quantum, read_from, write_to
 from cord_trio.transports.process import GRACES, Graces, spawn
+from cord_trio.transports.pump import Place
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from cord_trio.transports import Receiver, Seat
     from cord_trio.transports.guardian import Guardian
     from cord_trio.transports.process import Child, Command
+    from cord_trio.transports.pump import Pump
 
 NOISE_LINES: Final = 20
 """Lines that are no messages, kept for diagnosis, the last ones."""
@@ -47,10 +47,16 @@ class StdioTransport(LineTransport):
 
     """
 
-    attends: ClassVar[bool] = hasattr(select, "epoll")
-
     def __init__(
-        self, child: Child, *, nursery: trio.Nursery, counters: Counters, name: str, max_message: int, stop: trio.Event
+        self,
+        child: Child,
+        *,
+        nursery: trio.Nursery,
+        counters: Counters,
+        name: str,
+        max_message: int,
+        stop: trio.Event,
+        pump: Pump | None,
     ) -> None:
         super().__init__(
             read_from(child.stdout),
@@ -68,14 +74,29 @@ class StdioTransport(LineTransport):
         self._stop = stop
         self._receiver: Receiver | None = None
         self._crowded = False  # whether the last read brought so much that what it provokes is written together
-        self._place: Place | None = None
-        if self.attends:
-            self._place = Place(child.stdout, self._pull_seated)
-            self._wait_readable = self._place.wait
+        self._pump = pump
+        self._place = None if pump is None else Place(pump, child.stdout, self._pull_seated)
+        self.attends = pump is not None
 
     async def run(self, receiver: Receiver, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         self._receiver = receiver
         await super().run(receiver, task_status=task_status)
+
+    async def _read_all(self, receiver: Receiver) -> str:
+        pump = self._pump
+        if pump is None:
+            return await super()._read_all(receiver)
+        self._size = self.limits.read_quantum
+
+        def read() -> str | None:
+            reason = self._read_once(receiver)
+            if reason is not None:
+                self._over = self._over or reason  # at once: our own task hears of it a turn later
+            elif self._gathering:
+                pump.afterwards(self._write_gathered)
+            return reason
+
+        return await pump.keep(self._read_fd, read)
 
     def send_seated(
         self, message: bytes, *, id: int, method: str, name: str | None, headers: Sequence[tuple[str, str]]
@@ -83,7 +104,7 @@ class StdioTransport(LineTransport):
         self.send(message, id=id, method=method)
         place = self._place
         # Among many replies a single reader is better: it has what they provoke written together.
-        if place is None or place.taken or self._crowded or self._receiver is None or self._over is not None:
+        if place is None or self._crowded or self._receiver is None or self._over is not None:
             return None
         return place.take()
 
@@ -106,11 +127,6 @@ class StdioTransport(LineTransport):
         self._sent = 0
         self._size = quantum(data, self.limits.read_quantum)
         return not self._crowded
-
-    def close(self) -> None:
-        super().close()
-        if self._place is not None:
-            self._place.close()
 
     @property
     def stderr_tail(self) -> str:
@@ -158,11 +174,12 @@ async def open_stdio(
     name: str,
     max_message: int = MAX_MESSAGE,
     graces: Graces = GRACES,
+    pump: Pump | None = None,
 ) -> AsyncGenerator[StdioTransport, None]:
     """Run `source`'s command as a child for as long as the block runs; yields the transport to it.
 
     Leaving the block, also by cancellation, ends the child and its process group within `graces.bound`
-    seconds, and at once if it ends when its stdin closes.
+    seconds, and at once if it ends when its stdin closes. `pump` reads its stdout; without one a task of its own does.
 
     Raises:
         ConnectFailed: it could not be started.
@@ -176,7 +193,7 @@ async def open_stdio(
         async with trio.open_nursery() as nursery:
             stop = trio.Event()
             transport = StdioTransport(
-                child, nursery=nursery, counters=counters, name=name, max_message=max_message, stop=stop
+                child, nursery=nursery, counters=counters, name=name, max_message=max_message, stop=stop, pump=pump
             )
             nursery.start_soon(child.drain_stderr)
             nursery.start_soon(_watch, child, transport, guardian, graces)

@@ -158,6 +158,20 @@ async def test_whose_lease_was_proved_to_have_ended_lets_go(autojump_clock: Mock
             assert presence.lease.epoch != epoch
 
 
+@pytest.mark.parametrize("record", [b"[", b"{}", b'{"epoch":"a.b > c"}'])
+async def test_a_record_that_is_none_holds_no_name(record: bytes, autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker, broker.way().open() as nats:
+        other = await open_bucket(nats, "cord_m")
+        await other.put("up.a", record)
+        async with node(broker.way()) as (presence, bucket):
+            assert presence.lease is not None
+            assert await up(bucket) == NodeRecord(epoch=presence.lease.epoch)
+            # Nor does one that comes later end the lease.
+            await other.put("up.a", record)
+            await trio.sleep(LEASE)
+            assert await up(bucket) == NodeRecord(epoch=presence.lease.epoch)
+
+
 @pytest.mark.parametrize("name", ["", "A", "a.b", "a b", "x" * 49, "é"])
 async def test_a_name_that_is_none_is_refused(name: str, autojump_clock: MockClock) -> None:
     async with open_broker(Random(1)) as broker:

@@ -78,7 +78,7 @@ class LocalStreams:
 
     def lose(self, bucket: str) -> None:
         """Forget a bucket and all it held, as a broker does whose disk is lost."""
-        del self._streams[f"KV_{bucket}"]
+        self._streams.pop(f"KV_{bucket}", None)
 
     def take(self, message: Message) -> bool:
         """Do what a message asks; False if nobody listens to it."""

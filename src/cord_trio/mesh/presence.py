@@ -57,6 +57,7 @@ TAKEN: Final = b"taken"
 """What proves that a lease has ended: its key, with this."""
 
 _NODE: Final = re.compile(r"[a-z0-9_-]{1,48}")
+_EPOCH: Final = re.compile(r"[0-9a-f]{8}")
 _WIRE: Final = (1, 1)
 
 
@@ -287,7 +288,7 @@ class Presence:
             DuplicateName: its holder is there.
 
         """
-        if epoch in self._gone:
+        if epoch in self._gone or not is_epoch(epoch):  # no record that can be used names one that cannot be
             return
         key = f"hb.{self.node}.{epoch}"
         conflict: Conflict | None = None
@@ -335,6 +336,11 @@ class Presence:
 def is_name(text: str) -> bool:
     """Whether `text` can be the name of a node, or of a mesh."""
     return _NODE.fullmatch(text) is not None
+
+
+def is_epoch(text: str) -> bool:
+    """Whether `text` can be an incarnation."""
+    return _EPOCH.fullmatch(text) is not None
 
 
 def decode_record(data: bytes) -> NodeRecord:

@@ -8,7 +8,6 @@ nodes past a bound are none either, until there is room.
 from __future__ import annotations
 
 import logging
-import re
 from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
@@ -19,7 +18,7 @@ import trio
 
 from cord_trio.cell import Cell
 from cord_trio.counters import Counters
-from cord_trio.mesh.presence import MAX_RECORD, NodeRecord, decode_record, is_name
+from cord_trio.mesh.presence import MAX_RECORD, NodeRecord, decode_record, is_epoch, is_name
 from cord_trio.nats.watch import Change, Reset, Synced
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ MAX_NODES: Final = 2000
 ROOM: Final = 1.0
 """Seconds before those are looked for again that had no room, once there is some."""
 
-_EPOCH: Final = re.compile(r"[0-9a-f]{8}")
 _PREFIX: Final = "up."
 _MAX_TOLD: Final = 1000
 
@@ -193,7 +191,7 @@ class Roster:
         """What a node says of itself, if that can be used."""
         if len(data) <= MAX_RECORD and is_name(name):
             record = decode_record(data)
-            if _EPOCH.fullmatch(record.epoch):
+            if is_epoch(record.epoch):
                 self._told.discard(name)
                 return record
         self._counters.add("mesh.bad_record")

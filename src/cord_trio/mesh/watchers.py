@@ -136,6 +136,8 @@ class Watchers:
                     self._take(await watching.receive(), nursery)
         except NotPermitted as exc:
             self._refused(exc)
+        finally:
+            self._take(Reset(), nursery)  # what is not watched is not known
 
     def _take(self, event: WatchEvent, nursery: trio.Nursery) -> None:
         match event:

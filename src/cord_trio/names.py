@@ -1,14 +1,15 @@
 """An immutable mapping of names that costs little to change in part, with fifty thousand names as with ten.
 
-The names lie in small dicts, of which a change copies those that it touches, and the rest is shared. A plain dict
-would be looked up in 50 ns instead of 120, but copied in a millisecond whenever one server of many lists a tool anew;
-one that is patched in place would change under whoever holds it.
+All names lie in one plain dict, which is looked up in half the time of many small ones, and is shared by those that
+came one from another. Whoever changes it in place first notes for the older ones, as far as somebody still has them,
+what they held before: so they never change, and only the newest is quick.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
 V = TypeVar("V")
 D = TypeVar("D")
 
-FILL: Final = 16
-"""Names that lie together, about."""
+ELDERS: Final = 8
+"""Older mappings that share a dict with the newest; one more gets a dict of its own, as does each that differs much."""
+
+_ABSENT: Final[Any] = object()
 
 
 class Names(Mapping[str, V]):
@@ -30,7 +33,7 @@ class Names(Mapping[str, V]):
 
     """
 
-    __slots__ = ("_dicts", "_mask", "_size", "parts")
+    __slots__ = ("__weakref__", "_elders", "_held", "_names", "_size", "parts")
 
     parts: Mapping[str, Mapping[str, V]]
 
@@ -43,13 +46,19 @@ class Names(Mapping[str, V]):
         """
         self.parts = {} if parts is None else parts
         self._size = sum(map(len, self.parts.values()))
-        self._mask = (1 << (self._size // FILL).bit_length()) - 1
-        self._dicts: list[dict[str, V]] = [{} for _ in range(self._mask + 1)]
-        for part in self.parts.values():
-            for name, item in part.items():
-                self._dicts[hash(name) & self._mask][name] = item
-        if sum(map(len, self._dicts)) != self._size:
+        self._elders: list[weakref.ref[Names[V]]] | None = []
+        """Older ones that share the dict, the oldest first; None in such a one."""
+        self._own()
+        if len(self._names) != self._size:
             raise ValueError("a name is in two parts")
+
+    def _own(self) -> None:
+        """Have the names in a dict of our own."""
+        self._names: dict[str, V] = {}
+        self._held: dict[str, V] = {}
+        """What we hold of names that a newer one has changed in the dict."""
+        for part in self.parts.values():
+            self._names.update(part)
 
     def changed(self, whose: str, part: Mapping[str, V]) -> Names[V]:
         """These names with another part in the place of `whose`, or behind all others if there is none.
@@ -58,31 +67,44 @@ class Names(Mapping[str, V]):
             ValueError: a name of it is in another part.
 
         """
-        old = self.parts.get(whose, {})
-        size = self._size - len(old) + len(part)
-        parts = {**self.parts, whose: part}
-        if size > 4 * FILL * len(self._dicts):
-            return Names(parts)
-        mask, dicts, ours = self._mask, self._dicts.copy(), set[int]()
-        for name in old.keys() - part.keys():
-            at = hash(name) & mask
-            if at not in ours:
-                ours.add(at)
-                dicts[at] = dicts[at].copy()
-            del dicts[at][name]
-        for name, item in part.items():
-            if old.get(name) is item:
-                continue
-            at = hash(name) & mask
-            if at not in ours:
-                ours.add(at)
-                dicts[at] = dicts[at].copy()
-            if name in dicts[at] and name not in old:
-                raise ValueError(f"{name!r} is in two parts")
-            dicts[at][name] = item
-        names: Names[V] = Names.__new__(Names)
-        names.parts, names._size, names._mask, names._dicts = parts, size, mask, dicts
-        return names
+        old: Mapping[str, V] = self.parts.get(whose, {})
+        if self._elders is None:  # not the newest of those that share the dict
+            return Names({**self.parts, whose: part})
+        names = self._names
+        before = dict(zip(old, old.values(), strict=True))  # a proxy's items, without asking for each
+        new = dict(zip(part, part.values(), strict=True))
+        added, gone = new.keys() - before.keys(), before.keys() - new.keys()
+        if added and not names.keys().isdisjoint(added):
+            raise ValueError(f"{min(added & names.keys())!r} is in two parts")
+        before.update(dict.fromkeys(added, _ABSENT))
+        elders, self._elders = [each for each in self._elders if each() is not None], None
+        elders.append(weakref.ref(self))
+        while elders and (len(elders) > ELDERS or self._differs_much(elders[0])):
+            eldest = elders.pop(0)()
+            if eldest is not None:
+                eldest._own()
+        for each in elders:
+            elder = each()
+            if elder is not None:
+                elder._held = {**before, **elder._held} if elder._held else before
+        for name in gone:
+            del names[name]
+        names.update(new)
+        newest: Names[V] = Names.__new__(Names)
+        newest.parts, newest._size = {**self.parts, whose: part}, self._size - len(old) + len(part)
+        newest._names, newest._held, newest._elders = names, {}, elders
+        return newest
+
+    @staticmethod
+    def _differs_much(elder: weakref.ref[Names[V]]) -> bool:
+        found = elder()
+        return found is not None and len(found._held) > max(256, found._size // 4)
+
+    def _look(self, name: str, default: object) -> object:
+        found = self._held.get(name, self)
+        if found is self:  # no newer one has changed it
+            return self._names.get(name, default)
+        return default if found is _ABSENT else found
 
     @overload
     def get(self, name: str, default: None = None, /) -> V | None: ...
@@ -90,13 +112,20 @@ class Names(Mapping[str, V]):
     def get(self, name: str, default: D, /) -> V | D: ...
     def get(self, name: str, default: object = None, /) -> object:
         """The item of this name; `default` if there is none."""
-        return self._dicts[hash(name) & self._mask].get(name, default)
+        return self._look(name, default) if self._held else self._names.get(name, default)
 
     def __getitem__(self, name: str) -> V:
-        return self._dicts[hash(name) & self._mask][name]
+        if not self._held:
+            return self._names[name]
+        found = self._look(name, _ABSENT)
+        if found is _ABSENT:
+            raise KeyError(name)
+        return found  # type: ignore[return-value]  # what is there is an item
 
     def __contains__(self, name: object) -> bool:
-        return name in self._dicts[hash(name) & self._mask]
+        if not self._held:
+            return name in self._names
+        return isinstance(name, str) and self._look(name, _ABSENT) is not _ABSENT
 
     def __iter__(self) -> Iterator[str]:
         for part in self.parts.values():

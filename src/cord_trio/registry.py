@@ -22,6 +22,7 @@ from cord_trio.protocol.items import Prompt, Resource, Template
 from cord_trio.protocol.tools import Tool, exported_name
 from cord_trio.protocol.uris import export_template, export_uri, relink_meta
 from cord_trio.snapshot import (
+    KEY_OF,
     KINDS,
     NO_EXPORTS,
     WORDS,
@@ -263,14 +264,18 @@ class Registry:
             self._counters.add("registry.tools_dropped", dropped)
             what = f"{dropped} {WORDS[kind]}s beyond the bound {self._max_tools} are left out"
             problems.append(problem(source.name, what, ""))
-        known = {route.key: route for route in before.routes.values()}
+        known = dict(zip(map(KEY_OF[kind], before.routes.values()), before.routes.values(), strict=True))
+        prefix = source.export_prefix
         routes: dict[str, AnyRoute] = {}
         for item in items:
             route = known.get(item.key)
             if route is None:
-                route = _route(source, item)
+                route = _route(source, prefix, item)
             elif route.item != item:
-                route = _route(source, item, route.public)
+                if type(item) is Tool and "_meta" not in item.members:  # the plain case, of which there may be many
+                    route = Route(route.public, source.name, item)
+                else:
+                    route = _route(source, prefix, item, route.public)
             if route is None:
                 continue
             first = routes.get(route.public)
@@ -284,8 +289,10 @@ class Registry:
 
     def _with(self, old: Snapshot, changed: Mapping[str, SourceView]) -> Snapshot:
         """The snapshot after `old`, with other views of some sources; what it costs goes by how much they changed."""
-        sources = {**old.sources, **changed}
+        # Not `**`, which takes the items of a mapping that is no dict one by one.
+        sources = old.sources.copy() | changed  # type: ignore[attr-defined]  # a proxy of a dict, which has it
         lists: dict[str, Any] = {}
+        new: set[Kind] = set()
         merged = dict(old.merged)
         problems = False
         for kind in KINDS:
@@ -302,11 +309,14 @@ class Registry:
                     return self._next(old, sources, self._agents)
                 merged[kind] = {**merged[kind], name: part}
                 problems = problems or part.problems != before.problems
-        return self._numbered(old, sources, merged, lists, problems=problems)
+                if part.routes != before.routes:
+                    new.add(kind)
+        return self._numbered(old, sources, merged, lists, new, problems=problems)
 
     def _next(self, old: Snapshot, sources: dict[str, SourceView], agents: Exports) -> Snapshot:
         """The snapshot after `old`, made from the ground up."""
         lists: dict[str, Any] = {}
+        new: set[Kind] = set()
         merged: dict[Kind, Mapping[str, Exports]] = {}
         for kind in KINDS:
             parts = {name: view.parts.get(kind, NO_EXPORTS) for name, view in sources.items()}
@@ -319,7 +329,9 @@ class Registry:
                 self._clashing.add(kind)
             if merged[kind] != old.merged.get(kind) or list(merged[kind]) != list(old.merged[kind]):
                 lists[kind] = Names({name: part.routes for name, part in merged[kind].items()})
-        return self._numbered(old, sources, merged, lists, problems=True)
+                if not _same(getattr(old, kind), lists[kind]):
+                    new.add(kind)
+        return self._numbered(old, sources, merged, lists, new, problems=True)
 
     def _numbered(
         self,
@@ -327,26 +339,29 @@ class Registry:
         sources: dict[str, SourceView],
         merged: dict[Kind, Mapping[str, Exports]],
         lists: dict[str, Any],
+        new: set[Kind],
         *,
         problems: bool,
     ) -> Snapshot:
+        """The snapshot after `old`; clients see a difference in the lists of the kinds in `new`."""
         version = old.version + 1
-        new = {kind for kind, names in lists.items() if not _same(getattr(old, kind), names)}
         resources = new & {"resources", "templates"}
         if problems:
             found = tuple([each for kind in KINDS for part in merged[kind].values() for each in part.problems])
         else:
             found = old.problems
-        return attrs.evolve(
-            old,
-            version=version,
-            listed_tools=version if "tools" in new else old.listed_tools,
-            listed_prompts=version if "prompts" in new else old.listed_prompts,
-            listed_resources=version if resources else old.listed_resources,
-            sources=MappingProxyType(sources),
-            problems=found,
-            merged=merged,
-            **lists,
+        return Snapshot(
+            version,
+            version if "tools" in new else old.listed_tools,
+            version if "prompts" in new else old.listed_prompts,
+            version if resources else old.listed_resources,
+            MappingProxyType(sources),
+            lists.get("tools", old.tools),
+            lists.get("prompts", old.prompts),
+            lists.get("resources", old.resources),
+            lists.get("templates", old.templates),
+            found,
+            merged,
         )
 
     @trio.lowlevel.enable_ki_protection
@@ -361,9 +376,9 @@ class Registry:
         self._watchers.clear()
 
 
-def _route(source: Source, item: Item, public: str | None = None) -> AnyRoute | None:
+def _route(source: Source, prefix: str, item: Item, public: str | None = None) -> AnyRoute | None:
     """Where `item` is exported, if it is; under `public` if that is known already."""
-    prefix, name = source.export_prefix, source.name
+    name = source.name
     match item:
         case Tool():
             if public is None and (base := source.tools.exports(item.name)) is not None:

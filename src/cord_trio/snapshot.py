@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from functools import cached_property
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import attrs
+import msgspec
 
 from cord_trio.errors import Problem
 from cord_trio.names import Names
 from cord_trio.protocol.tools import SEPARATOR
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from cord_trio.handshake import Greeting
     from cord_trio.protocol.items import Prompt, Resource, Template
@@ -43,8 +45,7 @@ WORDS: Final[Mapping[Kind, str]] = {
 """One of each, for people."""
 
 
-@attrs.frozen
-class Route:
+class Route(msgspec.Struct, frozen=True, gc=False):
     """Where the tool that is exported as `public` lives. The server knows it as `tool.name`."""
 
     public: str
@@ -60,8 +61,7 @@ class Route:
         return self.tool
 
 
-@attrs.frozen
-class PromptRoute:
+class PromptRoute(msgspec.Struct, frozen=True, gc=False):
     """Where the prompt that is exported as `public` lives. The server knows it as `prompt.name`."""
 
     public: str
@@ -77,8 +77,7 @@ class PromptRoute:
         return self.prompt
 
 
-@attrs.frozen
-class ResourceRoute:
+class ResourceRoute(msgspec.Struct, frozen=True, gc=False):
     """Where the resource that is exported as `public` lives. The server knows it as `resource.uri`."""
 
     public: str
@@ -94,8 +93,7 @@ class ResourceRoute:
         return self.resource
 
 
-@attrs.frozen
-class TemplateRoute:
+class TemplateRoute(msgspec.Struct, frozen=True, gc=False):
     """Where the template that is exported as `public` lives. The server knows it as `template.uri`."""
 
     public: str
@@ -112,6 +110,14 @@ class TemplateRoute:
 
 
 AnyRoute: TypeAlias = Route | PromptRoute | ResourceRoute | TemplateRoute
+
+KEY_OF: Final[Mapping[Kind, Callable[[AnyRoute], str]]] = {
+    "tools": attrgetter("tool.name"),
+    "prompts": attrgetter("prompt.name"),
+    "resources": attrgetter("resource.uri"),
+    "templates": attrgetter("template.uri"),
+}
+"""What servers know them by; as `key` says, for many at once."""
 
 
 @attrs.frozen

@@ -82,6 +82,8 @@ class Exchanges:
         self.service = service
         self._calls = calls
         self._outlets = outlets
+        # The run's own clock, without the calls that lead to it from `trio.current_time`.
+        self._clock = trio.lowlevel.current_clock().current_time
 
     # --- POST ---------------------------------------------------------------------------------------------
 
@@ -126,7 +128,7 @@ class Exchanges:
         headers = request.headers
         if id is None:
             return None, Caller(headers, principal=principal)
-        session = self.service.sessions.find(id, trio.current_time(), principal=principal)
+        session = self.service.sessions.find(id, self._clock(), principal=principal)
         if session is None:
             return None, Caller(headers, named=True, principal=principal)
         return session, Caller(headers, session.client, True, principal, askable=events, level=session.level)
@@ -195,10 +197,10 @@ class Exchanges:
         if isinstance(scope, Reply):
             outlet.answer(scope)
             return
-        events = service.events(step, outlet.tell) if outlet.events else None
-        channel = Channel(session.asked, outlet.ask) if outlet.events else None
-        if session.trails is not None and outlet.events:
-            outlet.trail = session.trails.begin(outlet, primed=session.client.era.priming)
+        events = channel = None
+        if outlet.events:
+            events, channel = service.events(step, outlet.tell), Channel(session.asked, outlet.ask)
+            outlet.make_trail = session.begin_trail
         reply: Reply | None = None
         response.outlive(True)
         try:
@@ -213,7 +215,7 @@ class Exchanges:
 
     def _give(self, reply: Reply, session: Session, outlet: Outlet, response: Response) -> None:
         """Answer a legacy call; if its client left, the answer is kept for when he comes back."""
-        session.used = trio.current_time()
+        session.used = self._clock()
         if response.gone and not outlet.resumable:
             self.service.counters.add("gateway.answers_dropped")
         else:

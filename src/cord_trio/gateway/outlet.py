@@ -13,6 +13,8 @@ from cord_trio.gateway.steps import OK
 from cord_trio.protocol.framing import SSE_COMMENT, encode_sse
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cord_trio.counters import Counters
     from cord_trio.gateway.steps import Reply
     from cord_trio.gateway.trail import Trail
@@ -55,10 +57,22 @@ class Outlet:
         done: whether the answer was given.
         opened: whether it has become an event stream.
         trail: what is kept of it for a client whose connection breaks; None if nothing is.
+        make_trail: makes the trail once this becomes an event stream, which few do; None if nothing is to be kept.
 
     """
 
-    __slots__ = ("_common", "_counters", "_json", "_moved", "_response", "done", "events", "opened", "trail")
+    __slots__ = (
+        "_common",
+        "_counters",
+        "_json",
+        "_moved",
+        "_response",
+        "done",
+        "events",
+        "make_trail",
+        "opened",
+        "trail",
+    )
 
     def __init__(
         self, response: Response, counters: Counters, common: Fields = (), *, json: bool = True, events: bool = True
@@ -71,6 +85,7 @@ class Outlet:
         self.events = events
         self.done = False
         self.trail: Trail | None = None
+        self.make_trail: Callable[[Outlet], Trail | None] | None = None
         self._moved: trio.Event | None = None  # made when somebody waits, which is rare
 
     def open(self, since: int | None = None) -> None:
@@ -79,6 +94,8 @@ class Outlet:
             return
         self.opened = True
         self._response.start(OK, (*EVENT_FIELDS, *self._common))
+        if self.trail is None and self.make_trail is not None:
+            self.trail = self.make_trail(self)
         if self.trail is None:
             return
         for event in [self.trail.begin()] if since is None else self.trail.since(since) or ():

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cord_trio.gateway.listen import News, Watch
     from cord_trio.gateway.outlet import Outlet
     from cord_trio.gateway.steps import Client
+    from cord_trio.gateway.trail import Trail
 
 MAX_SESSIONS: Final = 10_000
 """Sessions at one time."""
@@ -54,6 +55,7 @@ class Session:
         used: Trio time of its last request.
         stream: the watch of its open GET stream, if there is one.
         trails: what is kept of its event streams; None if its revision knows no resuming.
+        over: whether it has ended.
 
     """
 
@@ -63,6 +65,7 @@ class Session:
         "id",
         "level",
         "news",
+        "over",
         "principal",
         "running",
         "seen",
@@ -75,6 +78,7 @@ class Session:
     def __init__(
         self, id: str, client: Client, principal: str, seen: Mapping[str, int], now: float, store: Store
     ) -> None:
+        self.over = False
         self.asked = Asked()
         self.level = FIRST_LEVEL
         self.subscriptions = Subscriptions()
@@ -101,6 +105,12 @@ class Session:
             watch.ring(news)
         self.news.clear()
 
+    def begin_trail(self, outlet: Outlet) -> Trail | None:
+        """What is kept of a stream that begins now; None if nothing is."""
+        if self.trails is None or self.over:
+            return None
+        return self.trails.begin(outlet, primed=self.client.era.priming)
+
     def saw(self, kind: str, generation: Mapping[str, int]) -> None:
         """The client has the newest list of `kind`, or was told of it."""
         kind = "resources" if kind == "templates" else kind
@@ -121,6 +131,7 @@ class Session:
 
     def end(self, reason: str) -> None:
         """Stop all that belongs to it."""
+        self.over = True
         self.running.cancel_all(reason)
         self.subscriptions.close()
         if self.trails is not None:

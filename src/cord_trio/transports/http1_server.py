@@ -83,6 +83,8 @@ class Server:
         self.counters = counters
         self.connections: set[Connection] = set()
         self.clients = Leaving()
+        # The run's own clock, without the calls that lead to it from `trio.current_time`.
+        self.clock = trio.lowlevel.current_clock().current_time
         self.turned_away = 0
         self.received = 0
         self.open = 0

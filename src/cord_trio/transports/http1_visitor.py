@@ -101,10 +101,16 @@ class Connection:
 
     async def _serve(self) -> None:
         """Answer one request after another, until the connection is over or `scope` was cancelled."""
-        read = self.wire.read
-        while not (self.closed or self.scope.cancel_called):
+        wire, wait_readable = self.wire, trio.lowlevel.wait_readable
+        while not self.closed:
             if self._asked is None:
-                data = await read()
+                try:  # as `wire.read` does, without its frame, which each resumption would pass
+                    await wait_readable(wire.fd)
+                    data = wire.take()
+                except (OSError, ValueError, trio.ClosedResourceError):
+                    data = b""
+                if data is None:
+                    continue
                 if not data:
                     self.leave("client left")
                     return
@@ -121,6 +127,8 @@ class Connection:
             if self.wire.congested:
                 await self.wire.wait_uncongested()
             self._next()
+            if self._asked is not None and self.scope.cancel_called:  # else the next read finds out
+                return
 
     def _client_left(self) -> None:
         """Whoever is answered is there no more. Otherwise its last bytes are still to be read, and then its end."""
@@ -353,7 +361,7 @@ class Connection:
             return
         self._stage = "head"
         self._served = True
-        self.deadline = trio.current_time() + self.server.limits.idle
+        self.deadline = self.server.clock() + self.server.limits.idle
         if self._buffer:
             data = bytes(self._buffer)
             self._buffer.clear()

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from cord_trio.transports.http1 import (
+    HEAD_LIMIT,
     Chunks,
     Headers,
     Unacceptable,
@@ -10,6 +13,7 @@ from cord_trio.transports.http1 import (
     check_origin,
     check_target,
     encode_headers,
+    know,
 )
 
 
@@ -164,3 +168,23 @@ def test_configured_hosts_and_origins_are_compared_as_a_whole() -> None:
     assert check("localhost", "https://app.example") == 421
     assert check("gw.example:8443", "https://app.example:444") == 403
     assert check("gw.example:8443", "http://app.example") == 403
+
+
+@example(body=b"x" * 40, more=60, off=-1)
+@example(body=b"x" * 10, more=0, off=-1)
+@given(body=st.binary(max_size=40), more=st.sampled_from([0, 60, 950, 9_970, 99_960]), off=st.integers(-3, 3))
+def test_a_known_head_is_found_again_with_the_length_of_what_is_behind_it_and_no_other(
+    body: bytes, more: int, off: int
+) -> None:
+    known = know(b"POST / HTTP/1.1\r\nContent-Length: 7\r\nHost: x\r\n\r\n", Headers(()), HEAD_LIMIT)
+    assert known is not None
+    body += b"x" * more
+    size = max(0, len(body) + off)
+    head = b"POST / HTTP/1.1\r\nContent-Length: %d\r\nHost: x\r\n\r\n" % size
+    start = known.body(head + body)
+    if size != len(body):
+        assert start == -1
+    elif 10 <= size < 100_000:
+        assert start == len(head)
+    assert known.body(head.replace(b"Host: x", b"Host: y") + body) == -1
+    assert known.body(head[:-1]) == -1

@@ -212,7 +212,7 @@ async def test_a_tool_that_goes_while_the_call_waits_is_not_called(autojump_cloc
             await wait_all_tasks_blocked()
             server.functions.clear()
             server.world.functions.clear()
-            following = fabric.links["x"].following  # type: ignore[union-attr]  # it is one server
+            following = fabric.links["x"].following
             assert following is not None
             following._dirty["tools"].set()
         assert [type(ending).__name__ for ending in endings] == ["ToolResult", "ToolNotFound"]

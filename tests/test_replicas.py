@@ -190,6 +190,8 @@ async def test_a_replica_that_fails_its_calls_is_left_out_and_no_more_than_half_
         assert failed >= 2 * EJECT_AFTER
         [node] = fabric.source_nodes()
         assert sum(child.facts["left_out_for"] is not None for child in node.children) == 1
+        assert [child.facts["in_flight"] for child in node.children] == [0, 0, 0]
+        assert sum(int(str(child.facts["answered"])) for child in node.children) == 60 - failed
         failed = 0
         for _ in range(20):  # the other sick one is known to be slow, and is spared
             await work()

@@ -36,15 +36,17 @@ class Load:
 
     Attributes:
         in_flight: calls that it was given, and has not ended.
+        answers: to its calls so far.
         failures: since its last answer.
         until: Trio time up to which it gets no calls, while enough others can take them.
 
     """
 
-    __slots__ = ("_at", "_ejections", "_latency", "failures", "in_flight", "until")
+    __slots__ = ("_at", "_ejections", "_latency", "answers", "failures", "in_flight", "until")
 
     def __init__(self) -> None:
         self.in_flight = 0
+        self.answers = 0
         self.failures = 0
         self.until = -math.inf
         self._latency = 0.0
@@ -57,6 +59,7 @@ class Load:
 
     def answered(self, seconds: float, now: float) -> None:
         """Count an answer: a slower one at once, a quicker one little by little (peak EWMA)."""
+        self.answers += 1
         self.failures = self._ejections = 0
         seconds = max(QUICKEST, seconds)
         weight = math.exp(-max(0.0, now - self._at) / MEMORY)

@@ -27,7 +27,8 @@ def node_of(link: Kept) -> Node:
     if isinstance(link, Replicas):
         return Node("source", link.name, link.state, facts, tuple(node_of(each) for each in link.links))
     if isinstance(link, Replica):
-        facts["calls"] = link.load.in_flight
+        facts["in_flight"] = link.load.in_flight
+        facts["answered"] = link.load.answers
         facts["latency_ms"] = round(1000 * link.load.latency(now), 1)
         facts["left_out_for"] = round(link.load.until - now, 1) if link.load.until > now else None
     sessions = []

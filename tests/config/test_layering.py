@@ -157,3 +157,33 @@ def test_what_is_wrong_with_rules_and_budgets_is_told_where_it_stands() -> None:
         ("sources.b.rules", "is a table"),
         ("sources.b.budget", "is a number"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("member", "path", "what"),
+    [
+        ("budget = {}", "budget", "limits nothing"),
+        ('rules = [{ tools = ["["], then = "deny" }]', "rules[0].tools[0]", "is no glob: its `[` is never closed"),
+        ('rules = [{ tools = [""], then = "deny" }]', "rules[0].tools[0]", "is an empty glob, which matches nothing"),
+        ('rules = [{ tools = [], then = "deny" }]', "rules[0].tools", "names no tool, so the rule is about none"),
+        ('rules = [{ tools = [5], then = "deny" }]', "rules[0].tools[0]", "is a number"),
+        ('tools = { deny = ["a[b"] }', "tools.deny[0]", "is no glob: its `[` is never closed"),
+    ],
+)
+def test_what_would_limit_or_match_nothing_is_told(member: str, path: str, what: str) -> None:
+    text = f'[sources.x]\ncommand = "x"\n{member}\n'
+    config = parse_config(text, format="toml", file="f", environ={})
+    assert [(problem.path, problem.what) for problem in config.problems] == [(f"sources.x.{path}", what)]
+
+
+def test_a_glob_with_brackets_that_are_closed_is_one() -> None:
+    assert Rule(tools=["[ab]*", "[]x]", "[!a]"], then="deny").is_about("bcd")
+
+
+def test_what_belongs_to_one_source_is_not_taken_for_a_layer_of_another_name() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config("[layers]\nhedge = true\nshet = true\n", format="toml", file="f", environ={})
+    assert [(problem.path, problem.what, problem.remedy) for problem in caught.value.problems] == [
+        ("layers.hedge", "is of one source", "write it into [sources.NAME]"),
+        ("layers.shet", "is not known", "did you mean shed?"),
+    ]

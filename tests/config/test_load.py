@@ -284,6 +284,12 @@ def test_a_disabled_source_is_kept_out_of_the_way() -> None:
     assert told(servers(a={"command": "x", "disabled": "no"})) == [("mcpServers.a.disabled", "is a text")]
 
 
+def test_what_is_wrong_with_a_disabled_source_is_told_but_for_what_is_not_set() -> None:
+    config = servers(a={"command": "${NOPE}", "args": [5], "deadline": -1, "disabled": True}, b={"command": "x"})
+    assert (list(config.sources), config.broken) == (["b"], {})
+    assert told(config) == [("mcpServers.a.args[0]", "is a number"), ("mcpServers.a.deadline", "is too small")]
+
+
 def test_claude_cursor_and_windsurf_blocks_work() -> None:
     config = pasted(
         {

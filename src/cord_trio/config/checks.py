@@ -38,6 +38,15 @@ def check_numbers(value: object, least: Mapping[str, int | float]) -> Iterator[F
             yield name, "is too large", f"give {MAX_SECONDS if above else MAX_COUNT:g} or less"
 
 
+def glob_faults(place: str, globs: Iterable[str]) -> Iterator[Fault]:
+    """A fault for each of `globs` that matches no name at all."""
+    for index, glob in enumerate(globs):
+        if not glob.strip():
+            yield f"{place}[{index}]", "is an empty glob, which matches nothing", 'write "*" for everything'
+        elif "[" in glob and "]" not in glob.partition("[")[2][1:]:
+            yield f"{place}[{index}]", "is no glob: its `[` is never closed", "close it, as in [ab]*, or leave it out"
+
+
 def raise_problems(place: str, faults: Iterable[Fault]) -> None:
     """Raise `ConfigError` if there are faults, each at its path below `place`."""
     problems = [Problem("", ".".join(filter(None, (place, path))), what, remedy) for path, what, remedy in faults]

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+UNSET = "is not set"
+"""How it is told that a variable is not."""
+
 MAX_NESTING = 8
 """Variables whose default holds a variable, and so on: how deep."""
 
@@ -98,7 +101,7 @@ def _look_up(
     if value or (value is not None and default is None):
         return value
     if default is None:
-        faults.append((f"the variable {name} is not set", f"set it, or write `${{{name}:-default}}`"))
+        faults.append((f"the variable {name} {UNSET}", f"set it, or write `${{{name}:-default}}`"))
         return ""
     if depth == MAX_NESTING:
         faults.append(("nests too many defaults", f"nest {MAX_NESTING} at most"))

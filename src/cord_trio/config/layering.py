@@ -197,6 +197,9 @@ def _read_budget(table: Table) -> Quota | None:
 
 
 def _report(error: ConfigError, place: str, table: Table) -> None:
+    reported = {problem.path for problem in table.report.problems}
     for problem in error.problems:
         path = problem.path.removeprefix(place).removeprefix(".")
-        table.report.add(table.at(path) if path else table.path, problem.what, problem.remedy)
+        at = table.at(path) if path else table.path
+        if at not in reported:  # such as an item that is no text
+            table.report.add(at, problem.what, problem.remedy)

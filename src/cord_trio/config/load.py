@@ -22,7 +22,7 @@ from cord_trio.config.settings import (
     parse_address,
     shared_prefixes,
 )
-from cord_trio.config.sources import Dialect, read_source
+from cord_trio.config.sources import COMMON_MEMBERS, Dialect, read_source
 from cord_trio.config.table import Member, Report, Table, below, kind, move, nearest
 from cord_trio.errors import ConfigError, Problem
 
@@ -122,7 +122,7 @@ def parse_config(
             problems += found
             if source is not None:
                 sources[name] = source
-            elif found:
+            elif any(problem.source is not None for problem in found):
                 broken[name] = [problem for problem in found if problem.source is not None]
     for name, what, remedy in list(shared_prefixes(sources.values())):
         problem = Problem(file, seen[name], what, remedy, fatal=False, source=name)
@@ -224,7 +224,10 @@ def _layers(top: Table) -> dict[str, Json]:
     table = top.table("layers")
     if table is None:
         return {}
-    table.only(LAYER_MEMBERS)
+    mine = [name for name in table.members if name in COMMON_MEMBERS and name not in LAYER_MEMBERS]
+    for name in mine:
+        table.report.add(table.at(name), "is of one source", "write it into [sources.NAME]")
+    table.only((*LAYER_MEMBERS, *mine))
     given = read_layers(table, LAYER_MEMBERS)
     try:
         Layered(**given)

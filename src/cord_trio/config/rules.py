@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import attrs
 
-from cord_trio.config.checks import check_numbers, raise_problems, texts
+from cord_trio.config.checks import check_numbers, glob_faults, raise_problems, texts
 from cord_trio.protocol.jsonrpc import encode
 
 if TYPE_CHECKING:
@@ -65,6 +65,9 @@ class Rule:
     def _faults(self) -> Iterator[Fault]:
         if self.then not in ("allow", "deny", "ask"):
             yield "then", "is none of the three", 'write "allow", "deny" or "ask"'
+        if not self.tools:
+            yield "tools", "names no tool, so the rule is about none", 'write ["*"] for all of them, or remove the rule'
+        yield from glob_faults("tools", self.tools)
 
 
 @attrs.frozen(kw_only=True)
@@ -83,7 +86,12 @@ class Quota:
     every: float = 86_400.0
 
     def __attrs_post_init__(self) -> None:
-        raise_problems("budget", check_numbers(self, {"calls": 1, "bytes": 1, "every": 0.0}))
+        raise_problems("budget", self._faults())
+
+    def _faults(self) -> Iterator[Fault]:
+        if self.calls is None and self.bytes is None:
+            yield "", "limits nothing", "say how many calls or bytes, or remove it"
+        yield from check_numbers(self, {"calls": 1, "bytes": 1, "every": 0.0})
 
 
 def _found(arguments: Json, path: str) -> Json:

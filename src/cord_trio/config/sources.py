@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import attrs
 
-from cord_trio.config.expand import expand
+from cord_trio.config.expand import UNSET, expand
 from cord_trio.config.layering import LAYER_MEMBERS, read_layers, read_tools
 from cord_trio.config.table import Member, Report, Table, below, kind, nearest
 from cord_trio.config.values import EVERY_TOOL, Http, Source, Stdio, ToolFilter, WebSocket
@@ -86,8 +86,8 @@ def read_source(
 ) -> tuple[Source | None, list[Problem]]:
     """The source that `entry` describes, None if it cannot be used, and what is wrong or was passed over.
 
-    A disabled source that cannot be used is left out without a word. `layers` are those of a source that does
-    not say.
+    A disabled source that cannot be used is left out with notes, of variables that are not set without. `layers` are
+    those of a source that does not say.
     """
     report = Report(file, name)
     if not isinstance(entry, Mapping):
@@ -98,7 +98,9 @@ def read_source(
         table.only(OUR_MEMBERS)
     source = _build(name, table, {**_bounded(bounds), **layers}, environ)
     if table.members.get("enabled") is False and any(problem.source for problem in report.problems):
-        return None, []
+        # It is left out anyhow. What is not set may be so for that reason; what is wrong is worth a word.
+        told = [problem for problem in report.problems if not problem.what.endswith(UNSET)]
+        return None, [attrs.evolve(problem, fatal=False, source=None) for problem in told]
     return source, report.problems
 
 

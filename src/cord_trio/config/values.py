@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from cord_trio.config.checks import check_numbers, raise_problems, texts
+from cord_trio.config.checks import check_numbers, glob_faults, raise_problems, texts
 from cord_trio.config.layering import Layered, ToolSettings, in_order
 
 if TYPE_CHECKING:
@@ -105,6 +105,8 @@ class ToolFilter:
         return base
 
     def _faults(self) -> Iterator[Fault]:
+        yield from glob_faults("allow", self.allow)
+        yield from glob_faults("deny", self.deny)
         first: dict[str, str] = {}
         for tool, base in self.rename.items():
             if not _NAME_CHARACTERS.fullmatch(base) or len(base) > 64:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from typing import TYPE_CHECKING, Final, cast
 
 import trio
 from trio_websocket import ConnectionClosed, wrap_client_stream
 
-from cord_trio.transports.http1_wire import Wire
+from cord_trio.transports.http1_wire import QueuedWire
 from cord_trio.transports.websocket_open import PIECE, QUEUE, Carrier
 
 if TYPE_CHECKING:
@@ -30,26 +28,14 @@ class OpeningFailed(Exception):
     """The server did not open the WebSocket."""
 
 
-class WebSocketWire(Wire):
+class WebSocketWire(QueuedWire):
     """One connection, with one task that writes, in the nursery that it was opened with."""
 
     def __init__(self, connection: WebSocketConnection, carrier: Carrier, stream: Stream) -> None:
+        super().__init__()
         self._connection = connection
         self._carrier = carrier
         self._stream = stream
-        self._outbox: deque[bytes] = deque()
-        self._wake = trio.Event()
-        self._closed = False
-        self.sent = 0
-        self.waiting = 0
-        self.deadline = math.inf
-
-    def write(self, *parts: bytes) -> None:
-        if self._closed:
-            raise OSError("the connection is closed")
-        self._outbox.extend(parts)
-        self.waiting += sum(map(len, parts))
-        self._wake.set()
 
     async def run(self) -> None:
         """Write what waits, until the connection is over."""

@@ -273,20 +273,18 @@ class SocketWire(Wire):
             self._discard()
 
 
-class TlsWire(Wire):
-    """A TLS connection: Trio's stream, with one task that writes."""
+class QueuedWire(Wire):
+    """A connection to which one task writes: what is sent waits for it in an outbox."""
 
-    __slots__ = ("_closed", "_outbox", "_stream", "_wake", "deadline", "sent", "waiting")
+    __slots__ = ("_closed", "_outbox", "_wake", "deadline", "sent", "waiting")
 
-    def __init__(self, stream: trio.SSLStream[trio.SocketStream], nursery: trio.Nursery) -> None:
-        self._stream = stream
+    def __init__(self) -> None:
         self._outbox: deque[bytes] = deque()
         self._wake = trio.Event()
         self._closed = False
         self.sent = 0
         self.waiting = 0
         self.deadline = math.inf
-        nursery.start_soon(self._write)
 
     def write(self, *parts: bytes) -> None:
         if self._closed:
@@ -294,6 +292,17 @@ class TlsWire(Wire):
         self._outbox.extend(parts)
         self.waiting += sum(map(len, parts))
         self._wake.set()
+
+
+class TlsWire(QueuedWire):
+    """A TLS connection: Trio's stream, with one task that writes."""
+
+    __slots__ = ("_stream",)
+
+    def __init__(self, stream: trio.SSLStream[trio.SocketStream], nursery: trio.Nursery) -> None:
+        super().__init__()
+        self._stream = stream
+        nursery.start_soon(self._write)
 
     async def _write(self) -> None:
         try:

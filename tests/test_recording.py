@@ -17,7 +17,7 @@ import cord_trio as cord
 from cord_trio import recorder as recorder_module
 from cord_trio.call import Call, Complete, Error, InputRequired
 from cord_trio.call import Task as TaskOutcome
-from cord_trio.config import Config, Http, Stdio
+from cord_trio.config import Config, Http, InProcess, Stdio
 from cord_trio.errors import CallFailed, ConfigError, ConnectionLost
 from cord_trio.fabric import open_fabric
 from cord_trio.layers.record import MAX_EVENTS, Taken, record
@@ -25,10 +25,13 @@ from cord_trio.recorder import Recorder
 from cord_trio.recording import MAX_LINE, Catalogue, Line, Recorded, call_line, decode, fits, header
 from cord_trio.redacting import REMOVED, Redactor, secrets_of
 from cord_trio.testing import ToolServer, recorded
+from cord_trio.testing.recorded import RecordedServer
 from tests.full_server import FullServer
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from trio.testing import MockClock
 
     from cord_trio.call import Handler, Outcome
     from cord_trio.config import Source
@@ -253,19 +256,31 @@ async def test_calls_beyond_what_may_wait_are_dropped_and_counted(
     assert recorder.counters["record.dropped"] == 4 - len(calls(tmp_path / "calls")) > 0
 
 
-async def test_a_disk_that_fails_ends_the_recording_and_no_call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fits", [0, 100])
+async def test_a_disk_that_is_full_ends_the_recording_and_no_call(
+    fits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Also where a part of a line still fits; it is told once."""
     recorder = Recorder(tmp_path / "calls")
+    write, left = os.write, fits
 
-    def full(*_: object) -> int:
-        raise OSError(28, "No space left on device")
+    def full(file: int, data: bytes) -> int:
+        nonlocal left
+        if not left:
+            raise OSError(28, "No space left on device")
+        written, left = write(file, data[:left]), 0
+        return written
 
     async with open_fabric([ToolServer().in_process(name="x")], recorder=recorder) as fabric:
         monkeypatch.setattr(os, "write", full)
-        assert (await fabric.call("x__echo", {"text": "a"})).text == "a"
-    assert recorder.counters["record.failed"] == 1
+        for text in "abc":
+            assert (await fabric.call("x__echo", {"text": text})).text == text
+            await trio.sleep(0.05)
     monkeypatch.undo()
+    assert recorder.counters["record.failed"] == 1
+    assert caplog.text.count("recording ends") == 1
+    assert recorder.counters["record.dropped"] >= 1
+    assert (tmp_path / "calls").read_bytes() == header()
     assert decode((tmp_path / "calls").read_bytes().splitlines(keepends=True), "calls") == {}
 
 
@@ -384,6 +399,43 @@ async def test_resources_and_prompts_come_again_under_their_names(tmp_path: Path
     assert [line["name"] for line in calls(path)] == ["file:///a", "greet"]
     async with open_fabric(recorded(path)) as fabric:
         assert await look(fabric) == first
+
+
+async def test_an_answer_comes_as_late_as_it_did_or_so_many_times_sooner(autojump_clock: MockClock) -> None:
+    lines = [Line("x", "tools/call", "result", {"content": []}, "a", {"arguments": {}}, seconds=10.0)]
+    source = Recorded(Catalogue("x", "x", {"tools": {}}, lists={"tools": [{"name": "a", "inputSchema": {}}]}), lines)
+    for speed, took in ((0.0, 0.0), (1.0, 10.0), (4.0, 2.5)):
+        served = InProcess(name="x", serve=RecordedServer(source, speed).serve)
+        async with open_fabric([served]) as fabric:
+            await fabric.wait_started()
+            began = trio.current_time()
+            await fabric.call("x__a", {})
+            assert trio.current_time() - began == pytest.approx(took)
+
+
+async def test_a_task_and_what_is_asked_of_it_come_again(tmp_path: Path) -> None:
+    path = tmp_path / "calls"
+    server = FullServer(modern=True)
+    server.tools["slow"] = lambda _: {"resultType": "task", "taskId": "t1", "status": "working"}
+    states = ["working", "completed"]
+    server.answers["tasks/get"] = lambda request: {**request.params, "resultType": "complete", "status": states.pop(0)}
+
+    async def follow(fabric: Fabric) -> list[Json]:
+        await fabric.wait_started()
+        task = await fabric.handle(Call("tools/call", "x__slow"))
+        assert isinstance(task, TaskOutcome)
+        found = [json.loads(bytes(task.result))["taskId"]]
+        for _ in range(2):
+            outcome = await fabric.handle(Call("tasks/get", "x__slow", {"taskId": Raw(b'"t1"')}))
+            assert isinstance(outcome, Complete)
+            found.append(json.loads(bytes(outcome.result))["status"])
+        return found
+
+    async with open_fabric([server.source(name="x", era="modern")], recorder=Recorder(path)) as fabric:
+        first = await follow(fabric)
+    assert first == ["t1", "working", "completed"]
+    async with open_fabric(recorded(path)) as fabric:
+        assert await follow(fabric) == first
 
 
 async def test_progress_comes_again(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
 from cord_trio.cli import main
@@ -86,3 +89,45 @@ def test_serve_does_not_record_into_another_file(folder: Path, capsys: pytest.Ca
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "error: notes: is no recording; name a file that `serve --record` wrote"
     assert (folder / "notes").read_text() == "mine\n"
+
+
+def test_a_recording_is_served_over_http_until_a_signal_and_a_torn_line_is_told(folder: Path) -> None:
+    catalogue = {
+        "source": "x", "prefix": "x", "capabilities": {"tools": {}},
+        "lists": {"tools": [{"name": "a", "inputSchema": {"type": "object"}}]},
+    }  # fmt: skip
+    result = {"content": [{"type": "text", "text": "then"}]}
+    call = {
+        "source": "x", "method": "tools/call", "name": "a", "params": {"arguments": {}}, "outcome": "result",
+        "value": result,
+    }  # fmt: skip
+    whole = HEAD + b"".join(json.dumps(each).encode() + b"\n" for each in (catalogue, call))
+    (folder / "calls").write_bytes(whole + b'{"source":"x","meth')
+    with (
+        subprocess.Popen(
+            [sys.executable, "-m", "cord_trio", "replay", "calls", "--http", "127.0.0.1:0"],
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+        ExitStack() as at_end,
+    ):
+        at_end.callback(process.kill)
+        assert process.stderr is not None
+        assert "its last line is cut off" in process.stderr.readline()
+        url = process.stderr.readline().split()[-1]
+        asked = {
+            "jsonrpc": "2.0", "id": 1, "method": "tools/call",
+            "params": {"name": "x__a", "arguments": {}, "_meta": {
+                "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+                "io.modelcontextprotocol/clientCapabilities": {},
+                "io.modelcontextprotocol/clientInfo": {"name": "t", "version": "1"},
+            }},
+        }  # fmt: skip
+        headers = {
+            "Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2026-07-28",
+            "Mcp-Method": "tools/call", "Mcp-Name": "x__a",
+        }  # fmt: skip
+        assert httpx.post(url, json=asked, headers=headers).json()["result"]["content"] == result["content"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+        assert process.stderr.read() == "draining for up to 10 s; a second signal cancels\n"

@@ -31,9 +31,10 @@ def test_json_has_name_source_description_and_schema(folder: Path, capsys: pytes
     (tool,) = json.loads(out)
     assert tool["inputSchema"]["properties"] == {"text": {"type": "string"}}
     assert [tool[key] for key in ("name", "source", "description")] == ["it__echo", "it", "Gives its text back"]
-    (line,) = err.splitlines()
+    line, why = err.splitlines()
     assert line.startswith("error: source dead: ")
     assert "status 7" in line
+    assert why == "1 source could not be listed, so this failed; --source NAME lists one alone"
 
 
 def test_one_source_is_asked_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import trio
 
 from cord_trio.cli import FAILED, tell
 from cord_trio.cli.common import clean, count, wrong_usage
+from cord_trio.cli.serving import add_ways, address_of, drain_when_interrupted, listen_at, tell_where
 
 if TYPE_CHECKING:
     import argparse
@@ -22,8 +23,7 @@ DRAINS = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="that `serve --record` wrote")
     parser.add_argument("--source", metavar="NAME", help="serve this one alone, under its own names")
-    parser.add_argument("--http", metavar="HOST:PORT", help="listen here; default 127.0.0.1:8931")
-    parser.add_argument("--stdio", action="store_true", help="speak MCP over stdin and stdout; with --http, both")
+    add_ways(parser, "127.0.0.1:8931")
     parser.add_argument("--strict", action="store_true", help="answer a call as often as it was recorded, then refuse")
     parser.add_argument(
         "--speed", type=float, default=0.0, metavar="X", help="1: as slow as it was, 2: twice as fast; default: at once"
@@ -31,42 +31,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
-    from cord_trio.config import Config, GatewayConfig, parse_address
+    from cord_trio.config import Config, GatewayConfig
     from cord_trio.fabric import open_fabric
     from cord_trio.gateway import serve_gateway
-    from cord_trio.testing.recorded import recorded
+    from cord_trio.testing.recorded import is_torn, recorded
 
-    given: dict[str, Json] = {}
-    if args.http is not None:
-        try:
-            given["host"], given["port"] = parse_address(args.http)
-        except ValueError as exc:
-            return wrong_usage(f"--http: {exc}")
+    try:
+        given = address_of(args)
+    except ValueError as exc:
+        return wrong_usage(str(exc))
     if not 0 <= args.speed < math.inf:
         return wrong_usage("--speed: give 0 or more")
     alone: dict[str, Json] = {} if args.source is None else {"prefix": ""}
     sources = recorded(args.file, only=args.source, strict=args.strict, speed=args.speed, **alone)
+    if is_torn(args.file):
+        tell(f"warning: {clean(args.file)}: its last line is cut off, as by a process that was killed; passed over")
     config = Config(sources=sources, gateway=GatewayConfig(**given))
     gateway = config.gateway
     listeners: list[trio.SocketListener] = []
     if args.http is not None or not args.stdio:
         try:
-            listeners = await trio.open_tcp_listeners(gateway.port, host=gateway.host)
+            listeners = await listen_at(gateway, "name another port with --http")
         except OSError as exc:
-            tell(f"error: cannot listen on {gateway.http}: {exc.strerror or exc}; name another port with --http")
+            tell(f"error: {clean(str(exc))}")
             return FAILED
-    for listener in listeners:
-        host, port = listener.socket.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        tell(f"replaying {count(len(sources), 'source')} of {clean(args.file)} at http://{shown}:{port}/mcp")
+    tell_where(f"replaying {count(len(sources), 'source')} of {clean(args.file)}", listeners)
     async with open_fabric(config) as fabric, trio.open_nursery() as nursery:
-
-        async def drain_when_interrupted() -> None:
-            await interrupted.wait()
-            await fabric.drain(gateway.grace)
-            nursery.cancel_scope.relative_deadline = 1.0
-
-        nursery.start_soon(drain_when_interrupted)
+        nursery.start_soon(drain_when_interrupted, interrupted, fabric, gateway.grace, nursery.cancel_scope)
         await serve_gateway(fabric, http=listeners or None, stdio=args.stdio)
         nursery.cancel_scope.cancel("all that was asked is answered")
     return 0

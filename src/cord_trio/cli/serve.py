@@ -16,6 +16,7 @@ from cord_trio.cli import FAILED, tell
 from cord_trio.cli.common import add_config, clean, count, find_configured, load, one_line, open_view, wrong_usage
 from cord_trio.cli.reloading import keep_reloading
 from cord_trio.cli.running import find
+from cord_trio.cli.serving import add_ways, address_of, drain_when_interrupted, listen_at, tell_where
 from cord_trio.cli.sockets import Notify, as_listeners, checked, inherit, passed
 from cord_trio.observe.control import pid_of
 from cord_trio.observe.handover import TAKING, Offer, Taken, take_over
@@ -37,14 +38,10 @@ DRAINS = True
 BEGINNING: Final = ("configured", "starting")
 """States of a source that starts by itself, until its first list or its first failure."""
 
-LAST_WRITES: Final = 1.0
-"""Seconds for the last answers to be written once nothing runs any more, or the grace is over."""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser, json=False)
-    parser.add_argument("--http", metavar="HOST:PORT", help="listen here; default 127.0.0.1:8931, or as configured")
-    parser.add_argument("--stdio", action="store_true", help="speak MCP over stdin and stdout; with --http, both")
+    add_ways(parser, "127.0.0.1:8931, or as configured")
     parser.add_argument("--fd", metavar="N", type=int, help="serve at this listening socket, which was inherited")
     parser.add_argument(
         "--takeover", metavar="PID", type=int, nargs="?", const=0,
@@ -57,16 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
-    from cord_trio.config import parse_address
     from cord_trio.fabric import open_fabric
     from cord_trio.gateway import serve_gateway
 
-    given: dict[str, Json] = {}
-    if args.http is not None:
-        try:
-            given["host"], given["port"] = parse_address(args.http)
-        except ValueError as exc:
-            return wrong_usage(f"--http: {exc}")
+    try:
+        given = address_of(args)
+    except ValueError as exc:
+        return wrong_usage(str(exc))
     if args.grace is not None:
         if not 0 <= args.grace < math.inf:
             return wrong_usage("--grace: give 0 or more seconds")
@@ -92,10 +86,7 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
         except (ValueError, OSError) as exc:
             tell(f"error: {clean(str(exc))}")
             return FAILED
-        for listener in listeners:
-            host, port = listener.socket.getsockname()[:2]
-            shown = f"[{host}]" if ":" in host else host
-            tell(f"serving {count(len(config.enabled), 'source')} at http://{shown}:{port}/mcp")
+        tell_where(f"serving {count(len(config.enabled), 'source')}", listeners)
         leaving = trio.Event()
         offer = Offer(listeners, leaving.set, serving=False)
         async with (
@@ -105,20 +96,15 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
         ):
             fabric.add_configured(handlers)
 
-            async def drain_when_interrupted() -> None:
-                await interrupted.wait()
-                notify.stopping()
-                tell(f"draining for up to {gateway.grace:g} s; a second signal cancels")
-                await fabric.drain(gateway.grace)
-                nursery.cancel_scope.relative_deadline = LAST_WRITES
-
             async def drain_when_taken_over() -> None:
                 await leaving.wait()
                 tell(f"process {offer.pid} has taken over; connections have {gateway.grace:g} s to end")
                 await trio.sleep(gateway.grace)
                 interrupted.set()
 
-            nursery.start_soon(drain_when_interrupted)
+            nursery.start_soon(
+                drain_when_interrupted, interrupted, fabric, gateway.grace, nursery.cancel_scope, notify.stopping
+            )
             nursery.start_soon(drain_when_taken_over)
             nursery.start_soon(_tell_changes, fabric)
             nursery.start_soon(_freeze_when_listed, fabric)
@@ -213,12 +199,7 @@ async def _listen(
         sockets = [inherit(number) for number in ([args.fd] if args.fd is not None else inherited)]
     listeners = as_listeners(sockets)
     if not listeners and (args.http is not None or not args.stdio):
-        gateway = config.gateway
-        try:
-            listeners = await trio.open_tcp_listeners(gateway.port, host=gateway.host, backlog=1024)
-        except OSError as exc:
-            remedy = "name another port with --http, or 0 for any free one"
-            raise OSError(f"cannot listen on {gateway.http}: {exc.strerror or exc}; {remedy}") from exc
+        listeners = await listen_at(config.gateway, "name another port with --http, or 0 for any free one")
     for listener in listeners:
         stack.push_async_callback(trio.aclose_forcefully, listener)
     return listeners, taken

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from cord_trio.cli.common import add_config, clean, load, print_json, tell_failures, wrong_usage
+from cord_trio.cli import tell
+from cord_trio.cli.common import add_config, clean, count, load, print_json, tell_failures, wrong_usage
 
 if TYPE_CHECKING:
     import argparse
@@ -57,4 +58,6 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
         for route in routes:
             summary = clean((route.tool.description or "").strip().partition("\n")[0])
             print(f"{route.public:<{width}}  {summary[:SUMMARY]}".rstrip())
+    if failures and args.source is None:
+        tell(f"{count(failures, 'source')} could not be listed, so this failed; --source NAME lists one alone")
     return 1 if failures else 0

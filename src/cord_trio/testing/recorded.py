@@ -89,6 +89,16 @@ def recorded(
     return tuple(found)
 
 
+def is_torn(path: str | Path) -> bool:
+    """Whether the last line of a recording is cut off: its process died over it. It is passed over."""
+    try:
+        with open(path, "rb") as file:
+            end = file.seek(0, 2)
+            return bool(end) and (file.seek(end - 1), file.read(1))[1] != b"\n"
+    except OSError:
+        return False
+
+
 def _lines(file: BinaryIO) -> Iterator[bytes]:
     while line := file.readline(MAX_READ):
         yield line

@@ -59,6 +59,31 @@ UNLIMITED: Final = Budget()
 """The budget that only counts."""
 
 
+class Amounts:
+    """An amount of each counter, by its name: `amounts["calls"]`.
+
+    Fields and no dict, since a handoff counts in every account up to the root.
+    """
+
+    __slots__ = COUNTERS
+
+    def __init__(self) -> None:
+        self.calls: Amount = 0
+        self.tokens: Amount = 0
+        self.money: Amount = 0
+        self.bytes: Amount = 0
+        self.hops: Amount = 0
+
+    def __getitem__(self, counter: str) -> Amount:
+        return getattr(self, counter)  # type: ignore[no-any-return]  # they are all amounts
+
+    def __setitem__(self, counter: str, amount: Amount) -> None:
+        setattr(self, counter, amount)
+
+    def __repr__(self) -> str:
+        return repr({counter: self[counter] for counter in COUNTERS})
+
+
 class Account:
     """What of one budget is spent and reserved.
 
@@ -87,8 +112,8 @@ class Account:
         self.deadline: float = math.inf if parent is None else parent.deadline
         if limits.seconds is not None:
             self.deadline = min(self.deadline, trio.current_time() + limits.seconds)
-        self.spent: dict[str, Amount] = dict.fromkeys(COUNTERS, 0)
-        self.reserved: dict[str, Amount] = dict.fromkeys(COUNTERS, 0)
+        self.spent = Amounts()
+        self.reserved = Amounts()
 
     def seen_by(self, agent: str) -> Account:
         """The same account, in which `agent` is named as who asks for more than there is."""
@@ -157,19 +182,19 @@ class Account:
         account: Account | None = self
         while account is not None:
             spent = account.spent
-            hops = spent["hops"]
+            hops = spent.hops
             most = account.most_hops
-            if most is not None and hops + account.reserved["hops"] >= most:
+            if most is not None and hops + account.reserved.hops >= most:
                 self._unhop(account)
                 raise BudgetExceeded("hops", most, by)
-            spent["hops"] = hops + 1
+            spent.hops = hops + 1
             account = account.parent
 
     def _unhop(self, refused: Account) -> None:
         """Take back what `hop` has spent below the account that has none left."""
         account = self
         while account is not refused:
-            account.spent["hops"] -= 1
+            account.spent.hops -= 1
             assert account.parent is not None
             account = account.parent
 

@@ -246,6 +246,7 @@ class Box:
         self._takers.append(task)
         return await trio.lowlevel.wait_task_rescheduled(abort)  # type: ignore[no-any-return]  # Trio says Any
 
+    @trio.lowlevel.enable_ki_protection
     def wake(self) -> None:
         """End all waits of `take` with None."""
         while self._takers:

@@ -187,6 +187,8 @@ class LocalBroker:
         wires: its connections.
         down: whether nobody can connect.
         slow: connections closed because their nodes did not read.
+        delivered: messages to nodes so far.
+        octets: bytes of those.
         rng: draws who of a queue gets a message.
 
     """
@@ -195,6 +197,8 @@ class LocalBroker:
         self.wires: list[LocalWire] = []
         self.down = False
         self.slow = 0
+        self.delivered = 0
+        self.octets = 0
         self.rng = rng
         self.streams = LocalStreams(self)
         self._root = _Branch()
@@ -249,6 +253,8 @@ class LocalBroker:
                 line = f"HMSG {names} {len(head)} {len(head) + len(data)}\r\n".encode()
             else:
                 line = f"MSG {names} {len(data)}\r\n".encode()
+            self.delivered += 1
+            self.octets += len(line) + len(head) + len(data)
             wire.deliver(b"".join((line, head, data, b"\r\n")))
         if not takers and reply:
             self.publish(reply, b"", head=NOBODY)

@@ -65,7 +65,7 @@ class _Stream:
         self.config = config
         self.last = 0
         self.messages: dict[str, _Stored] = {}
-        self.consumers: list[_Consumer] = []
+        self.consumers: dict[str, list[_Consumer]] = {}  # by what they ask for: many ask for the same
 
 
 class LocalStreams:
@@ -144,9 +144,10 @@ class LocalStreams:
         if ttl is not None:
             due = trio.current_time() + float(ttl.removesuffix("s"))
             self._broker.at(due, partial(self._expire, stream, stored))
-        for consumer in stream.consumers:
-            if _matches(consumer.filter, subject):
-                self._send(stream, consumer, stored, 0)
+        for pattern, consumers in stream.consumers.items():
+            if _matches(pattern, subject):
+                for consumer in consumers:
+                    self._send(stream, consumer, stored, 0)
 
     def _expire(self, stream: _Stream, stored: _Stored) -> None:
         if stream.messages.get(stored.subject) is not stored:
@@ -166,13 +167,16 @@ class LocalStreams:
         self._answer(message, {"num_pending": len(found)})
         for left, stored in zip(range(len(found) - 1, -1, -1), found, strict=True):
             self._send(stream, consumer, stored, left)
-        stream.consumers.append(consumer)
+        stream.consumers.setdefault(consumer.filter, []).append(consumer)
         self._beat(stream, consumer, -1)
 
     def _beat(self, stream: _Stream, consumer: _Consumer, count: int) -> None:
         """Say that nothing happened, if nothing did; forget a watch that nobody listens to."""
         if not self._broker.listened_to(consumer.inbox) or self._streams.get(stream.name) is not stream:
-            stream.consumers.remove(consumer)
+            alike = stream.consumers[consumer.filter]
+            alike.remove(consumer)
+            if not alike:
+                del stream.consumers[consumer.filter]
             return
         if count == consumer.count:
             idle = f"NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Consumer: {count}\r\n\r\n"

@@ -207,6 +207,7 @@ class Sources(Subscribing):
         """
         link = self.links[name]
         self._grace_of[link] = self.config.gateway.grace if grace is None else grace
+        self._foreign = {each: source for each, source in self._foreign.items() if each != name}
         self.reconfigure(self._with({each: source for each, source in self.config.sources.items() if each != name}))
         await link.wait_ended()
         return link.cut is None

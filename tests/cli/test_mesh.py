@@ -125,6 +125,10 @@ async def test_two_nodes_over_a_broker_that_is_killed_serve_a_client_on_either(
                     await client.registry.changed(client.registry.snapshot.version)
             assert (await client.call("notes__add", {"a": 1, "b": 2})).text == "3"
             found = await nodes(url, said)
+            args = argparse.Namespace(what="nodes", mesh=[url], name="cord", config=None, json=False)
+            assert await mesh.run(args, trio.Event()) == 0
+            rows = [line.split() for line in said().splitlines() if line.startswith(("a ", "b "))]
+            assert [(row[0], row[2], row[3]) for row in rows] == [("a", "ready", "web"), ("b", "ready", "notes")]
             assert {name: list(each["servers"]) for name, each in found.items()} == {"a": ["web"], "b": ["notes"]}  # type: ignore[call-overload]  # a table, in JSON
             (pid,) = brokers()
             os.kill(pid, signal.SIGKILL)

@@ -12,11 +12,12 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from cord_trio.call import Call
+from cord_trio.call import Call, InputRequired
 from cord_trio.config import Config, MeshConfig
-from cord_trio.errors import CallError, ToolNotFound
+from cord_trio.errors import CallError, ConfigError, ToolNotFound
 from cord_trio.fabric import Fabric, open_fabric
-from cord_trio.mesh.joining import join_mesh
+from cord_trio.mesh.catalogues import digest_of
+from cord_trio.mesh.joining import in_mesh, join_mesh
 from cord_trio.mesh.local import LocalBroker, Way, open_broker
 from cord_trio.mesh.presence import LEASE
 from cord_trio.nats.kv import open_bucket
@@ -24,6 +25,7 @@ from cord_trio.testing import ToolServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
+    from pathlib import Path
 
     from trio.testing import MockClock
 
@@ -276,3 +278,82 @@ async def test_a_drain_finishes_the_calls_of_others_and_they_know(autojump_clock
                 nursery.start_soon(ask)
                 await trio.sleep(1)
             assert len(results) == 1
+
+
+async def test_a_source_that_drains_here_cuts_its_calls_on_other_nodes_at_its_grace(autojump_clock: MockClock) -> None:
+    web = server("web")
+    async with open_broker(Random(1)) as broker, member(broker, "a", web.in_process()), member(broker, "b") as b:
+        await listed(b.fabric, "web__sleep")
+        failures: list[CallError] = []
+
+        async def ask() -> None:
+            with pytest.raises(CallError) as caught:
+                await b.fabric.call("web__sleep", {"seconds": 50})
+            failures.append(caught.value)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.sleep(1)
+            link = b.fabric.links["web@a"]
+            assert (link.in_flight, b.fabric.tree().children[0].state) == (1, "ready")
+            assert await b.fabric.disconnect("web@a", grace=1) is False
+        assert [(type(each).__name__, each.executed) for each in failures] == [("DrainTimeout", "unknown")]
+        await trio.sleep(1)
+        assert web.cancelled == 1
+        # It is still offered, so it is had again once something has changed.
+        with pytest.raises(CallError) as caught:
+            await link.call(Call("tools/call", "web__echo"), "web__echo")
+        assert caught.value.executed == "no"
+
+
+async def test_a_catalogue_that_is_wrong_leaves_its_server_out_until_it_is_right(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_broker(Random(1)) as broker, broker.way().open() as nats, member(broker, "b") as b:
+        bucket = await open_bucket(nats, "cord_cord")
+        texts: list[bytes] = []
+        async with member(broker, "a", server("web").in_process()) as a:
+            await listed(b.fabric, "web__echo")
+            texts += [text for _, text in a.node.teller._texts.items()]
+        digest = digest_of(texts[0])
+        await bucket.put(f"cat.{digest}", b"1\n[]")
+        async with member(broker, "c") as c:
+            await bucket.put("up.x", b'{"epoch":"0badcafe","servers":{"web":"%b"}}' % digest.encode())
+            await bucket.put("hb.x.0badcafe", b"", ttl=60)
+            await trio.sleep(3)
+            assert "web__echo" not in c.fabric.registry.snapshot.tools
+            assert "a server of another node is left out" in caplog.text
+            await c.node.catalogues.put(texts[0])
+            await listed(c.fabric, "web__echo")
+
+
+async def test_a_question_that_nobody_answers_is_let_go_of_on_the_other_node(autojump_clock: MockClock) -> None:
+    web = server("web", era="legacy")
+    async with open_broker(Random(1)) as broker, member(broker, "a", web.in_process()) as a, member(broker, "b") as b:
+        await listed(b.fabric, "web__ask")
+        given = {"method": "elicitation/create", "params": {"message": "n?", "requestedSchema": {"type": "object"}}}
+        arguments = {"arguments": msgspec.Raw(msgspec.json.encode(given))}
+        asked = Call("tools/call", "web__ask", arguments, capabilities=b'{"elicitation":{}}')
+        outcome = await b.fabric.handle(asked)
+        assert isinstance(outcome, InputRequired)
+        assert outcome.park.startswith("a.")
+        with trio.move_on_after(5) as moot:
+            await b.fabric.wait_moot(outcome.park)
+        assert moot.cancelled_caught
+        b.fabric.abandon(outcome.park, "the person has left")
+        await trio.sleep(0.1)
+        assert a.fabric.counters["parks.expired"] == 1
+
+
+@pytest.mark.parametrize(("member_name", "text"), [("credentials", "no seed"), ("ca", "no certificate"), ("ca", None)])
+async def test_a_file_of_the_settings_that_cannot_be_used_is_named(
+    member_name: str, text: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
+    if text is not None:
+        path.write_text(text)
+    given: dict[str, Json] = {member_name: str(path)}
+    settings = MeshConfig(servers=["nats://127.0.0.1:1"], node="a", **given)
+    with pytest.raises(ConfigError, match=rf"mesh\.{member_name}: .*file cannot be used"):
+        async with open_fabric(mesh=in_mesh(settings)):
+            raise AssertionError

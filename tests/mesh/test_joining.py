@@ -327,6 +327,16 @@ async def test_a_catalogue_that_is_wrong_leaves_its_server_out_until_it_is_right
             await listed(c.fabric, "web__echo")
 
 
+async def test_no_node_takes_the_names_that_are_kept_for_the_fabrics_own(autojump_clock: MockClock) -> None:
+    tools = {f"{prefix}__x": (lambda _: "mine") for prefix in ("agent", "Cord", "fine")}
+    theirs = ToolServer(tools, name="web").in_process(prefix="")
+    async with open_broker(Random(1)) as broker, member(broker, "a", theirs), member(broker, "b") as b:
+        await listed(b.fabric, "fine__x")
+        snapshot = b.fabric.registry.snapshot
+        assert not {"agent__x", "Cord__x"} & set(snapshot.tools)
+        assert any("2 names that are kept" in str(problem) for problem in snapshot.problems)
+
+
 async def test_a_question_that_nobody_answers_is_let_go_of_on_the_other_node(autojump_clock: MockClock) -> None:
     web = server("web", era="legacy")
     async with open_broker(Random(1)) as broker, member(broker, "a", web.in_process()) as a, member(broker, "b") as b:

@@ -182,9 +182,9 @@ class Joined:
             ready: dict[str, Foreign] = {}
             owners: dict[str, list[str]] = {}
             # Those that were here before come first, so that whoever joins takes no name from anybody.
-            before = [offer for offer in offers if offer.name in self._adopted]
-            before.sort(key=lambda offer: list(self._adopted).index(offer.name))
-            for offer in (*before, *(offer for offer in offers if offer.name not in self._adopted)):
+            places = {name: place for place, name in enumerate(self._adopted)}
+            before = sorted((offer for offer in offers if offer.name in places), key=lambda offer: places[offer.name])
+            for offer in (*before, *(offer for offer in offers if offer.name not in places)):
                 if len(ready) >= self._settings.remote:
                     self._tell_full(len(offers))
                     break

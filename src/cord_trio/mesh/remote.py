@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from cord_trio.config.values import RESERVED_PREFIXES
 from cord_trio.errors import CallError, DrainTimeout, SourceDown
 from cord_trio.link import Link
+from cord_trio.protocol.tools import SEPARATOR
+from cord_trio.snapshot import Listed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -96,10 +99,20 @@ class RemoteLink(Link):
     async def _keep(self) -> None:
         try:
             self.starts, self.known = 1, True
-            await self._publish("ready", self._catalogue.lists, self._catalogue.greeting)
+            lists = {kind: _allowed(listed) for kind, listed in self._catalogue.lists.items()}
+            await self._publish("ready", lists, self._catalogue.greeting)
             self._set_tried()
             await trio.sleep_forever()
         except trio.BrokenResourceError:
             log.debug("the registry has ended source=%s", self.name)
         finally:
             self._end()
+
+
+def _allowed(listed: Listed) -> Listed:
+    """A list without the names that are kept for the fabric's own: no node takes them from us."""
+    items = tuple(item for item in listed.items if item.key.partition(SEPARATOR)[0].lower() not in RESERVED_PREFIXES)
+    left_out = len(listed.items) - len(items)
+    if not left_out:
+        return listed
+    return Listed(items, (*listed.notes, f"{left_out} names that are kept for the fabric's own are left out"))

@@ -90,7 +90,7 @@ FOUR = "tests/real/test_sdk_pairings.py::"
 RARE = "tests/real/test_rare.py::"
 TYPESCRIPT = "tests/real/test_typescript.py::test_rows_1_5_7_8_15_28_its_clients_use_its_servers_of_both_eras"
 TASKS = "tests/real/test_tasks.py::test_row_22_clients_of_both_eras_use_tools_that_are_run_as_tasks"
-REST = f"{FOUR}test_rows_6_9_12_14_16_19_20_27_29_31_32_all_the_rest"
+REST = f"{FOUR}test_rows_6_9_12_14_16_19_20_23_27_29_31_32_all_the_rest"
 TWO = "tests/real/test_principals.py::"
 ACROSS = "tests/real/test_across_eras.py::"
 
@@ -113,7 +113,7 @@ REAL: list[tuple[str, str, str, tuple[int, ...]]] = [
     ("SDKs", f"{FOUR}test_rows_1_2_5_7_14_15_18_23_24_what_every_client_does", "L→L L→M", (14,)),
     ("SDKs", f"{FOUR}test_rows_3_4_8_11_12_13_what_a_person_is_asked", "L→L L→M M→L M→M", (3, 4, 8, 11, 13)),
     ("SDKs", f"{FOUR}test_rows_3_4_8_11_12_13_what_a_person_is_asked", "L→M M→M", (12,)),
-    ("SDKs", REST, "L→L L→M M→L M→M", (6, 9, 12, 16, 19, 20, 27, 29, 32)),
+    ("SDKs", REST, "L→L L→M M→L M→M", (6, 9, 12, 16, 19, 20, 23, 27, 29, 32)),
     ("SDKs", REST, "L→L M→L", (14,)),
     ("SDKs", REST, "L→M M→L M→M", (31,)),
     ("TS", TYPESCRIPT, "L→L L→M M→L M→M", (1, 5, 7, 8, 15)),

@@ -33,6 +33,7 @@ ROWS: list[list[str]] = [
         "snapshot",
         "background",
         "client",
+        "rooted",
         "awaiting",
         "registry",
         "redacting",

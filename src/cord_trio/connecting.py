@@ -15,6 +15,7 @@ from cord_trio.errors import ConnectFailed, ConnectionLost
 from cord_trio.handshake import FreshNeeded, negotiate, unreached
 from cord_trio.pool import refuse
 from cord_trio.protocol.questions import ROOTS
+from cord_trio.rooted import RootedClient
 from cord_trio.session import open_session
 from cord_trio.transports import limits_of
 from cord_trio.transports.opening import is_interpreter, older_way, open_source
@@ -161,8 +162,12 @@ class Connecting:
             if shared:
                 self.pid = getattr(transport, "pid", None)
             bounds = around.bounds
-            yield Client(
+            rooted = greeting.modern and around.has_roots
+            client = (RootedClient if rooted else Client)(
                 session, greeting, around.client_info,
                 max_pages=bounds.list_pages, max_tools=bounds.tools, prefix=source.export_prefix,
                 tasked=self._tasked[greeting.modern],
             )  # fmt: skip
+            if isinstance(client, RootedClient):
+                client.roots = around.roots
+            yield client

@@ -16,6 +16,9 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.shared.exceptions import MCPError
 from mcp.types import (
     AudioContent,
+    Completion,
+    CompletionArgument,
+    CompletionContext,
     ElicitRequest,
     ElicitRequestURLParams,
     ElicitResult,
@@ -31,8 +34,9 @@ from mcp.types import (
 )
 from pydantic import Field
 
-PROMPTS = 1_001
-"""One more than our gateway lists at a time."""
+PROMPTS = 31
+PAGE = 8
+"""Of those at a time."""
 
 HINT = CacheHint(ttl_ms=60_000, scope="public")
 server = MCPServer("sdk", version="1", log_level="WARNING", cache_hints={"resources/read": HINT})
@@ -117,6 +121,12 @@ def note() -> str:
     return "a note"
 
 
+@server.resource("note://{number}")
+def numbered(number: str) -> str:
+    """Other notes."""
+    return f"note {number}"
+
+
 @server.tool(structured_output=False)
 async def touch(context: Context) -> str:
     """Says that the note has changed."""
@@ -184,9 +194,15 @@ async def headers(
 
 async def prompts(_context: object, params: PaginatedRequestParams | None) -> ListPromptsResult:  # noqa: ASYNC124  # async by contract
     first = int((params and params.cursor) or 0)
-    last = min(first + 500, PROMPTS)
+    last = min(first + PAGE, PROMPTS)
     found = [Prompt(name=f"p{number:04}") for number in range(first, last)]
     return ListPromptsResult(prompts=found, next_cursor=str(last) if last < PROMPTS else None)
+
+
+@server.completion()  # type: ignore[no-untyped-call, untyped-decorator]  # the SDK does not say
+async def complete(ref: object, argument: CompletionArgument, context: CompletionContext | None) -> Completion:  # noqa: ASYNC124  # async by contract
+    before = (context and context.arguments) or {}
+    return Completion(values=[f"{argument.value}{each}" for each in "ab"] + sorted(before.values()))
 
 
 async def subscribed(_context: object, params: SubscribeRequestParams) -> EmptyResult:  # noqa: ASYNC124  # async by contract  # noqa: ASYNC124  # async by contract

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from conformance.build import SDK2
-from cord_trio.config import Config, Http
+from cord_trio.config import Config, GatewayConfig, Http
 from cord_trio.fabric import Fabric, open_fabric
 from cord_trio.gateway import serve_gateway
 from tests.real.environments import everything, sdk
@@ -50,7 +50,8 @@ def _environments() -> None:
 @asynccontextmanager
 async def gateway_before(url: str, era: Json, prefix: str = "") -> AsyncGenerator[tuple[Fabric, str]]:
     """A fabric with this one source, which is spoken to in `era`, and the URL of its gateway."""
-    async with open_fabric(Config(sources=[Http(name="far", url=url, prefix=prefix, era=era)])) as fabric:
+    source = Http(name="far", url=url, prefix=prefix, era=era)
+    async with open_fabric(Config(sources=[source], gateway=GatewayConfig(page_size=30))) as fabric:
         await fabric.wait_started()
         assert fabric.links["far"].state == "ready", fabric.links["far"].reason
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -166,7 +167,7 @@ async def test_rows_3_4_8_11_12_13_what_a_person_is_asked(client: str, server: s
                 assert result.is_error or "not supported" in result.content[0].text
 
 
-async def test_rows_6_9_12_14_16_19_20_27_29_31_32_all_the_rest(
+async def test_rows_6_9_12_14_16_19_20_23_27_29_31_32_all_the_rest(
     client: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = Record(tmp_path / "record")
@@ -223,16 +224,21 @@ async def contents(url: str, client: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 async def carried(url: str, client: str, server: str) -> None:
-    """Rows 6, 12, 14, 31 and 32: cursors, roots, and what goes along with requests and results."""
+    """Rows 6, 12, 14, 23, 31 and 32: cursors, completions, roots, and what goes along with requests and results."""
     async with Person().at(url, client) as session:
         pages = [await session.list_prompts()]
         while pages[-1].next_cursor is not None:
             pages.append(await session.list_prompts(cursor=pages[-1].next_cursor))
-        assert [len(page.prompts) for page in pages] == [1_000, 1]
-        assert pages[1].prompts[0].name == "far__p1000"
+        assert [len(page.prompts) for page in pages] == [30, 1]
+        assert pages[1].prompts[0].name == "far__p0030"
         with pytest.raises(mcp.MCPError) as refused:
-            await session.list_prompts(cursor="500")  # its server's own
+            await session.list_prompts(cursor="8")  # its server's own
         assert refused.value.error.code == -32602
+        prompt = types.PromptReference(type="ref/prompt", name="far__p0001")
+        page = types.ResourceTemplateReference(type="ref/resource", uri="cord://far/note://{number}")
+        for ref in (prompt, page):
+            completed = await session.complete(ref, {"name": "n", "value": "x"}, {"before": "y"})
+            assert completed.completion.values == ["xa", "xb", "y"]
         assert await said(session, "far__where") == "file:///ann"
         await session.list_tools()  # tells which arguments go into headers too
         # A legacy server asks for a ping in between, and has no such headers.

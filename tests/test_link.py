@@ -505,6 +505,30 @@ async def test_r10_a_burst_of_changes_makes_few_lists(autojump_clock: MockClock)
         assert len(here.tools) == 200
 
 
+@pytest.mark.parametrize(("changes", "most"), [(False, 12), (True, 65)])
+async def test_r10_a_server_that_tells_of_changes_all_the_time_is_listed_ever_more_rarely(
+    changes: bool, most: int, autojump_clock: MockClock
+) -> None:
+    server = ToolServer(era="legacy")
+    async with bench(server.in_process(name="x")) as here:
+        await here.link.wait_tried()
+        following = here.link.following
+        assert following is not None
+        for _ in range(600):
+            if changes:
+                await here.link.call(Call("tools/call", "x__change_tools"), "change_tools")
+            else:
+                following.told("notifications/tools/list_changed", Raw(b"{}"))
+            await trio.sleep(0.1)
+        assert server.received["tools/list"] <= most
+        await trio.sleep(60)
+        before = server.received["tools/list"]
+        await here.link.call(Call("tools/call", "x__change_tools"), "change_tools")
+        await trio.sleep(DEBOUNCE)
+        await wait_all_tasks_blocked()
+        assert server.received["tools/list"] == before + 1, "after a while without, at once"
+
+
 async def test_a_change_while_the_list_is_fetched_is_listed_too(autojump_clock: MockClock) -> None:
     server = ToolServer(era="legacy", slow=1.0)
     async with bench(server.in_process(name="x")) as here:

@@ -14,7 +14,7 @@ from cord_trio.config import Http
 from cord_trio.errors import CallError, CallFailed
 from cord_trio.protocol import jsonrpc
 from cord_trio.protocol.mcp import Tool
-from cord_trio.snapshot import KINDS, Listed
+from cord_trio.snapshot import KINDS, NOTHING_LISTED, Listed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -37,6 +37,12 @@ STEADY: Final = 10.0
 
 DEBOUNCE: Final = 0.1
 """Seconds to wait after a `list_changed` for more of them, before listing anew."""
+
+BUSY: Final = 1.0
+"""What that grows to, doubled each time, for a server that tells of changes all the time."""
+
+FOOLED: Final = 10.0
+"""What it grows to for one whose list is the same each time: some tell of a change whenever they are listed."""
 
 LEAST_TRUST: Final = 5.0
 """Seconds for which a list may be trusted at least, whatever its server says (MCP 2026-07-28, caching)."""
@@ -292,14 +298,22 @@ class Following:
     async def _refresh(self, kind: Kind) -> None:
         """List `kind` anew after changes: one list at a time, and one more for all changes meanwhile."""
         kinds: tuple[Kind, ...] = ("resources", "templates") if kind == "resources" else (kind,)
+        pause, known = DEBOUNCE, {each: self._found.get(each, NOTHING_LISTED) for each in kinds}
         while True:
+            since = trio.current_time()
             await self._dirty[kind].wait()
-            await trio.sleep(DEBOUNCE)
+            if trio.current_time() - since >= pause:
+                pause = DEBOUNCE  # it was quiet for a while
+            await trio.sleep(pause)
             self._dirty[kind] = trio.Event()
+            found = known
             try:
-                await self._publish({each: await self._fetch(each) for each in kinds})
+                found = {each: await self._fetch(each) for each in kinds}
+                await self._publish(found)
             except CallError as exc:
                 self._failed(kind, exc)
+            pause = max(pause, min(2 * pause, FOOLED if found == known else BUSY))
+            known = found
 
     def _failed(self, kind: Kind, exc: CallError) -> None:
         # What was listed before stays: a stale list serves better than none.

@@ -265,6 +265,14 @@ async def test_h04_json_is_known_by_its_media_type_alone_or_without_one(kind: st
             assert await call(session) == TEXT
 
 
+async def test_a_byte_order_mark_before_a_json_body_is_no_part_of_it() -> None:
+    def marked(request: Seen) -> bytes:
+        return status(200, b"\xef\xbb\xbf" + reply(request), "Content-Type: application/json")
+
+    async with canned(tools__call=marked) as server, talking(server.url) as (session, _):
+        assert await call(session) == TEXT
+
+
 async def test_h04_another_media_type_is_a_clear_error() -> None:
     failure = await failed_call(lambda request: as_json(request, kind="text/html"))
     assert isinstance(failure, BadReply)

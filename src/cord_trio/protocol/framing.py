@@ -25,7 +25,9 @@ SSE_COMMENT: Final = b":\n\n"
 MAX_RETRY_DIGITS: Final = 10
 """Digits of the longest `retry` field that is believed: some 115 days in milliseconds."""
 
-_BOM: Final = b"\xef\xbb\xbf"
+BOM: Final = b"\xef\xbb\xbf"
+"""UTF-8 for U+FEFF, which some put before a text, and which is no part of it (RFC 8259, section 8.1)."""
+
 _LF: Final = 10
 _CR: Final = 13
 
@@ -117,7 +119,7 @@ class LineSplitter:
     def _finish(self, lines: list[bytes]) -> list[bytes]:
         if self._fresh and lines:
             self._fresh = False
-            lines[0] = lines[0].removeprefix(_BOM)
+            lines[0] = lines[0].removeprefix(BOM)
         whole = []
         for line in lines:
             text = line[:-1] if line and line[-1] == _CR else line
@@ -205,7 +207,7 @@ class SseSplitter:
         events: list[SseEvent] = []
         if lines and self._fresh:
             self._fresh = False
-            lines[0] = lines[0].removeprefix(_BOM)
+            lines[0] = lines[0].removeprefix(BOM)
         for line in lines:
             if line:
                 self._size += len(line)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from cord_trio.errors import BadReply, CallError, ConnectionLost, HttpFailed, Refused
-from cord_trio.protocol.framing import FrameTooLarge, SseSplitter
+from cord_trio.protocol.framing import BOM, FrameTooLarge, SseSplitter
 from cord_trio.transports.http_rules import (
     ERROR_SHOWN,
     MAX_REDIRECTS,
@@ -264,7 +264,7 @@ class Post:
             self._stream_ended(None)
         elif self._body is not None:
             if self._body:
-                endpoint.feed([b"".join(self._body)], self)
+                endpoint.feed([b"".join(self._body).removeprefix(BOM)], self)
             endpoint.over(self, BadReply("the body held no response") if endpoint.waits(self) else None)
         else:
             endpoint.over(self, None)

@@ -15,7 +15,7 @@ import trio
 from cord_trio.cli import FAILED, tell
 from cord_trio.cli.common import add_config, clean, count, find_configured, load, one_line, open_view, wrong_usage
 from cord_trio.cli.reloading import keep_reloading
-from cord_trio.cli.running import find
+from cord_trio.cli.running import Running, find
 from cord_trio.cli.serving import add_ways, address_of, drain_when_interrupted, listen_at, tell_where
 from cord_trio.cli.sockets import Notify, as_listeners, checked, inherit, passed
 from cord_trio.observe.control import pid_of
@@ -37,6 +37,9 @@ DRAINS = True
 
 BEGINNING: Final = ("configured", "starting")
 """States of a source that starts by itself, until its first list or its first failure."""
+
+ASIDE: Final = 0.2
+"""Seconds until another look at whom to take over from."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -212,8 +215,10 @@ async def _running(pid: int) -> Path:
         ValueError: there is none, or no single one.
 
     """
-    running = [each for each in await find(pid or None) if each.said is not None and each.said.get("verb") == "serve"]
-    found = [each for each in running if each.said is not None and each.said.get("takeover", True)]
+    running, found = await _servers(pid)
+    if len(found) > 1:  # one may have taken over from another while they were asked
+        await trio.sleep(ASIDE)
+        running, found = await _servers(pid)
     if len(found) == 1:
         return found[0].path
     if not found:
@@ -225,6 +230,12 @@ async def _running(pid: int) -> Path:
     raise ValueError(
         "several run; name one: --takeover PID, with " + ", ".join(str(pid_of(each.path)) for each in found)
     )
+
+
+async def _servers(pid: int) -> tuple[list[Running], list[Running]]:
+    """Those that serve; and of them those that could be taken over from."""
+    running = [each for each in await find(pid or None) if each.said is not None and each.said.get("verb") == "serve"]
+    return running, [each for each in running if each.said is not None and each.said.get("takeover", True)]
 
 
 async def _tell_changes(fabric: Fabric) -> None:

@@ -43,7 +43,7 @@ FAREWELL: Final = 1.0
 """Seconds for what still waits to be sent, and for closing as the protocol wants it."""
 
 FRAGMENT: Final = 64 * 1024
-"""Characters of a message that are put into one frame, and masked without a pause: 2 MiB took 12 ms at once."""
+"""Characters of a message that are put into one frame, and masked without a pause: 0.1 ms. 16 MiB at once took 120."""
 
 SHOWN: Final = 120
 """Characters shown of the reason that a peer gives for closing."""

@@ -620,6 +620,17 @@ TABLES = (
         part_of="agents",
     ),
     Table(
+        "layers",
+        "What the layers of a source add to a call: the default ones of a child, of an HTTP source, and with more on",
+        (
+            Column("stdio_us", "default, stdio µs"),
+            Column("http_us", "default, HTTP µs"),
+            Column("all_us", "and breaker, shed, rate, adaptive, attempt µs"),
+        ),
+        (agents(US, "layers_cord.py"),),
+        (Goal("stdio_us", most=10), Goal("http_us", most=10)),
+    ),
+    Table(
         "registry",
         "50,000 tools of 500 sources: a lookup, one source's 100 tools changed and acknowledged, a full collection",
         (

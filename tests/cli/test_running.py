@@ -139,7 +139,10 @@ async def test_serve_makes_the_configured_agents(
     (folder / "serve_desk.py").write_text("async def desk(ctx, payload): ...\n")
     monkeypatch.setattr(sys, "path", list(sys.path))
     interrupted = trio.Event()
-    given = arguments(config=None, http="127.0.0.1:0", stdio=False, grace=0.1, fd=None, takeover=None, record=None)
+    given = arguments(
+        config=None, http="127.0.0.1:0", stdio=False, grace=0.1, fd=None, takeover=None, record=None,
+        mesh=None, node=None,
+    )  # fmt: skip
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve.run, given, interrupted)
         await until(sockets)

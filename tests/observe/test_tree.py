@@ -15,3 +15,8 @@ def test_data_that_is_no_node_makes_one_nevertheless() -> None:
 
 def test_a_line_says_what_is_known() -> None:
     assert list(TREE.lines()) == ["fabric it running tools=2", "  ask a > b  left=0"]
+
+
+def test_a_fact_of_several_lines_stands_in_one() -> None:
+    node = Node("source", "a", "down", {"reason": "exited; stderr: no licence\n  giving up", "next": 1.5})
+    assert list(node.lines()) == ["source a down reason=exited; stderr: no licence giving up next=1.5"]

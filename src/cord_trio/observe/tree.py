@@ -46,7 +46,12 @@ class Node:
 
     def lines(self, indent: str = "") -> Iterator[str]:
         """One line of text for each node, children indented."""
-        facts = " ".join(f"{name}={value}" for name, value in self.facts.items() if value not in (None, ""))
+        facts = " ".join(f"{name}={_line(value)}" for name, value in self.facts.items() if value not in (None, ""))
         yield f"{indent}{self.kind} {self.name} {self.state} {facts}".rstrip()
         for child in self.children:
             yield from child.lines(indent + "  ")
+
+
+def _line(value: object) -> object:
+    """A fact as it stands in its node's line: what a child said in several lines, in one."""
+    return " ".join(value.split()) if isinstance(value, str) else value

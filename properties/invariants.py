@@ -75,8 +75,14 @@ INVARIANTS: Final[Mapping[Number, str]] = {
     "layers.hedge": "two hedged attempts yield one response, and the loser is cancelled once",
     "layers.flight": "equal reads at once are one, and nobody ends with the one that made it",
     "layers.shed": "a call that is refused for want of room or time never reaches the wire",
+    "mesh.1": "a call between nodes runs at most once, over all that have the same",
+    "mesh.2": "it returns by its deadline, and is cancelled where it runs by then",
+    "mesh.3": "what is said of whether it ran is true, and a success ran once",
+    "mesh.5": "of one name there is one node at a time",
+    "mesh.7": "a cancel reaches all that the call set off, at the latest when its caller is known to be gone",
+    "mesh.8": "what a node keeps of others' calls is bounded, and in the end it keeps nothing",
 }
-"""By number; those of the layers by name."""
+"""By number; those of the layers, and of calls between nodes, by name."""
 
 PAGE: Final = Path(__file__).parent.parent / "docs" / "invariants.md"
 HERE: Final = Path(__file__).parent

@@ -15,6 +15,7 @@ from cord_trio.mesh.presence import LEASE, Lease, join
 from cord_trio.nats.kv import open_bucket
 from cord_trio.testing.schedule import scheduled
 from cord_trio.testing.strategies import schedules
+from properties.invariants import proves
 
 STEPS = st.lists(
     st.tuples(
@@ -26,6 +27,7 @@ STEPS = st.lists(
 )
 
 
+@proves("mesh.5")
 @given(schedules(), STEPS, st.integers(0, 5))
 @settings(max_examples=max(10, settings().max_examples // 5))
 def test_of_one_name_there_is_one_holder_at_a_time(rng: Random, steps: list[tuple[str, int, float]], seed: int) -> None:

@@ -26,6 +26,7 @@ from cord_trio.mesh.presence import LEASE
 from cord_trio.nats.kv import open_bucket
 from cord_trio.testing.schedule import scheduled
 from cord_trio.testing.strategies import schedules
+from properties.invariants import proves
 
 if TYPE_CHECKING:
     from cord_trio.call import Handler
@@ -204,6 +205,7 @@ def check(world: World) -> None:
         assert (tenure.admission.busy, node.calling._withdrawn) == (0, 0), f"8: left at node {node.name}"
 
 
+@proves("mesh.1", "mesh.2", "mesh.3", "mesh.7", "mesh.8")
 @given(schedules(), STEPS, st.integers(0, 5))
 @settings(max_examples=max(8, settings().max_examples // 5))
 @example(Random(1), [("ask", "a", (20, 9.0, 1, 300_000), 0.0), ("kill", "a", (), 1.0), ("start", "a", (), 4.0)], 0)

@@ -6,6 +6,8 @@
     ├── NatsMalformed          a NATS server sent bytes that its protocol does not know
     ├── BadFrame               a node said something that the mesh's protocol does not know
     ├── DuplicateName          another node has the name
+    ├── AgentTaken             another node has the agent of which there is one
+    ├── HandOn                 a handler hands its call on to another node
     ├── BadCatalogue           what a server of another node lists cannot be used
     └── CallError
         ├── NoOwner            no node that has it can be reached; nothing was run
@@ -25,6 +27,7 @@ from typing import TYPE_CHECKING
 from cord_trio.errors import CallError, CordError
 
 if TYPE_CHECKING:
+    from cord_trio.call import Call
     from cord_trio.errors import Executed
 
 
@@ -56,8 +59,8 @@ class NoOwner(CallError):
 
     executed: Executed = "no"
 
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"no node that has {name!r} can be reached: {reason}")
+    def __init__(self, name: str, reason: str, executed: Executed | None = None) -> None:
+        super().__init__(f"no node that has {name!r} can be reached: {reason}", executed)
         self.name = name
         self.reason = reason
 
@@ -154,3 +157,25 @@ class BadCatalogue(CordError):
         super().__init__(f"the catalogue {name[:100]!r} cannot be used: {reason}")
         self.name = name
         self.reason = reason
+
+
+class AgentTaken(CordError):
+    """Incarnation `epoch` of `node` has the agent `agent`, of which there is one in the mesh."""
+
+    def __init__(self, agent: str, node: str, epoch: str) -> None:
+        super().__init__(f"agent {agent!r} is that of node {node!r} (epoch {epoch}) now")
+        self.agent = agent
+        self.node = node
+        self.epoch = epoch
+
+
+class HandOn(CordError):
+    """Raised by who runs a call of another node, to hand it on: `node` answers `call` to the same caller.
+
+    The caller is told, and asks and cancels there from then on. Its deadline goes along.
+    """
+
+    def __init__(self, node: str, call: Call) -> None:
+        super().__init__(f"the call goes on on node {node!r}")
+        self.node = node
+        self.call = call

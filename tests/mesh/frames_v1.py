@@ -172,14 +172,14 @@ def encode_request(request: Request) -> dict[str, str]:
             headers["C-Prin"] = _said(request.principal)
         if request.trace:
             headers["traceparent"] = _said(request.trace)
-        if request.behalf:
-            headers["C-For"] = request.behalf
         if request.settled:
             headers["C-Settled"] = ",".join(request.settled)
         if request.events:
             headers["C-Events"] = "1"
         if request.bundle is not None:
             _say_bundle(request.bundle, headers)
+    if request.behalf:
+        headers["C-For"] = request.behalf
     if request.epoch:
         headers["C-From-Epoch"] = request.epoch
     if request.park:
@@ -214,7 +214,7 @@ def decode_request(head: bytes, body: bytes = b"") -> Request:
             return Request(
                 op, id, body, epoch=_match(fields, b"C-From-Epoch", _EPOCH), window=_number(fields, b"C-Win"),
                 park=_text(fields, b"C-Park"), first=_number(fields, b"C-Seq"), to=_match(fields, b"C-To", _SUBJECT),
-                reason=_text(fields, b"C-Why"), method="",
+                reason=_text(fields, b"C-Why"), behalf=_match(fields, b"C-For", _NODE), method="",
             )  # fmt: skip
         settled = fields.get(b"C-Settled")
         return Request(

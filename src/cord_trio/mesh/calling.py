@@ -233,9 +233,9 @@ class Calling:
         """Offer it until it is answered."""
         while True:
             flight.check()
-            headers = encode_request(flight.again(trio.current_time()))
+            request = flight.again(trio.current_time())
             try:
-                with self._link.open_stream(flight.subject, flight.request.body, headers=headers) as stream:
+                with self._link.open_stream(flight.subject, request.body, headers=encode_request(request)) as stream:
                     flight.offered(stream)
                     return await self._listen(flight, stream)
             except NoResponders:
@@ -281,6 +281,8 @@ class Calling:
                 case "rej":
                     raise OwnerRefused(flight.node, frame.reason, frame.text, flight.before_this)
                 case "pong":
+                    if frame.state != "running" and flight.handed:
+                        raise OwnerLost(flight.node, flight.epoch, "it was handed on, and is not known there")
                     if frame.state != "running":
                         self._counters.add("mesh.offered_again")
                         flight.repeated()
@@ -288,6 +290,8 @@ class Calling:
                 case "moved":
                     flight.moved(frame.node, frame.epoch)
                     flight.subject = self._subject(flight.node, flight.epoch)
+                    if self._roster.epoch(frame.node) not in (frame.epoch, None):
+                        flight.end(f"its epoch {frame.epoch} is over")
                 case _:
                     pass  # it runs
 

@@ -56,6 +56,7 @@ class Flight:
         nobody_since: Trio time since which nobody listens; infinite if somebody may.
         stream: its answers, while it is offered.
         pausing: scope of the pause that it is in.
+        handed: whether one that had it handed it on.
         settled: whether its end is known, so that nobody needs to be told to stop.
 
     """
@@ -74,7 +75,7 @@ class Flight:
         self.events = events
         self.deadline = math.inf
         self.began = self.heard = self.asked = now
-        self.spoken = self.maybe = self.pending = self.settled = False
+        self.spoken = self.maybe = self.pending = self.settled = self.handed = False
         self._pinged = False
         self.offers = 0
         self.may_go_on = may_go_on
@@ -97,6 +98,8 @@ class Flight:
     def again(self, now: float) -> Request:
         """The request with what is left of its deadline."""
         request = self.request
+        if self.handed:
+            return Request("ping", request.id)  # what was handed on is not what we asked for first
         if not self.offers:
             return request
         ttl = None if request.ttl is None else max(0, request.ttl - int((now - self.began) * 1000))
@@ -144,8 +147,9 @@ class Flight:
             self.maybe = True
 
     def moved(self, node: str, epoch: str) -> None:
-        """Another node has it."""
+        """Another node has it, after the one before ran a part of it."""
         self.node, self.epoch = node, epoch
+        self.handed = self.maybe = True
 
     def end(self, reason: str) -> None:
         """The incarnation that has it is no more."""

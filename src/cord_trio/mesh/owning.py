@@ -13,14 +13,15 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
+from msgspec.structs import replace
 
 from cord_trio.counters import Counters
 from cord_trio.errors import CallError, DeadlineExceeded
-from cord_trio.mesh.frames import MAX_HOPS, Frame, Request, decode_request, encode_end, encode_frame
-from cord_trio.mesh.outcomes import call_of, failure_of, frame_of
+from cord_trio.mesh.frames import MAX_HOPS, Frame, Request, decode_request, encode_end, encode_frame, encode_request
+from cord_trio.mesh.outcomes import HOP_COST, call_of, failure_of, frame_of, params_of
 from cord_trio.mesh.parts import ABOVE
 from cord_trio.mesh.tenure import MAX_REMEMBERED, Owned, Tenure
-from cord_trio.mesh_errors import BadFrame, OwnerFailed
+from cord_trio.mesh_errors import BadFrame, HandOn, NoOwner, OwnerFailed, OwnerRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,6 +108,7 @@ class Owning:
         self._line = line
         self._counters = counters or Counters()
         self._tenure: Tenure | None = None
+        self._names = ("", "")  # of the mesh and of the node
 
     @property
     def busy(self) -> int:
@@ -129,7 +131,8 @@ class Owning:
                 self._say(message.reply, Frame("rej", exc.id, reason="unsupported", text=str(exc)))
             return
         tenure = self._tenure
-        node = message.subject.rpartition(".")[2]
+        _, mesh, _, ours, _, node = message.subject.split(".", 5)
+        self._names = (mesh, ours)
         if tenure is None:
             if message.reply:
                 self._say(message.reply, Frame("rej", request.id, reason="fenced"))
@@ -139,7 +142,7 @@ class Owning:
         if request.op == "call":
             self._call(tenure, node, request, message.reply, now)
             return
-        owned = tenure.known.get((node, request.id))
+        owned = tenure.known.get((request.behalf or node, request.id))
         match request.op:
             case "cancel":
                 self._cancel(tenure, node, request, owned, now)
@@ -204,14 +207,19 @@ class Owning:
         return "" if self._admit is None else self._admit(node, request)
 
     def _cancel(self, tenure: Tenure, node: str, request: Request, owned: Owned | None, now: float) -> None:
-        if owned is not None and owned.state == "done":
+        if owned is not None and owned.end is not None and owned.end.kind == "moved":
+            # Its caller did not know yet that another has it.
+            to = self._subject(owned.end.node, owned.end.epoch)
+            self._send(to, replace(request, behalf=owned.caller))
+        elif owned is not None and owned.state == "done":
             tenure.let_go(owned)
         elif owned is not None:
             self._stop(tenure, owned, request.reason or "its caller cancelled it")
         elif len(tenure.known) < MAX_REMEMBERED:
             # It came before its call: that must not run any more.
-            owned = Owned(node, request, "", now, trio.CancelScope())
-            tenure.known[node, request.id] = owned
+            caller = request.behalf or node
+            owned = Owned(caller, request, "", now, trio.CancelScope())
+            tenure.known[caller, request.id] = owned
             self._end(tenure, owned, _ended("its caller cancelled it", "no"))
 
     def _stop(self, tenure: Tenure, owned: Owned, why: str) -> None:
@@ -273,6 +281,8 @@ class Owning:
                 told = frame_of(await self._handler(call))
                 executed = "yes"
                 frame = told if len(told.body) <= ABOVE or self._parts is None else await self._bundled(owned, told)
+        except HandOn as exc:
+            frame = self._hand_on(owned, exc)
         except CallError as exc:
             if executed != "unknown":  # it is about what came before the handler, or after it
                 exc.executed = executed
@@ -295,6 +305,33 @@ class Owning:
             after = tenure.admission.leave(trio.current_time() - began)
             if after is not None:
                 self._start(tenure, after)
+
+    def _hand_on(self, owned: Owned, to: HandOn) -> Frame:
+        """Let another node answer the caller; returns what tells it so."""
+        now = trio.current_time()
+        epoch, params = self._roster.epoch(to.node), params_of(to.call)
+        ttl = None if owned.deadline == math.inf else max(0, int((owned.deadline - now) * 1000) - HOP_COST)
+        if epoch is None:
+            return failure_of(NoOwner(to.call.name or "", f"{to.node} is not in the mesh now", "unknown"))
+        request = Request(
+            "call", owned.request.id, params, tool=to.call.name, method=to.call.method, ttl=ttl,
+            epoch=owned.request.epoch, hop=owned.request.hop + 1, principal=to.call.principal, trace=to.call.trace,
+            behalf=owned.caller, events=owned.request.events,
+        )  # fmt: skip
+        # First its caller is told, so that it knows that something ran whatever the other says.
+        self._say(owned.reply, Frame("moved", node=to.node, epoch=epoch))
+        try:
+            self._link.publish(
+                self._subject(to.node, epoch), request.body, reply=owned.reply, headers=encode_request(request)
+            )
+        except (CallError, ValueError) as exc:
+            return failure_of(OwnerFailed("", "HandOn", f"it could not be handed on: {exc}", "unknown"))
+        self._counters.add("mesh.handed_on")
+        return Frame("moved", node=to.node, epoch=epoch)
+
+    def _subject(self, node: str, epoch: str) -> str:
+        mesh, ours = self._names
+        return f"c1.{mesh}.call.{node}.{epoch}.{ours}"
 
     async def _bundled(self, owned: Owned, frame: Frame) -> Frame:
         """What tells of a large result, which stays here until it is fetched."""
@@ -323,17 +360,26 @@ class Owning:
 
     def _refuse(self, tenure: Tenure, owned: Owned, reason: str) -> None:
         self._counters.add(f"mesh.refused_{reason}")
-        self._end(tenure, owned, Frame("rej", reason=reason))
+        frame = Frame("rej", reason=reason)
+        if owned.request.behalf:  # a part of it ran where it was before
+            frame = failure_of(OwnerRefused("", reason, executed="unknown"))
+        self._end(tenure, owned, frame)
 
     def _end(self, tenure: Tenure, owned: Owned, frame: Frame) -> None:
         """Tell the caller, and remember."""
         tenure.end(owned, frame, trio.current_time())
-        if not owned.why:
+        if not owned.why and frame.kind != "moved":
             self._tell_end(owned, frame)
 
     def _tell_end(self, owned: Owned, frame: Frame) -> None:
         if owned.reply:
             self._say(owned.reply, frame)
+
+    def _send(self, subject: str, request: Request) -> None:
+        try:
+            self._link.publish(subject, request.body, headers=encode_request(request))
+        except (CallError, ValueError) as exc:
+            log.info("a message was not sent op=%s why=%s", request.op, exc)
 
     def _say(self, reply: str, frame: Frame) -> None:
         tenure = self._tenure

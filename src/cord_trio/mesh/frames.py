@@ -42,12 +42,15 @@ MAX_HOPS: Final = 8
 MAX_SETTLED: Final = 16
 """Calls that one message says to be over, at most."""
 
-_ID: Final = re.compile(rb"[0-9a-f]{32}")
-_EPOCH: Final = re.compile(rb"[0-9a-f]{8}")
-_NODE: Final = re.compile(rb"[a-z0-9_-]{1,48}")
-_NUMBER: Final = re.compile(rb"[0-9]{1,12}")
-_SHA: Final = re.compile(rb"[0-9a-f]{64}")
-_SUBJECT: Final = re.compile(rb"[!-)+-=?-~]{1,512}")  # visible, no wildcard
+_RARE: Final = frozenset(("C-Method", "C-Hop", "C-Win", "traceparent", "C-Park", "C-For", "C-Events", "C-Parts"))
+"""Headers of a call that most have not."""
+
+_ID: Final = re.compile(r"[0-9a-f]{32}")
+_EPOCH: Final = re.compile(r"[0-9a-f]{8}")
+_NODE: Final = re.compile(r"[a-z0-9_-]{1,48}")
+_NUMBER: Final = re.compile(r"[0-9]{1,12}")
+_SHA: Final = re.compile(r"[0-9a-f]{64}")
+_SUBJECT: Final = re.compile(r"[!-)+-=?-~]{1,512}")  # visible, no wildcard
 _PLAIN: Final = re.compile(r"[!-$&-~]*")
 _ESCAPED: Final = re.compile(rb"%([0-9A-Fa-f]{2})")
 
@@ -208,37 +211,49 @@ def decode_request(head: bytes, body: bytes = b"") -> Request:
 
     """
     fields = _fields(head)
-    id = _required(fields, b"C-Id", _ID)
+    id = _required(fields, "C-Id", _ID)
     try:
-        op = _text(fields, b"C-Op")
-        if _required(fields, b"C-Ver", _NUMBER) != "1":
+        op = _text(fields, "C-Op")
+        if _required(fields, "C-Ver", _NUMBER) != "1":
             raise BadFrame("a version that is not ours", "unsupported")
         if op not in OPS:
             raise BadFrame(f"an operation that is not known: {op[:40]!r}", "unsupported")
         if op != "call":
             return Request(
-                op, id, body, epoch=_match(fields, b"C-From-Epoch", _EPOCH), window=_number(fields, b"C-Win"),
-                park=_text(fields, b"C-Park"), first=_number(fields, b"C-Seq"), to=_match(fields, b"C-To", _SUBJECT),
-                reason=_text(fields, b"C-Why"), behalf=_match(fields, b"C-For", _NODE), method="",
+                op, id, body, epoch=_match(fields, "C-From-Epoch", _EPOCH), window=_number(fields, "C-Win"),
+                park=_text(fields, "C-Park"), first=_number(fields, "C-Seq"), to=_match(fields, "C-To", _SUBJECT),
+                reason=_text(fields, "C-Why"), behalf=_match(fields, "C-For", _NODE), method="",
             )  # fmt: skip
-        settled = fields.get(b"C-Settled")
+        settled = fields.get("C-Settled")
+        if _RARE.isdisjoint(fields):  # nearly always, and then there is half as much to look for
+            return Request(
+                op,
+                id,
+                body,
+                _text(fields, "C-Srv"),
+                _text(fields, "C-Tool") if "C-Tool" in fields else None,
+                ttl=_number(fields, "C-Ttl") if "C-Ttl" in fields else None,
+                epoch=_required(fields, "C-From-Epoch", _EPOCH),
+                principal=_text(fields, "C-Prin"),
+                settled=() if settled is None else _ids(settled),
+            )
         return Request(
             op,
             id,
             body,
-            source=_text(fields, b"C-Srv"),
-            tool=_text(fields, b"C-Tool") if b"C-Tool" in fields else None,
-            method=_text(fields, b"C-Method") or "tools/call",
-            ttl=_number(fields, b"C-Ttl") if b"C-Ttl" in fields else None,
-            epoch=_required(fields, b"C-From-Epoch", _EPOCH),
-            hop=_number(fields, b"C-Hop"),
-            window=_number(fields, b"C-Win"),
-            principal=_text(fields, b"C-Prin"),
-            trace=_text(fields, b"traceparent"),
-            park=_text(fields, b"C-Park"),
-            behalf=_match(fields, b"C-For", _NODE),
+            source=_text(fields, "C-Srv"),
+            tool=_text(fields, "C-Tool") if "C-Tool" in fields else None,
+            method=_text(fields, "C-Method") or "tools/call",
+            ttl=_number(fields, "C-Ttl") if "C-Ttl" in fields else None,
+            epoch=_required(fields, "C-From-Epoch", _EPOCH),
+            hop=_number(fields, "C-Hop"),
+            window=_number(fields, "C-Win"),
+            principal=_text(fields, "C-Prin"),
+            trace=_text(fields, "traceparent"),
+            park=_text(fields, "C-Park"),
+            behalf=_match(fields, "C-For", _NODE),
             settled=() if settled is None else _ids(settled),
-            events=b"C-Events" in fields,
+            events="C-Events" in fields,
             bundle=_bundle(fields),
         )
     except BadFrame as exc:
@@ -283,33 +298,33 @@ def decode_frame(head: bytes, body: bytes = b"") -> Frame:
 
     """
     fields = _fields(head)
-    kind = _text(fields, b"C-K")
+    kind = _text(fields, "C-K")
     if kind not in KINDS:
         raise BadFrame(f"a frame of no known kind: {kind[:40]!r}", "unsupported")
-    busy, slots = _load(fields.get(b"C-Load"))
-    if len(fields) == 1 + (b"C-Load" in fields) and kind in ("ok", "err", "acc", "hb"):
+    busy, slots = _load(fields.get("C-Load"))
+    if len(fields) == 1 + ("C-Load" in fields) and kind in ("ok", "err", "acc", "hb"):
         return Frame(kind, "", body, busy, slots)
     bundle = _bundle(fields)
     if (bundle is None) == (kind == "end"):
         raise BadFrame(f"a frame {kind} that comes in parts, or should")
     return Frame(
         kind,
-        _match(fields, b"C-Id", _ID),
+        _match(fields, "C-Id", _ID),
         body,
         busy,
         slots,
-        type=_one_of(fields, b"C-Type", TYPES, kind in ("ok", "end"), "complete"),
-        park=_text(fields, b"C-Park"),
-        method=_text(fields, b"C-Method"),
-        reason=_one_of(fields, b"C-Why", REASONS, kind == "rej", ""),
-        text=_text(fields, b"C-Text"),
-        state=_one_of(fields, b"C-State", STATES, kind == "pong", "unknown"),
-        seq=_number(fields, b"C-Seq"),
-        window=_number(fields, b"C-Win"),
-        to=_match(fields, b"C-To", _SUBJECT),
+        type=_one_of(fields, "C-Type", TYPES, kind in ("ok", "end"), "complete"),
+        park=_text(fields, "C-Park"),
+        method=_text(fields, "C-Method"),
+        reason=_one_of(fields, "C-Why", REASONS, kind == "rej", ""),
+        text=_text(fields, "C-Text"),
+        state=_one_of(fields, "C-State", STATES, kind == "pong", "unknown"),
+        seq=_number(fields, "C-Seq"),
+        window=_number(fields, "C-Win"),
+        to=_match(fields, "C-To", _SUBJECT),
         bundle=bundle,
-        node=_match(fields, b"C-Node", _NODE),
-        epoch=_match(fields, b"C-Epoch", _EPOCH),
+        node=_match(fields, "C-Node", _NODE),
+        epoch=_match(fields, "C-Epoch", _EPOCH),
     )
 
 
@@ -327,20 +342,26 @@ def _said(text: str) -> str:
     return "".join(chr(one) if 0x21 <= one <= 0x7E and one != 0x25 else f"%{one:02X}" for one in octets)
 
 
-def _fields(head: bytes) -> Mapping[bytes, bytes]:
+def _fields(head: bytes) -> Mapping[str, str]:
     """The headers of a block; of two with one name the first."""
-    fields: dict[bytes, bytes] = {}
-    for line in head.split(b"\r\n")[1:]:
-        name, colon, value = line.partition(b":")
+    fields: dict[str, str] = {}
+    for line in head.decode("latin-1").split("\r\n")[1:]:
+        name, colon, value = line.partition(":")
         if colon and name not in fields:
-            fields[name] = value.strip(b" \t")
+            fields[name] = value.strip(" \t")
     return fields
 
 
-def _text(fields: Mapping[bytes, bytes], name: bytes) -> str:
-    value = fields.get(name, b"")
+def _text(fields: Mapping[str, str], name: str) -> str:
+    value = fields.get(name)
+    if value is None:
+        return ""
+    if not value.isascii():
+        raise _unreadable(name, value)
+    if "%" not in value:
+        return value
     try:
-        return value.decode("ascii") if b"%" not in value else _ESCAPED.sub(_octet, value).decode()
+        return _ESCAPED.sub(_octet, value.encode()).decode()
     except UnicodeDecodeError:
         raise _unreadable(name, value) from None
 
@@ -349,22 +370,22 @@ def _octet(found: re.Match[bytes]) -> bytes:
     return bytes((int(found[1], 16),))
 
 
-def _match(fields: Mapping[bytes, bytes], name: bytes, pattern: re.Pattern[bytes]) -> str:
+def _match(fields: Mapping[str, str], name: str, pattern: re.Pattern[str]) -> str:
     value = fields.get(name)
     if value is None:
         return ""
     if pattern.fullmatch(value) is None:
         raise _unreadable(name, value)
-    return value.decode("ascii")
+    return value
 
 
-def _required(fields: Mapping[bytes, bytes], name: bytes, pattern: re.Pattern[bytes]) -> str:
+def _required(fields: Mapping[str, str], name: str, pattern: re.Pattern[str]) -> str:
     if name not in fields:
-        raise BadFrame(f"a message without {name.decode()}")
+        raise BadFrame(f"a message without {name}")
     return _match(fields, name, pattern)
 
 
-def _number(fields: Mapping[bytes, bytes], name: bytes) -> int:
+def _number(fields: Mapping[str, str], name: str) -> int:
     value = fields.get(name)
     if value is None:
         return 0
@@ -373,43 +394,42 @@ def _number(fields: Mapping[bytes, bytes], name: bytes) -> int:
     return int(value)
 
 
-def _one_of(fields: Mapping[bytes, bytes], name: bytes, known: frozenset[str], meant: bool, otherwise: str) -> str:
+def _one_of(fields: Mapping[str, str], name: str, known: frozenset[str], meant: bool, otherwise: str) -> str:
     """A word of a set that may grow: one that is not known is taken for `otherwise`."""
     if not meant:
-        return "complete" if name == b"C-Type" else ""
+        return "complete" if name == "C-Type" else ""
     word = _text(fields, name)
     if not word:
         return otherwise
     if word not in known:
-        if name == b"C-Type":  # a result that is not understood must not be taken for another
+        if name == "C-Type":  # a result that is not understood must not be taken for another
             raise BadFrame(f"a result of no known type: {word[:40]!r}", "unsupported")
         return otherwise
     return word
 
 
-def _ids(value: bytes) -> tuple[str, ...]:
-    ids = value.split(b",")
+def _ids(value: str) -> tuple[str, ...]:
+    ids = tuple(value.split(","))
     if len(ids) > MAX_SETTLED or not all(_ID.fullmatch(each) for each in ids):
-        raise _unreadable(b"C-Settled", value)
-    return tuple(each.decode() for each in ids)
+        raise _unreadable("C-Settled", value)
+    return ids
 
 
-def _load(value: bytes | None) -> tuple[int, int]:
+def _load(value: str | None) -> tuple[int, int]:
     if value is None:
         return 0, 0
-    busy, _, slots = value.partition(b"/")
+    busy, _, slots = value.partition("/")
     if _NUMBER.fullmatch(busy) is None or _NUMBER.fullmatch(slots) is None:
-        raise _unreadable(b"C-Load", value)
+        raise _unreadable("C-Load", value)
     return int(busy), int(slots)
 
 
-def _bundle(fields: Mapping[bytes, bytes]) -> Bundle | None:
-    if b"C-Parts" not in fields:
+def _bundle(fields: Mapping[str, str]) -> Bundle | None:
+    if "C-Parts" not in fields:
         return None
-    sha = _required(fields, b"C-Sha", _SHA)
-    return Bundle(_number(fields, b"C-Parts"), _number(fields, b"C-Size"), sha)
+    sha = _required(fields, "C-Sha", _SHA)
+    return Bundle(_number(fields, "C-Parts"), _number(fields, "C-Size"), sha)
 
 
-def _unreadable(name: bytes, value: bytes) -> BadFrame:
-    shown = value[:60].decode("ascii", "replace")
-    return BadFrame(f"header {name.decode()} cannot be read: {shown!r}")
+def _unreadable(name: str, value: str) -> BadFrame:
+    return BadFrame(f"header {name} cannot be read: {value[:60]!r}")

@@ -7,7 +7,6 @@
     ├── BadFrame               a node said something that the mesh's protocol does not know
     ├── DuplicateName          another node has the name
     ├── AgentTaken             another node has the agent of which there is one
-    ├── HandOn                 a handler hands its call on to another node
     ├── BadCatalogue           what a server of another node lists cannot be used
     └── CallError
         ├── NoOwner            no node that has it can be reached; nothing was run
@@ -27,7 +26,6 @@ from typing import TYPE_CHECKING
 from cord_trio.errors import CallError, CordError
 
 if TYPE_CHECKING:
-    from cord_trio.call import Call
     from cord_trio.errors import Executed
 
 
@@ -167,15 +165,3 @@ class AgentTaken(CordError):
         self.agent = agent
         self.node = node
         self.epoch = epoch
-
-
-class HandOn(CordError):
-    """Raised by who runs a call of another node, to hand it on: `node` answers `call` to the same caller.
-
-    The caller is told, and asks and cancels there from then on. Its deadline goes along.
-    """
-
-    def __init__(self, node: str, call: Call) -> None:
-        super().__init__(f"the call goes on on node {node!r}")
-        self.node = node
-        self.call = call

@@ -14,7 +14,8 @@ from cord_trio.call import Call, Complete, Outcome
 from cord_trio.errors import CallError, DeadlineExceeded
 from cord_trio.mesh.frames import Request, encode_request
 from cord_trio.mesh.local import open_broker
-from cord_trio.mesh_errors import HandOn, OwnerFailed, OwnerLost
+from cord_trio.mesh.owning import HandOn
+from cord_trio.mesh_errors import OwnerFailed, OwnerLost
 from tests.mesh.ring import Names, node, tool_call
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ import trio
 from msgspec.structs import replace
 
 from cord_trio.counters import Counters
-from cord_trio.errors import CallError, DeadlineExceeded
+from cord_trio.errors import CallError, CordError, DeadlineExceeded
 from cord_trio.mesh.frames import MAX_HOPS, Frame, Request, decode_request, encode_end, encode_frame, encode_request
 from cord_trio.mesh.outcomes import HOP_COST, call_of, failure_of, frame_of, params_of
 from cord_trio.mesh.parts import ABOVE
 from cord_trio.mesh.tenure import MAX_REMEMBERED, Owned, Tenure
-from cord_trio.mesh_errors import BadFrame, HandOn, NoOwner, OwnerFailed, OwnerRefused
+from cord_trio.mesh_errors import BadFrame, NoOwner, OwnerFailed, OwnerRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from msgspec import Raw
 
-    from cord_trio.call import EventSink, Handler
+    from cord_trio.call import Call, EventSink, Handler
     from cord_trio.errors import Executed
     from cord_trio.mesh.contracts import Link
     from cord_trio.mesh.parts import Parts, Want
@@ -63,6 +63,18 @@ class Admit(Protocol):
 
     def __call__(self, node: str, request: Request, /) -> str:
         """Judge what `node` asks for."""
+
+
+class HandOn(CordError):
+    """Raised by who runs a call of another node, to hand it on: `node` answers `call` to the same caller.
+
+    The caller is told, and asks and cancels there from then on. Its deadline goes along.
+    """
+
+    def __init__(self, node: str, call: Call) -> None:
+        super().__init__(f"the call goes on on node {node!r}")
+        self.node = node
+        self.call = call
 
 
 class Owning:

@@ -17,7 +17,8 @@ from cord_trio.mesh_errors import NotPermitted
 from cord_trio.nats import client, line
 from cord_trio.nats.client import Nats, open_nats
 from cord_trio.nats.dialing import Greeted, Server, parse_server
-from cord_trio.nats.wire import PING, PONG, Info, Parser
+from cord_trio.nats.inflow import Inflow
+from cord_trio.nats.wire import PING, PONG, Info, Message, Parser
 from cord_trio.transports.http1_wire import Wire
 
 if TYPE_CHECKING:
@@ -373,3 +374,16 @@ def test_what_is_no_address_is_refused_and_no_secret_shown(url: str) -> None:
     with pytest.raises(ValueError, match=r"NATS server|port|Port") as caught:
         parse_server(url)
     assert "secret" not in str(caught.value)
+
+
+async def test_what_is_queued_can_be_had_without_waiting() -> None:
+    inflow = Inflow(Counters())
+    with pytest.raises(trio.WouldBlock):
+        inflow.receive_nowait()
+    first, second = Message("a", 1, "", b"", b"1"), Message("a", 1, "", b"", b"2")
+    inflow.take(first)
+    inflow.take(second)
+    assert inflow.receive_nowait() is first
+    assert await inflow.receive() is second
+    with pytest.raises(trio.WouldBlock):
+        inflow.receive_nowait()

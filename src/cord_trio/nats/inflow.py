@@ -106,6 +106,17 @@ class Inflow:
                 raise trio.BusyResourceError("another task takes these messages")
             self._taker = Cell()
             await self._taker.wait(self._left)
+        return self.receive_nowait()
+
+    def receive_nowait(self) -> Message:
+        """The next message, if one is queued.
+
+        Raises:
+            trio.WouldBlock: none is.
+
+        """
+        if not self._queue:
+            raise trio.WouldBlock
         message = self._queue.popleft()
         self._bytes -= len(message.data) + len(message.head)
         return message

@@ -116,8 +116,12 @@ class Watch:
                     with trio.fail_after(ASKING):
                         await self._begin()
                     continue
-                with trio.fail_after(HEARTBEAT * SILENCE):
-                    message = await self._subscription.receive()
+                try:
+                    # All of a thousand keys are there at once: a scope for each would cost most of it.
+                    message = self._subscription.receive_nowait()
+                except trio.WouldBlock:
+                    with trio.fail_after(HEARTBEAT * SILENCE):
+                        message = await self._subscription.receive()
                 self._take(message)
             except NotPermitted:
                 raise

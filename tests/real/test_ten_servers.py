@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import attrs
 import pytest
 import trio
 
@@ -107,7 +108,8 @@ def sources(folder: Path) -> Mapping[str, Stdio]:
     for name, version in (("sdk1", build.SDK1), ("sdk2", build.SDK2)):
         python, path = sdk(version)
         found.append(Stdio(name=name, command=python, args=(EVERYTHING, "stdio"), env={"PYTHONPATH": path}))
-    return {source.name: source for source in found}
+    # On a busy machine ten interpreters take their time to start at once.
+    return {source.name: attrs.evolve(source, connect=30.0) for source in found}
 
 
 @asynccontextmanager

@@ -29,7 +29,7 @@ APART: Final[list[tuple[str, str, str]]] = [
     ("recorder.py", "            self._redactor = Redactor(self._values, self._keys)\n", "            pass\n"),
     ("recorder.py", "                self._look(registry)\n                await self._write()\n", "                await self._write()\n"),
     ("recorder.py", "                self._look(registry)\n                await self._write()\n", "                self._look(registry)\n"),
-    ("recorder.py", "        with trio.move_on_after(PATIENCE, shield=True):", "        with trio.move_on_after(math.inf, shield=True):"),
+    ("recorder.py", "        with trio.move_on_after(PATIENCE, shield=True):", "        with trio.move_on_after(10_000, shield=True):"),
     ("recorder.py", "            self._file = -1  # the thread that hangs has it still\n", ""),
     ("recorder.py", "        self.conceal([source])\n", ""),
     ("recording.py", "            if not (left and _is_cancelled(line)):", "            if True:"),

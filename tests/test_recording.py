@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -12,6 +13,7 @@ import msgspec
 import pytest
 import trio
 from msgspec import Raw
+from trio.testing import wait_all_tasks_blocked
 
 import cord_trio as cord
 from cord_trio import recorder as recorder_module
@@ -24,6 +26,7 @@ from cord_trio.layers.record import MAX_EVENTS, Taken, record
 from cord_trio.recorder import Recorder
 from cord_trio.recording import MAX_LINE, Catalogue, Line, Recorded, call_line, decode, fits, header
 from cord_trio.redacting import REMOVED, Redactor, secrets_of
+from cord_trio.registry import Snapshot
 from cord_trio.testing import ToolServer, recorded
 from cord_trio.testing.recorded import RecordedServer
 from tests.full_server import FullServer
@@ -91,6 +94,8 @@ async def test_a_recording_is_nobody_elses_and_goes_on_after_a_torn_line(tmp_pat
             await fabric.call("x__echo", {"text": str(round_)})
         with path.open("ab") as file:
             file.write(b'{"source":"x","method":"tools/ca')
+        if not round_:
+            path.chmod(0o644)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     (source,) = decode(path.read_bytes().splitlines(keepends=True), "calls").values()
     assert [line.params["arguments"]["text"] for line in source.lines] == ["0", "1"]
@@ -116,9 +121,8 @@ async def test_no_planted_secret_reaches_the_file(tmp_path: Path) -> None:
         }  # fmt: skip
 
     recorder = Recorder(path, keys=["pet_name"])
-    configured = Stdio(name="z", command="never", env={"ANY": PLANTED})
-    recorder.conceal([configured])
-    async with open_fabric([ToolServer({"leak": leak}).in_process(name="x")], recorder=recorder) as fabric:
+    configured = Stdio(name="z", command="never", env={"ANY": PLANTED}, start="lazy")
+    async with open_fabric([ToolServer({"leak": leak}).in_process(name="x"), configured], recorder=recorder) as fabric:
         await fabric.call("x__leak", {"password": "p-12345", "deep": {"pet-name": "rex-12345"}, "q": PLANTED})
     text = path.read_text()
     assert [each for each in ("12345", PLANTED) if each in text] == []
@@ -282,6 +286,73 @@ async def test_a_disk_that_is_full_ends_the_recording_and_no_call(
     assert recorder.counters["record.dropped"] >= 1
     assert (tmp_path / "calls").read_bytes() == header()
     assert decode((tmp_path / "calls").read_bytes().splitlines(keepends=True), "calls") == {}
+
+
+async def test_a_disk_that_takes_half_a_line_keeps_none_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(tmp_path / "calls")
+    before = (tmp_path / "calls").read_bytes()
+    write, sizes = os.write, iter([5])
+
+    def fills(file: int, data: bytes) -> int:
+        for size in sizes:
+            return write(file, data[:size])
+        raise OSError(28, "No space left on device")
+
+    async with open_fabric([ToolServer().in_process(name="x")], recorder=recorder) as fabric:
+        monkeypatch.setattr(os, "write", fills)
+        assert (await fabric.call("x__echo", {"text": "a"})).text == "a"
+    monkeypatch.undo()
+    assert next(sizes, None) is None
+    assert (tmp_path / "calls").read_bytes() == before
+
+
+async def test_a_disk_that_hangs_ends_the_recording_and_keeps_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "PATIENCE", 0.01)
+    recorder = Recorder(tmp_path / "calls")
+    file, goes_on = recorder._file, threading.Event()
+
+    def hangs(_: int, data: bytes) -> int:
+        goes_on.wait(10)
+        return len(data)
+
+    with trio.fail_after(5):
+        async with open_fabric([ToolServer().in_process(name="x")], recorder=recorder) as fabric:
+            monkeypatch.setattr(os, "write", hangs)
+            assert (await fabric.call("x__echo", {"text": "a"})).text == "a"
+    assert recorder.counters["record.failed"] == 1
+    monkeypatch.undo()
+    os.fstat(file)  # it is open still: another file could have its number when the thread goes on
+    goes_on.set()
+    os.close(file)
+
+
+class Registry:
+    """Publishes `later` in the very moment in which whoever waits for it is cancelled."""
+
+    def __init__(self, later: Json) -> None:
+        self.snapshot = Snapshot()
+        self.later = later
+
+    async def changed(self, since: int) -> Snapshot:
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.snapshot = self.later
+
+
+async def test_what_is_listed_at_the_very_end_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "calls"
+    async with open_fabric([ToolServer().in_process(name="x")]) as fabric:
+        await fabric.wait_started()
+        registry: Json = Registry(fabric.registry.snapshot)
+    recorder = Recorder(path)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(recorder.run, registry)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel("the end")
+    assert [line["source"] for line in kept(path)[1:]] == ["x"]
 
 
 ENDS: list[tuple[Outcome | BaseException, str, str]] = [
@@ -466,6 +537,13 @@ async def test_without_a_recorder_there_is_no_layer(tmp_path: Path) -> None:
     async with open_fabric(Config(sources=[ToolServer().in_process(name="x")])) as fabric:
         await fabric.call("x__echo", {"text": "a"})
         assert not any(name.startswith("record") for name in fabric.counters.snapshot())
+
+
+def test_the_attempt_that_lost_a_race_is_no_answer() -> None:
+    lost, won = (Line("x", "tools/call", outcome, {}, "a") for outcome in ("cancelled", "result"))
+    source = Recorded(Catalogue("x"), [lost, won])
+    assert [source.answer("tools/call", "a", {}) for _ in range(2)] == [won, won]
+    assert Recorded(Catalogue("x"), [lost]).answer("tools/call", "a", {}) == lost
 
 
 def test_what_was_never_asked_is_told_so() -> None:

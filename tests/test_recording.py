@@ -539,6 +539,20 @@ async def test_without_a_recorder_there_is_no_layer(tmp_path: Path) -> None:
         assert not any(name.startswith("record") for name in fabric.counters.snapshot())
 
 
+def test_of_two_secrets_the_longer_one_goes_whole() -> None:
+    assert Redactor([PLANTED[:7], PLANTED]).text(f"it is {PLANTED}") == f"it is {REMOVED}"
+
+
+def test_a_secret_is_removed_as_it_stands_in_a_url() -> None:
+    assert Redactor(["a b/c+d"]).text("see /x/a%20b%2Fc%2Bd/y") == f"see /x/{REMOVED}/y"
+
+
+def test_what_a_call_told_meanwhile_is_without_secrets() -> None:
+    told = (0.1, "notifications/message", Raw(b'{"data":"%b"}' % PLANTED.encode()))
+    line = call_line(Taken("x", "", "tools/call", "a", {}, Complete(Raw(b"{}")), (told,)), Redactor([PLANTED]))
+    assert json.loads(line)["events"] == [[0.1, "notifications/message", {"data": REMOVED}]]
+
+
 def test_the_attempt_that_lost_a_race_is_no_answer() -> None:
     lost, won = (Line("x", "tools/call", outcome, {}, "a") for outcome in ("cancelled", "result"))
     source = Recorded(Catalogue("x"), [lost, won])

@@ -24,7 +24,7 @@ APART: Final[list[tuple[str, str, str]]] = [
     ("recorder.py", "        if self._waiting + size > MAX_WAITING:", "        if False:"),
     ("recorder.py", "        if self._size + len(line) > self._most:", "        if False:"),
     ("recorder.py", "                os.ftruncate(self._file, self._size)\n", "                pass\n"),
-    ("recorder.py", "            size = _whole(file, size)\n", ""),
+    ("recorder.py", "            whole = _whole(file, size)\n", "            whole = size\n"),
     ("recorder.py", "        os.fchmod(file, 0o600)\n", ""),
     ("recorder.py", "            self._redactor = Redactor(self._values, self._keys)\n", "            pass\n"),
     ("recorder.py", "                self._look(registry)\n                await self._write()\n", "                await self._write()\n"),

@@ -152,7 +152,7 @@ BELOW: Final[list[tuple[str, str, str]]] = [
     ("awaiting.py", "            self.pop(cell, None)\n            cell.fail", "            cell.fail"),
     ("following.py", "            self._dirty[kind] = trio.Event()\n            try:\n                await self._publish({each: await self._fetch(each) for each in kinds})\n", "            try:\n                await self._publish({each: await self._fetch(each) for each in kinds})\n                self._dirty[kind] = trio.Event()\n"),
     # The drain, and the ends of a connection in this process
-    ("fabric.py", "        if self.draining.is_set():\n            raise Draining\n        limit", "        limit"),
+    ("fabric.py", "        if self.draining.is_set() and not park:\n            raise Draining\n        limit", "        limit"),
     ("fabric.py", "        if self.draining.is_set():\n            raise Draining\n        return super", "        return super"),
     ("fabric.py", "        with trio.move_on_after(grace):\n            await self._wait_done()\n", "        with trio.move_on_after(grace):\n            await self._wait_quiet()\n"),
     ("fabric.py", "        with trio.move_on_after(grace):\n            await self._wait_done()\n", "        await self._wait_done()\n"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import sys
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -399,6 +400,23 @@ async def test_an_answer_to_a_parked_question_is_told_with_what_it_belongs_to() 
     assert [(each.name, sorted(each.params)) for each in told] == [
         ("a", ["arguments"]), ("a", ["arguments", "inputResponses"]),
     ]  # fmt: skip
+
+
+async def test_of_parked_questions_the_oldest_is_forgotten_beyond_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[record.__module__], "MAX_PARKED", 2)
+    told: list[Taken] = []
+
+    async def handler(call: Call) -> Outcome:
+        await trio.lowlevel.checkpoint()
+        return Complete(Raw(b"{}")) if call.park else InputRequired(Raw(b"{}"), call.name or "")
+
+    layered = record(told.append, "x")(handler)
+    for name in "abc":
+        await layered(Call("tools/call", name))
+    del told[:]
+    for park in "abc":
+        await layered(Call("tools/call", None, park=park))
+    assert [each.name for each in told] == [None, "b", "c"]
 
 
 async def test_events_are_told_up_to_a_bound_and_all_reach_the_caller() -> None:

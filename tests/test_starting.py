@@ -200,6 +200,30 @@ async def test_a_source_is_not_stopped_while_a_question_waits(autojump_clock: Mo
         assert (link.state, len(link.pool.sessions)) == ("manifest", 0)
 
 
+async def test_a_source_is_not_stopped_while_a_connection_of_a_callers_own_is_opened(
+    autojump_clock: MockClock,
+) -> None:
+    class Slow(Opened):
+        async def serve(self, transport: MemoryTransport) -> None:
+            if self.times:
+                await trio.sleep(100)
+            await super().serve(transport)
+
+    async def answer(questions: Json) -> Json:
+        await trio.lowlevel.checkpoint()
+        return {key: {"action": "decline"} for key in questions}
+
+    opened = Slow(era="legacy")
+    async with fabric_of(opened.source(idle=60.0, deadline=1000.0, connect=200.0)) as (fabric, link):
+        await fabric.wait_started()
+        await fabric.call(
+            "x__ask", {"method": "elicitation/create", "params": {"message": "?", "requestedSchema": {}}},
+            answer=answer,
+        )  # fmt: skip
+        assert trio.current_time() >= 100
+        assert (link.starts, link.state) == (1, "ready")
+
+
 async def test_a_call_that_comes_while_a_source_is_being_stopped_starts_it_again(autojump_clock: MockClock) -> None:
     server = ToolServer()
     closing = trio.Event()

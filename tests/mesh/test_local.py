@@ -14,9 +14,9 @@ from cord_trio.errors import ConnectFailed, ConnectionLost
 from cord_trio.mesh import local
 from cord_trio.mesh.contracts import Link, Store, Watching
 from cord_trio.mesh.local import LocalBroker, open_broker
-from cord_trio.mesh_errors import StoreFailed
+from cord_trio.mesh_errors import Conflict, StoreFailed
 from cord_trio.nats.client import Nats
-from cord_trio.nats.kv import Bucket, open_bucket
+from cord_trio.nats.kv import Bucket, Entry, open_bucket
 from cord_trio.nats.watch import Change, Reset, Synced
 from tests.mesh.contract import CONTRACT, World, echo
 
@@ -50,6 +50,26 @@ class LocalWorld:
         await trio.lowlevel.checkpoint()
         assert isinstance(store, Bucket)
         self._broker.streams.lose(store.name)
+
+
+async def test_of_two_who_make_a_deleted_key_anew_one_does(autojump_clock: MockClock) -> None:
+    made: list[str] = []
+    async with open_broker(Random(1)) as broker, broker.way().open() as nats:
+        bucket = await open_bucket(nats, "b")
+        await bucket.put("a", b"x")
+        await bucket.delete("a")
+
+        async def make(name: str) -> None:
+            try:
+                await bucket.create("a", name.encode())
+                made.append(name)
+            except Conflict:
+                pass
+
+        async with trio.open_nursery() as nursery:
+            for name in ("one", "two"):
+                nursery.start_soon(make, name)
+        assert [await bucket.get("a")] == [Entry("a", name.encode(), 3) for name in made]
 
 
 @pytest.mark.parametrize("promise", CONTRACT, ids=lambda promise: promise.__name__)

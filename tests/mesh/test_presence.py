@@ -2,13 +2,13 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
 from cord_trio.mesh.local import Way, open_broker
-from cord_trio.mesh.presence import LEASE, NodeRecord, Presence, decode_record, join
+from cord_trio.mesh.presence import LEASE, MARGIN, NodeRecord, Presence, decode_record, join
 from cord_trio.mesh_errors import DuplicateName
 from cord_trio.nats.kv import Bucket, open_bucket
 
@@ -114,6 +114,47 @@ async def test_a_node_that_is_cut_off_lets_go_before_its_lease_ends_and_comes_ba
                 assert presence.lease is not None
                 assert epochs == [epochs[0], presence.lease.epoch]
                 assert await up(bucket) == NodeRecord(epoch=presence.lease.epoch)
+
+
+class Slow:
+    """A store whose answers take a second.
+
+    Attributes:
+        asked: when the last renewal that was done had been asked for.
+
+    """
+
+    def __init__(self, bucket: Bucket) -> None:
+        self.bucket = bucket
+        self.asked = 0.0
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # whatever a bucket has
+        return getattr(self.bucket, name)
+
+    async def put(self, key: str, value: bytes, **more: Any) -> int:  # noqa: ANN401  # likewise
+        asked = trio.current_time()
+        revision = await self.bucket.put(key, value, **more)
+        await trio.sleep(1)
+        if key.startswith("hb."):
+            self.asked = asked
+        return revision
+
+
+@pytest.mark.parametrize("renewed", [0, 2])
+async def test_the_holder_lets_go_a_margin_before_its_lease_ends_since_it_asked(
+    renewed: int, autojump_clock: MockClock
+) -> None:
+    async with open_broker(Random(1)) as broker:
+        way = broker.way()
+        async with way.open() as nats:
+            store: Any = Slow(await open_bucket(nats, "cord_m"))
+            store.asked = trio.current_time()
+            async with join(nats, store, mesh="m", node="a", rng=Random(1)) as presence:
+                await trio.sleep(renewed * LEASE / 3 + 2)
+                way.cut()
+                while presence.lease is not None:  # noqa: ASYNC110  # no event tells
+                    await trio.sleep(0.01)
+                assert trio.current_time() - store.asked == pytest.approx(LEASE * (1 - MARGIN), abs=0.1)
 
 
 async def test_a_lost_store_is_filled_again_without_letting_go(autojump_clock: MockClock) -> None:

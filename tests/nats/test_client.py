@@ -353,6 +353,75 @@ async def test_one_task_at_a_time_takes_from_a_subscription(world: World, autoju
                 await subscription.receive()
 
 
+async def test_a_subscription_that_does_not_last_ends_with_its_connection(
+    world: World, autojump_clock: MockClock
+) -> None:
+    async with opened(world) as nats:
+        fragile, lasting = nats.subscribe("a", lasting=False), nats.subscribe("a")
+        world.wires[0].close()
+        with pytest.raises(ConnectionLost):
+            await fragile.receive()
+        await nats.wait_connected()
+        assert b"SUB a %d\r\n" % lasting.sid in world.wires[1].written
+        assert b"SUB a %d\r\n" % fragile.sid not in world.wires[1].written
+
+
+async def test_who_could_not_hear_replies_may_on_the_next_connection(world: World, autojump_clock: MockClock) -> None:
+    async with opened(world) as nats:
+        refusal = f"-ERR 'Permissions Violation for Subscription to \"{nats.inbox}.*\"'\r\n".encode()
+        world.wires[0].say(refusal)
+        await wait_all_tasks_blocked()
+        with pytest.raises(NotPermitted):
+            await nats.request("a")
+        world.wires[0].close()
+        await wait_all_tasks_blocked()
+        await nats.wait_connected()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(nats.request, "a")
+            await wait_all_tasks_blocked()
+            world.wires[1].say(b"MSG %b.1 1 0\r\n\r\n" % nats.inbox.encode())
+
+
+async def test_after_a_gap_nothing_comes_until_the_taker_knows_of_it() -> None:
+    inflow = Inflow(Counters(), messages=1)
+    for number in b"12":
+        inflow.take(Message("a", 1, "", b"", b"%c" % number))
+    assert (await inflow.receive()).data == b"1"
+    inflow.take(Message("a", 1, "", b"", b"3"))  # there is room, but the gap is before it
+    with pytest.raises(Overloaded):
+        await inflow.receive()
+    assert inflow.dropped == 2
+    inflow.take(Message("a", 1, "", b"", b"4"))
+    assert (await inflow.receive()).data == b"4"
+
+
+async def test_what_was_taken_makes_room_for_as_many_bytes() -> None:
+    inflow = Inflow(Counters(), octets=10)
+    for _ in range(5):
+        inflow.take(Message("a", 1, "", b"", b"sixsix"))
+        assert (await inflow.receive()).data == b"sixsix"
+
+
+class Longest(Random):
+    """Draws the longest pause."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return b
+
+
+async def test_the_pause_is_short_again_once_there_was_a_connection(world: World, autojump_clock: MockClock) -> None:
+    async with opened(world, rng=Longest()) as nats:
+        world.down = True
+        world.wires[0].close()
+        await trio.sleep(30)
+        world.down = False
+        await nats.wait_connected()
+        lost = trio.current_time()
+        world.wires[1].close()
+        await trio.sleep(1)
+        assert world.tried[-1][0] - lost == pytest.approx(line.BACKOFF[0])
+
+
 @pytest.mark.parametrize(
     ("url", "name"),
     [

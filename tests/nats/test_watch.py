@@ -10,6 +10,8 @@ from cord_trio.nats.watch import Change, Synced, Watch
 from cord_trio.nats.wire import Message, encode_headers
 
 if TYPE_CHECKING:
+    from trio.testing import MockClock
+
     from cord_trio.nats.watch import WatchEvent
 
 
@@ -43,9 +45,39 @@ class Server:
         pass
 
 
-def message(number: int, key: str, pending: int, *, gone: bool = False) -> Message:
+def message(number: int, key: str, pending: int, *, gone: bool = False, revision: int = 0) -> Message:
     head = encode_headers({"KV-Operation": "DEL"}) if gone else b""
-    return Message(f"$KV.b.{key}", 1, f"$JS.ACK.KV_b.c.1.{number}.{number}.0.{pending}", head, b"x")
+    return Message(f"$KV.b.{key}", 1, f"$JS.ACK.KV_b.c.1.{revision or number}.{number}.0.{pending}", head, b"x")
+
+
+class Silent(Server):
+    """Says that it has sent what did not arrive, and then nothing until it is asked anew."""
+
+    begun = 0
+
+    async def api(self, what: str, body: object = None, /) -> dict[str, int]:
+        self.begun += 1
+        if self.begun == 2:
+            self._messages.append(message(1, "b", 0, revision=2))
+        return await super().api(what, body)
+
+    async def receive(self) -> Message:
+        if not self._messages:
+            await trio.sleep_forever()
+        return await super().receive()
+
+    async def wait_connected(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+async def test_a_heartbeat_that_tells_of_more_than_came_is_a_gap(autojump_clock: MockClock) -> None:
+    head = encode_headers({"Nats-Last-Consumer": "2"}).replace(b"NATS/1.0", b"NATS/1.0 100 Idle Heartbeat")
+    server = Silent(message(1, "a", 0), Message("inbox", 1, "", head, b""))
+    watch = Watch(server, server, "$KV.b.>", len("$KV.b."))  # type: ignore[arg-type]  # as much as it needs
+    told: list[WatchEvent] = [await watch.receive() for _ in range(3)]
+    assert told == [Change("a", b"x", 1), Synced(), Change("b", b"x", 2)]
+    assert server.begun == 2
+    assert trio.current_time() < 1
 
 
 async def test_a_key_that_goes_while_the_others_are_still_being_told_is_told_to_be_gone() -> None:

@@ -9,7 +9,7 @@ import trio
 
 from cord_trio.mesh.local import Way, open_broker
 from cord_trio.mesh.presence import LEASE, MARGIN, NodeRecord, Presence, decode_record, join
-from cord_trio.mesh_errors import DuplicateName
+from cord_trio.mesh_errors import DuplicateName, NoResponders
 from cord_trio.nats.kv import Bucket, open_bucket
 
 if TYPE_CHECKING:
@@ -157,6 +157,28 @@ async def test_the_holder_lets_go_a_margin_before_its_lease_ends_since_it_asked(
                 assert trio.current_time() - store.asked == pytest.approx(LEASE * (1 - MARGIN), abs=0.1)
 
 
+async def test_who_has_not_noticed_yet_that_its_lease_was_taken_keeps_nobody_out(autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker, broker.way().open() as nats:
+        bucket = await open_bucket(nats, "cord_m")
+        await bucket.create("hb.a.0badcafe", b"taken", ttl=LEASE)
+        await bucket.create("up.a", b'{"epoch":"0badcafe"}')
+        with nats.subscribe("c1.m.call.a.0badcafe.*", tell=lambda ping: nats.publish(ping.reply, b"")):
+            async with node(broker.way()) as (presence, _):
+                assert presence.lease is not None
+
+
+async def test_a_node_that_is_cancelled_gives_its_name_back(autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker, broker.way().open() as other:
+        bucket = await open_bucket(other, "cord_m")
+        way = broker.way()
+        async with way.open() as nats:
+            with trio.CancelScope() as scope:
+                async with join(nats, await open_bucket(nats, "cord_m"), mesh="m", node="a", rng=Random(1)):
+                    scope.cancel("it is stopped")
+                    await trio.lowlevel.checkpoint()
+        assert await up(bucket) is None
+
+
 async def test_a_lost_store_is_filled_again_without_letting_go(autojump_clock: MockClock) -> None:
     async with open_broker(Random(1)) as broker:
         async with node(broker.way()) as (presence, bucket):
@@ -188,12 +210,18 @@ async def test_a_reset_connection_and_a_broker_that_restarts_do_not_end_a_lease(
 
 async def test_whose_lease_was_proved_to_have_ended_lets_go(autojump_clock: MockClock) -> None:
     async with open_broker(Random(1)) as broker:
-        async with node(broker.way()) as (presence, bucket):
+        way = broker.way()
+        async with (
+            broker.way().open() as other,
+            node(way, begun=lambda lease: lease.nursery.start_soon(trio.sleep_forever)) as (presence, bucket),
+        ):
             assert presence.lease is not None
             epoch = presence.lease.epoch
             await bucket.put(f"hb.a.{epoch}", b"taken", ttl=60)
             await trio.sleep(LEASE / 3 + 0.4)
             assert presence.lease is None
+            with pytest.raises(NoResponders):  # nobody answers for that incarnation any more
+                await other.request(f"{presence.subject(epoch)}.b", headers={"C-Op": "ping"})
             await trio.sleep(20)
             assert presence.lease is not None
             assert presence.lease.epoch != epoch

@@ -402,15 +402,17 @@ async def join(
         rng=rng or random.Random(), counters=counters or Counters(),
     )  # fmt: skip
     failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        try:
-            await nursery.start(presence.keep)
-            yield presence
-        # Cancelled must travel through the nursery: it may be the nursery's own.
-        except Exception as exc:
-            failure = exc
-        nursery.cancel_scope.cancel("the node leaves the mesh")
-    with trio.move_on_after(FAREWELL, shield=True):
-        await presence.leave()
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                await nursery.start(presence.keep)
+                yield presence
+            # Cancelled must travel through the nursery: it may be the nursery's own.
+            except Exception as exc:
+                failure = exc
+            nursery.cancel_scope.cancel("the node leaves the mesh")
+    finally:  # also if it is cancelled: else its successor would wait for the lease to end
+        with trio.move_on_after(FAREWELL, shield=True):
+            await presence.leave()
     if failure is not None:
         raise failure

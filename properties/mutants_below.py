@@ -150,7 +150,7 @@ BELOW: Final[list[tuple[str, str, str]]] = [
     ("awaiting.py", "            cell.settle(client)\n", "            pass\n"),
     ("awaiting.py", "            timer.discard(cell)\n", "            pass\n"),
     ("awaiting.py", "            self.pop(cell, None)\n            cell.fail", "            cell.fail"),
-    ("following.py", "            self._dirty[kind] = trio.Event()\n            try:\n                await self._publish({each: await self._fetch(each) for each in kinds})\n", "            try:\n                await self._publish({each: await self._fetch(each) for each in kinds})\n                self._dirty[kind] = trio.Event()\n"),
+    ("following.py", "            self._dirty[kind] = trio.Event()\n            found = known\n            try:\n                found = {each: await self._fetch(each) for each in kinds}\n", "            found = known\n            try:\n                found = {each: await self._fetch(each) for each in kinds}\n                self._dirty[kind] = trio.Event()\n"),
     # The drain, and the ends of a connection in this process
     ("fabric.py", "        if self.draining.is_set() and not park:\n            raise Draining\n        limit", "        limit"),
     ("fabric.py", "        if self.draining.is_set():\n            raise Draining\n        return super", "        return super"),
@@ -159,7 +159,7 @@ BELOW: Final[list[tuple[str, str, str]]] = [
     ("fabric.py", "        self._running -= 1\n", "        self._running = max(0, self._running - 2)\n"),
     ("fabric.py", "        if not self._running:\n            self._quiet.set()\n", "        pass\n"),
     ("fabric.py", "        if self._running >= limit:\n", "        if self._running > limit:\n"),
-    ("fabric.py", "                        await fabric.drain(config.gateway.grace)\n", ""),
+    ("fabric.py", "yield fabric\n                            await fabric.drain(config.gateway.grace)\n", "yield fabric\n"),
     ("transports/memory.py", "        peer._inbox_bytes -= len(message)\n        self._relieve()\n        return True\n", "        return True\n"),
     ("transports/memory.py", "        self._peer._unsent |= self._inbox.keys()\n", ""),
     # Sources that come and go
@@ -181,7 +181,7 @@ BELOW: Final[list[tuple[str, str, str]]] = [
     ("transports/lines.py", "        if written:\n            self._begun = written\n", ""),
     ("transports/lines.py", "        self._waiting_bytes -= count\n        self._begun += count\n", "        self._waiting_bytes -= count\n        self._begun = count\n"),
     ("transports/lines.py", "        return bool(self._begun) and next(iter(self._backlog)) == id\n", "        return False\n"),
-    ("transports/lines.py", "self._size = QUANTUM  # bytes", "self._size = 16 * QUANTUM  # bytes"),
+    ("transports/lines.py", "        self._size = self.limits.read_quantum\n", "        self._size = 16 * self.limits.read_quantum\n"),
     ("transports/lines.py", "        finally:\n            self._write_gathered()\n", "        finally:\n            pass\n"),
     ("transports/lines.py", "        self._gathering = False\n        if not", "        if not"),
     ("transports/lines.py", "        if self._backlog and self._writing:\n            self._start_flush()\n", ""),

@@ -61,10 +61,14 @@ class Silent(Server):
             self._messages.append(message(1, "b", 0, revision=2))
         return await super().api(what, body)
 
-    async def receive(self) -> Message:
+    def receive_nowait(self) -> Message:
         if not self._messages:
-            await trio.sleep_forever()
-        return await super().receive()
+            raise trio.WouldBlock
+        return super().receive_nowait()
+
+    async def receive(self) -> Message:
+        await trio.sleep_forever()
+        raise AssertionError
 
     async def wait_connected(self) -> None:
         await trio.lowlevel.checkpoint()

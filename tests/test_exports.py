@@ -23,8 +23,9 @@ PUBLIC = {
     "Draining", "Events", "Fabric", "Handler", "Handoff", "HandoffRefused", "Http", "HttpFailed", "InDoubt",
     "InProcess", "InputNeeded", "Job", "JobCancelled", "JobNotFound", "Layer", "Mailbox", "Malformed", "MemoryJournal",
     "MessageTooLong", "NoMailbox", "Notice", "Outcome", "Overloaded", "Quota", "Recorder", "Refused",
-    "RestartIntensity", "Rule", "Snapshot", "SourceDown", "SqliteJournal", "Stdio", "Supervisor", "Tool",
-    "ToolNotFound", "ToolNotGranted", "ToolResult", "ToolSettings", "TraceContext", "WebSocket", "__version__",
+    "RestartIntensity", "Rule", "Snapshot", "SourceDown", "SqliteJournal", "Stdio", "Supervisor", "TooDeep",
+    "TooLate", "Tool", "ToolNotFound", "ToolNotGranted", "ToolResult", "ToolSettings", "TraceContext", "WebSocket",
+    "__version__",
     "deadline", "last", "latest", "limit", "load_config", "open_fabric", "rate", "record", "retry", "serve_gateway",
     "stack",
 }  # fmt: skip

@@ -67,6 +67,8 @@ from cord_trio.errors import Overloaded as Overloaded
 from cord_trio.errors import Refused as Refused
 from cord_trio.errors import RestartIntensity as RestartIntensity
 from cord_trio.errors import SourceDown as SourceDown
+from cord_trio.errors import TooDeep as TooDeep
+from cord_trio.errors import TooLate as TooLate
 from cord_trio.errors import ToolNotFound as ToolNotFound
 from cord_trio.errors import ToolNotGranted as ToolNotGranted
 from cord_trio.fabric import Fabric as Fabric

@@ -21,6 +21,7 @@
     │   │   └── Refused        it turned the request away for now: too many, or not at this moment
     │   ├── Denied             a rule, or a person, does not allow it
     │   ├── Overloaded         one of our own bounds was met; names it
+    │   │   ├── TooLate        it could not go before its deadline
     │   │   └── MessageTooLong what was to be sent is longer than any message may be
     │   └── Draining           the fabric takes no new work
     └── AgentError             an agent could not be asked, or did not answer
@@ -314,6 +315,10 @@ class MessageTooLong(Overloaded):
         super().__init__(bound, limit)
         self.args = (f"a message of {size} bytes is longer than bound {bound} = {limit:.12g}; send less, or raise it",)
         self.size = size
+
+
+class TooLate(Overloaded):
+    """Its turn would have come after its deadline: told at once, since no later attempt comes sooner."""
 
 
 class Denied(CallError):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from contextlib import asynccontextmanager
+from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,11 +10,11 @@ import trio
 from msgspec import Raw
 from trio.testing import assert_no_checkpoints, wait_all_tasks_blocked
 
-from cord_trio.call import Call, Complete, Handler, Layer, Outcome
+from cord_trio.call import Call, Complete, Handler, Layer, Outcome, stack
 from cord_trio.cell import Timer
 from cord_trio.counters import Counters
-from cord_trio.errors import Overloaded, Refused
-from cord_trio.layers import rate
+from cord_trio.errors import Overloaded, Refused, TooLate
+from cord_trio.layers import RetryBudget, rate, retry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -219,9 +220,9 @@ async def test_a_pause_refuses_who_waits_beyond_its_deadline(autojump_clock: Moc
                 await wait_all_tasks_blocked()
         assert ended == {
             "first": ("Refused", 0.5),
-            "hurried": ("Overloaded", 0.5),
+            "hurried": ("TooLate", 0.5),
             "patient": ("answered", 30.5),
-            "second in the queue": ("Overloaded", 0.5),
+            "second in the queue": ("TooLate", 0.5),
         }
 
 
@@ -275,3 +276,16 @@ async def _later(handler: Handler, seconds: float) -> None:
 async def _refused(handler: Handler, name: str) -> None:
     with pytest.raises(Refused):
         await handler(Call("tools/call", name))
+
+
+async def test_one_that_cannot_go_in_time_is_not_tried_again_and_costs_no_retry(autojump_clock: MockClock) -> None:
+    async with metered(1, 1) as (layer, counters, _):
+        source, budget = Source(), RetryBudget()
+        retries = retry(budget=budget, rng=Random(0), timer=Timer(), counters=counters)
+        handler = stack(source, retries, layer)
+        await handler(Call("ping"))
+        began = trio.current_time()
+        with pytest.raises(TooLate):
+            await handler(Call("ping", deadline=began + 0.5))
+        assert trio.current_time() == began
+        assert (counters["rate.too_late"], counters["retry.retry"]) == (1, 0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from cord_trio.cell import Cell
-from cord_trio.errors import Overloaded, Refused
+from cord_trio.errors import Overloaded, Refused, TooLate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,8 +83,8 @@ class Meter:
         """Return when it is our turn.
 
         Raises:
-            Overloaded: too many wait already, or our turn would come after `deadline`: at once, so that
-                the caller can still do something else.
+            Overloaded: too many wait already.
+            TooLate: our turn would come after `deadline`: at once, so that the caller can still do something else.
 
         """
         if len(self._queue) >= self._bound:
@@ -120,9 +120,9 @@ class Meter:
         self._slack = math.inf
         self._release()
 
-    def _too_late(self) -> Overloaded:
+    def _too_late(self) -> TooLate:
         self._counters.add("rate.too_late")
-        return Overloaded(f"{self._name}.rate", self._per_second)
+        return TooLate(f"{self._name}.rate", self._per_second)
 
     def _arm(self) -> None:
         if self._queue:

@@ -28,6 +28,7 @@ from cord_trio.errors import (
     MessageTooLong,
     Refused,
     SourceDown,
+    TooLate,
     ToolNotFound,
 )
 from cord_trio.layers.safety import repeatable
@@ -64,7 +65,8 @@ PARTS: Final = 10
 """Parts in which the window moves on."""
 
 FINAL: Final = (
-    BadReply, CallFailed, Denied, Draining, DrainTimeout, InputNeeded, MessageTooLong, SourceDown, ToolNotFound,
+    BadReply, CallFailed, Denied, Draining, DrainTimeout, InputNeeded, MessageTooLong, SourceDown, TooLate,
+    ToolNotFound,
 )  # fmt: skip
 """Failures that another attempt would only repeat. Whoever raises `SourceDown` has waited for it already."""
 

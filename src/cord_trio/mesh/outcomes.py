@@ -27,6 +27,7 @@ from cord_trio.errors import (
     MessageTooLong,
     Overloaded,
     SourceDown,
+    TooLate,
     ToolNotFound,
 )
 from cord_trio.mesh.frames import Frame, Request
@@ -200,6 +201,7 @@ _MADE: Final[dict[str, Callable[[_Fault, str], CallError]]] = {
     "CallFailed": lambda fault, _: CallFailed(fault.code, fault.text, _data(fault)),
     "Overloaded": lambda fault, _: Overloaded(fault.name, fault.limit),
     "MessageTooLong": lambda fault, _: MessageTooLong(fault.name, fault.limit, fault.code),
+    "TooLate": lambda fault, _: TooLate(fault.name, fault.limit),
     "Denied": lambda fault, _: Denied(fault.name, fault.text),
     "ToolNotFound": lambda fault, name: ToolNotFound(fault.name or name, fault.names),
     "SourceDown": lambda fault, _: SourceDown(fault.name, fault.text),

@@ -184,7 +184,7 @@ def test_a_known_head_is_found_again_with_the_length_of_what_is_behind_it_and_no
     start = known.body(head + body)
     if size != len(body):
         assert start == -1
-    elif 10 <= size < 100_000:
+    elif size < 100_000:
         assert start == len(head)
     assert known.body(head.replace(b"Host: x", b"Host: y") + body) == -1
     assert known.body(head[:-1]) == -1

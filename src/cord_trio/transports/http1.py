@@ -150,14 +150,14 @@ class KnownHead:
     def body(self, data: bytes) -> int:
         """Where the body begins, if `data` is such a head, its whole body and nothing else; else -1.
 
-        A body of less than ten bytes, or of a hundred thousand, is left to who reads every head.
+        A body of a hundred thousand bytes is left to who reads every head.
         """
         if not data.startswith(self._before):
             return -1
         # The length is written rather than read: its digits and the body are so long together that it can be one alone,
         # and to compare is a third of finding a number, cutting it out and reading it.
         both = len(data) - self._around
-        digits = 2 if both < 102 else 3 if both < 1_003 else 4 if both < 10_004 else 5
+        digits = 1 if both < 11 else 2 if both < 102 else 3 if both < 1_003 else 4 if both < 10_004 else 5
         length = b"%d" % (both - digits)
         if len(length) != digits or not data.startswith(length + self._after, self._begin):
             return -1

@@ -216,7 +216,7 @@ def test_no_window_sees_more_calls_than_the_rate_allows(
         for count, ended in enumerate(times[first:], 1):
             assert count <= burst + (ended - begun) * per_second + 1e-6
     if pause is None:
-        assert all(ending in ("answered", "Overloaded", "cancelled") for (ending,) in endings)
+        assert all(ending in ("answered", "Overloaded", "TooLate", "cancelled") for (ending,) in endings)
 
 
 @given(st.lists(st.sampled_from([0, 0, 0.5, 1]), min_size=2, max_size=8), st.integers(1, 2), schedules())

@@ -27,6 +27,7 @@ from cord_trio.errors import (
     ToolNotFound,
 )
 from cord_trio.fabric import LAST_CALLS, Fabric, open_fabric
+from cord_trio.link import SHARED, Link
 from cord_trio.registry import Registry
 from cord_trio.testing import ToolServer
 from cord_trio.transports import Limits
@@ -217,6 +218,16 @@ async def test_a_tool_that_goes_while_the_call_waits_is_not_called(autojump_cloc
             following._dirty["tools"].set()
         assert [type(ending).__name__ for ending in endings] == ["ToolResult", "ToolNotFound"]
         assert "call mine" not in server.received
+
+
+async def test_a_call_waits_for_a_new_session_though_the_lost_one_is_not_closed_yet(autojump_clock: MockClock) -> None:
+    # Closing a process that does not end takes seconds; here it is the moment before the link hears of the loss.
+    async with open_fabric([source(ToolServer(), retries=0)]) as fabric:
+        await fabric.wait_started()
+        link = fabric.links["x"]
+        assert isinstance(link, Link)
+        link.sessions[SHARED].session.lost(ConnectionLost("gone"))
+        assert (await fabric.call("x__echo", {"text": "hi"})).text == "hi"
 
 
 async def test_slots_and_rate_are_the_sources_own(autojump_clock: MockClock) -> None:

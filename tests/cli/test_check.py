@@ -44,9 +44,12 @@ def test_a_good_source_is_one_line(folder: Path, capsys: pytest.CaptureFixture[s
 def test_a_source_that_starts_when_it_is_needed_is_checked_too(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    configure(folder, it={**server(name="shop"), "start": "lazy"}, bad=script("import sys; sys.exit(3)"))
+    assert main(["check", "--json"]) == 1
+    told = json.loads(said(capsys)[0])["sources"]
+    assert told[0]["what"] == "shop speaks 2026-07-28, 15 tools; started by its first call"
+    assert [each["state"] for each in told] == ["ready", "down"]
     configure(folder, it={**server(name="shop"), "start": "lazy"})
-    assert main(["check"]) == 0
-    assert said(capsys)[0] == "ok   it: shop speaks 2026-07-28, 15 tools"
     assert main(["tools"]) == 0
     assert said(capsys)[0].startswith("it__echo")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
@@ -31,9 +31,27 @@ if TYPE_CHECKING:
     from cord_trio.replicas import Kept
 
 
+STARTS: Final = {
+    "lazy": "; started by its first call",
+    "manifest": "; listed from its stored manifest, and started by its first call",
+}
+"""What is said of sources that `serve` does not start at once."""
+
+
 @attrs.frozen
 class Finding:
-    """How one source fares."""
+    """How one source fares.
+
+    Attributes:
+        source: its name.
+        ok: whether it can be used.
+        what: what it is, or what is wrong.
+        remedy: what to do about that.
+        steps: what was looked at on the way to it.
+        notes: what else its owner should know.
+        state: of the source once it was tried, as in `tree`; "configured" if its configuration leaves it out.
+
+    """
 
     source: str
     ok: bool
@@ -41,6 +59,7 @@ class Finding:
     remedy: str = ""
     steps: tuple[Step, ...] = ()
     notes: tuple[str, ...] = ()
+    state: str = "configured"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +81,8 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
     async with open_fabric(config) as fabric:
 
         async def find(link: Kept) -> None:
-            findings[link.name] = await _finding(link, fabric)
+            finding = await _finding(link, fabric)
+            findings[link.name] = attrs.evolve(finding, state=link.state)
 
         async with trio.open_nursery() as nursery:
             for link in fabric.links.values():
@@ -118,6 +138,7 @@ async def _finding(link: Kept, fabric: Fabric) -> Finding:
         exported = sum(route.source == link.name for route in fabric.registry.snapshot.tools.values())
         hidden = "" if exported == len(view.tools) else f", {exported:,} of them exported"
         what = f"{server} speaks {view.greeting.revision}, {count(len(view.tools), 'tool')}{hidden}"
+        what += STARTS.get(link.source.start, "")
         return Finding(link.name, True, what, notes=link.notes)
     failure = link.failure
     if failure is None:

@@ -144,3 +144,13 @@ async def test_two_nodes_over_a_broker_that_is_killed_serve_a_client_on_either(
                 await trio.sleep(0.1)
         nursery.cancel_scope.cancel("the test is over")
     assert brokers() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "told"), [(["--conf", "nope.conf"], "there is no such file"), (["--port", "99999"], "0 to 65535")]
+)
+def test_a_broker_that_cannot_be_started_so_is_not_tried(
+    words: list[str], told: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["mesh", "broker", *words]) == 2
+    assert told in capsys.readouterr().err

@@ -90,6 +90,26 @@ async def test_each_node_calls_the_tools_of_the_other(autojump_clock: MockClock)
         assert not a.fabric.registry.snapshot.problems
 
 
+@pytest.mark.parametrize("seconds", [0.5, 3.0, 6.0])
+async def test_a_broker_that_comes_back_without_its_bucket_keeps_nobody_from_calling(
+    seconds: float, autojump_clock: MockClock
+) -> None:
+    async with (
+        open_broker(Random(1)) as broker,
+        member(broker, "a", server("web").in_process()) as a,
+        member(broker, "b", server("notes").in_process()) as b,
+    ):
+        await listed(a.fabric, "notes__echo")
+        await listed(b.fabric, "web__echo")
+        broker.kill()
+        broker.streams.lose("cord_cord")
+        await trio.sleep(seconds)
+        broker.start()
+        await trio.sleep(60)
+        assert (await a.fabric.call("notes__echo", {"text": "x"})).text == "x"
+        assert (await b.fabric.call("web__echo", {"text": "y"})).text == "y"
+
+
 async def test_progress_and_failures_cross(autojump_clock: MockClock) -> None:
     async with open_broker(Random(1)) as broker, member(broker, "a", server("web").in_process()):
         async with member(broker, "b") as b:

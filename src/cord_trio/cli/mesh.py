@@ -63,6 +63,10 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
         case "permissions":
             return await _permissions(args)
         case _:
+            if args.conf is not None and not os.access(args.conf, os.R_OK):
+                return wrong_usage(f"--conf {args.conf}: there is no such file, or it cannot be read")
+            if not 0 <= args.port <= 65535:
+                return wrong_usage(f"--port {args.port}: a port is a number from 0 to 65535")
             return await keep_broker(port=args.port, store=args.store, conf=args.conf)
 
 

@@ -208,7 +208,10 @@ class Owning:
     def _judge(self, tenure: Tenure, node: str, owned: Owned) -> str:
         """Why it may not run; "" if it may."""
         request = owned.request
-        if tenure.lease.nursery.cancel_scope.cancel_called or tenure.is_over(owned.caller, request.epoch):
+        if tenure.lease.nursery.cancel_scope.cancel_called:
+            return "fenced"
+        # One that is there again never left: the store was lost, and it has said again what it is.
+        if tenure.is_over(owned.caller, request.epoch) and self._roster.epoch(owned.caller) != request.epoch:
             return "fenced"
         if self.draining and not request.park:
             return "draining"

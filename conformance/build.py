@@ -35,7 +35,7 @@ LEAST_NODE = 22
 """The suite uses `globSync`, which older ones lack."""
 
 NPM_PATIENCE = ("--fetch-retries=1", "--fetch-timeout=20000")
-PIP_PATIENCE = ("--quiet", "--disable-pip-version-check", "--no-compile", "--retries", "1", "--timeout", "20")
+PIP_PATIENCE = ("--quiet", "--disable-pip-version-check", "--retries", "1", "--timeout", "20")
 """Whoever has no network is to hear so soon."""
 
 NEEDS = {SDK2: ("mcp[cli]==2.3.0", "click", "uvicorn"), SDK1: ("mcp[cli,ws]==1.30.0", "click", "uvicorn[standard]")}
@@ -96,7 +96,7 @@ def environment(name: str, *packages: str) -> Path:
 
     def make(path: Path) -> None:
         venv.create(path, with_pip=True, symlinks=True)
-        run(path / "bin" / "python", "-m", "pip", "install", *PIP_PATIENCE, *packages)
+        run(path / "bin" / "python", "-m", "pip", "install", "--no-compile", *PIP_PATIENCE, *packages)
 
     return made(name, make) / "bin" / "python"
 

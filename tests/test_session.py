@@ -603,7 +603,7 @@ async def test_of_many_who_wait_for_room_none_sends_into_a_connection_that_is_fu
     narrow = Narrow()
     async with trio.open_nursery() as nursery, open_session(narrow, timer=Timer()) as session:
         for _ in range(4):
-            nursery.start_soon(session.request, "tools/call")
+            nursery.start_soon(session.request, "tools/call")  # noqa: ASYNC111  # all are answered before
         for sent in range(1, 5):
             await wait_all_tasks_blocked()
             narrow.room.set()

@@ -160,7 +160,7 @@ async def test_a_handler_that_fails_as_it_is_cancelled_harms_nobody_else(
 async def test_a_handler_that_fails_as_the_fabric_ends_leaves_the_block_as_it_ended(
     how: str, error: Exception | None, autojump_clock: MockClock
 ) -> None:
-    async def hands(ctx: cord.Context, payload: object) -> object:
+    async def hands(ctx: cord.Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
         return ctx.handoff("bad")
 
     ended: list[BaseException | None] = []
@@ -176,7 +176,7 @@ async def test_a_handler_that_fails_as_the_fabric_ends_leaves_the_block_as_it_en
             if error is not None:
                 raise error
         ended.append(None)
-    except BaseException as exc:  # whatever it is
+    except BaseException as exc:  # whatever it is  # noqa: ASYNC103  # it is looked at
         ended.append(exc)
     assert ended == [error]
 

@@ -7,7 +7,7 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-import httpx
+import httpx  # noqa: ASYNC127  # the ecosystem's client, as our users run it
 import pytest
 
 from cord_trio.cli import main

@@ -224,7 +224,7 @@ async def test_where_watching_is_not_permitted_it_says_so_and_who_waits_is_told(
             await roster.changed(roster.number)
         ends.append(trio.BrokenResourceError)
 
-    async def run(task_status: trio.TaskStatus[None]) -> None:
+    async def run(task_status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC128  # the roster calls it
         with pytest.raises(NotPermitted):
             await roster.run(task_status=task_status)
 

@@ -250,6 +250,6 @@ async def test_who_ends_tells_what_is_under_way(autojump_clock: MockClock) -> No
 
             async with trio.open_nursery() as nursery:
                 async with node(broker, names, "a") as here:
-                    nursery.start_soon(ask, here)
+                    nursery.start_soon(ask, here)  # noqa: ASYNC111  # it ends after that node is the point
                     await work.going.wait()
             assert [each.executed for each in lost] == ["unknown"]

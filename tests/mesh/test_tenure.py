@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 async def made(counters: Counters | None = None) -> Tenure:
     async with trio.open_nursery() as nursery:
-        return Tenure(Lease("b", "0badcafe", nursery), 2, 2, counters or Counters())
+        lease = Lease("b", "0badcafe", nursery)
+    return Tenure(lease, 2, 2, counters or Counters())
 
 
 def known(tenure: Tenure, number: int, caller: str = "a", epoch: str = "e") -> Owned:

@@ -140,7 +140,7 @@ class Calling:
         if len(self._flights) >= MAX_FLIGHTS:
             self._counters.add("mesh.flights_full")
             raise Overloaded("mesh_flights", MAX_FLIGHTS)
-        while True:
+        while True:  # noqa: ASYNC913  # goes on only after an answer
             node, epoch = self._choose(name, left)
             left.remove(node)
             try:

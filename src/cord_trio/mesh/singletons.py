@@ -99,7 +99,7 @@ async def _write(store: Store, agent: str, node: str, epoch: str, revision: int)
     try:
         return Held(agent, node, epoch, await store.put(_key(agent), data, revision=revision))
     except Conflict:
-        entry = await store.get(_key(agent))
+        entry = await store.get(_key(agent))  # noqa: ASYNC120  # it tells more of the conflict
         found = Held(agent, "", "", 0) if entry is None else _held(agent, entry)
         raise AgentTaken(agent, found.node, found.epoch) from None
 

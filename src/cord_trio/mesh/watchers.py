@@ -109,7 +109,7 @@ class Watchers:
             nursery.start_soon(self._look_after)
             task_status.started()
             number = -1
-            while True:
+            while True:  # noqa: ASYNC913  # goes on only after a change
                 while self.rank is None:
                     number = await self._next(number)
                 self._counters.add("mesh.watching")
@@ -234,7 +234,7 @@ class Watchers:
     async def _prove(self, node: str, epoch: str) -> bool:
         """Whether a lease has ended: only then can its key be made, or be that of one who made it."""
         key = f"hb.{node}.{epoch}"
-        while True:
+        while True:  # noqa: ASYNC913  # goes on only after a pause
             try:
                 with trio.fail_after(PATIENCE):
                     await self._store.create(key, TAKEN, ttl=LEASE)

@@ -78,7 +78,9 @@ class StdioTransport(LineTransport):
         self._place = None if pump is None else Place(pump, child.stdout, self._pull_seated)
         self.attends = pump is not None
 
-    async def run(self, receiver: Receiver, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(  # noqa: ASYNC128  # the connection calls it
+        self, receiver: Receiver, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         self._receiver = receiver
         await super().run(receiver, task_status=task_status)
 

@@ -99,7 +99,7 @@ APART: Final[list[tuple[str, str, str]]] = [
     ("nats/kv.py", "        return await self._write(key, value, headers, gone.revision)\n", "        return await self._write(key, value, headers)\n"),
     ("nats/watch.py", "        if number != self._count + 1:\n            raise _Gap\n", ""),
     ("nats/watch.py", "            if int(message.header(\"Nats-Last-Consumer\") or self._count) != self._count:\n                raise _Gap\n", ""),
-    ("nats/watch.py", "            self._ready.append(Reset())\n", "            pass\n"),
+    ("nats/watch.py", "            self._ready.append(Reset(lost))\n", "            pass\n"),
     ("nats/watch.py", "            config[\"opt_start_seq\"] = self._last + 1\n", "            config[\"opt_start_seq\"] = self._last\n"),
     ("nats/watch.py", "if not gone or self._synced or key in self._told:", "if not gone or self._synced:"),
 ]  # fmt: skip

@@ -234,7 +234,27 @@ async def test_nobody_listening_means_not_run_and_is_waited_for_no_longer_than_3
                 await here.calling.call(tool_call(), ["b"])
             assert caught.value.executed == "no"
             assert 3 <= trio.current_time() - began < 3.5
+            began = trio.current_time()
+            for _ in range(3):  # who waited once knows
+                with pytest.raises(NoOwner, match="nobody listens at node b"):
+                    await here.calling.call(tool_call(), ["b"])
+            assert trio.current_time() == began
             names.end("b")
+
+
+async def test_an_owner_that_was_away_is_waited_for_again_once_it_was_heard(autojump_clock: MockClock) -> None:
+    names = Names()
+    async with open_broker(Random(1)) as broker:
+        async with node(broker, names, "a") as here, node(broker, names, "b") as there:
+            there.way.reset()
+            there.way.cut()
+            with pytest.raises(NoOwner):
+                await here.calling.call(tool_call(), ["b"])
+            there.way.mend()
+            await there.nats.wait_connected()
+            await here.calling.call(tool_call(), ["b"])
+            there.way.reset()
+            assert await here.calling.call(tool_call(b"7"), ["b"]) == Complete(Raw(b"7"))
 
 
 async def test_an_owner_that_is_still_connecting_is_waited_for(autojump_clock: MockClock) -> None:
@@ -454,6 +474,18 @@ async def test_a_node_that_is_gone_is_left_for_another_at_once(autojump_clock: M
                 await here.calling.call(tool_call(b"%d" % number), ["b", "gone"])
                 assert trio.current_time() == began
             assert len(work.begun) == 10
+
+
+async def test_a_node_that_is_gone_costs_few_calls_a_second_try(autojump_clock: MockClock) -> None:
+    names, work = Names(), Work()
+    async with open_broker(Random(1)) as broker:
+        async with node(broker, names, "a") as here, node(broker, names, "b", work):
+            names.epochs["gone"] = "00000000"
+            for number in range(150):  # as long as its lease may stand
+                await here.calling.call(tool_call(b"%d" % number), ["b", "gone"])
+                await trio.sleep(0.1)
+            assert len(work.begun) == 150
+            assert 1 <= here.counters["mesh.elsewhere"] <= 4
 
 
 async def test_what_may_have_run_is_not_asked_of_another(autojump_clock: MockClock) -> None:

@@ -10,6 +10,7 @@ from msgspec import Raw
 from trio.testing import wait_all_tasks_blocked
 
 from cord_trio.call import Call, Complete
+from cord_trio.counters import Counters
 from cord_trio.errors import ToolNotFound
 from cord_trio.mesh.local import LocalBroker, open_broker
 from cord_trio.mesh.node import Node, open_node
@@ -26,10 +27,14 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def node(broker: LocalBroker, name: str, handler: Handler | None = None) -> AsyncGenerator[Node]:
+async def node(
+    broker: LocalBroker, name: str, handler: Handler | None = None, counters: Counters | None = None
+) -> AsyncGenerator[Node]:
     async with broker.way().open() as nats:
         bucket = await open_bucket(nats, "cord_m")
-        async with open_node(nats, bucket, mesh="m", node=name, handler=handler, rng=Random(name)) as opened:
+        async with open_node(
+            nats, bucket, mesh="m", node=name, handler=handler, rng=Random(name), counters=counters
+        ) as opened:
             yield opened
 
 
@@ -79,6 +84,42 @@ async def test_one_that_drains_finishes_what_it_runs_and_takes_nothing_new(autoj
         assert a.roster.nodes["b"].draining
         with pytest.raises(OwnerRefused, match="draining"):
             await a.calling.call(Call("tools/call", "t"), ["b"])
+
+
+@pytest.mark.parametrize("away", [0.0, 0.5, 4.0])
+async def test_calls_go_on_while_the_bucket_is_lost(away: float, autojump_clock: MockClock) -> None:
+    async def work(call: Call) -> Outcome:
+        await trio.sleep(40)
+        return Complete(Raw(b"1"))
+
+    counters = Counters()
+    async with (
+        open_broker(Random(1)) as broker,
+        node(broker, "a", counters=counters) as a,
+        node(broker, "b", work, counters) as b,
+        node(broker, "c", counters=counters) as c,
+    ):
+        await trio.sleep(1)
+        before = a.roster.number
+        results: list[Outcome] = []
+
+        async def ask() -> None:
+            results.append(await a.calling.call(Call("tools/call", "t"), ["b"]))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.sleep(1)
+            for _ in range(3):  # so that a lease is renewed soon after, and long after
+                if away:
+                    broker.kill()
+                broker.streams.lose("cord_m")
+                await trio.sleep(away)
+                broker.start()
+                await trio.sleep(8.7)
+                assert sorted(a.roster.nodes) == sorted(c.roster.nodes) == ["a", "b", "c"]
+        assert results == [Complete(Raw(b"1"))]
+        assert (counters["mesh.epochs_ended"], counters["mesh.fences"], b.counters["mesh.orphans"]) == (0, 0, 0)
+        assert a.roster.number > before
 
 
 async def test_a_name_that_another_has_is_told_as_such(autojump_clock: MockClock) -> None:

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from cord_trio.mesh.local import Way, open_broker
-from cord_trio.mesh.presence import LEASE, MARGIN, NodeRecord, Presence, decode_record, join
+from cord_trio.mesh.presence import LEASE, MARGIN, REJOIN, STEADY, TAKEN, NodeRecord, Presence, decode_record, join
 from cord_trio.mesh_errors import DuplicateName, NoResponders
 from cord_trio.nats.kv import Bucket, open_bucket
 
@@ -188,9 +188,38 @@ async def test_a_lost_store_is_filled_again_without_letting_go(autojump_clock: M
             await trio.sleep(LEASE)
             assert presence.lease is not None
             assert (presence.lease.epoch, await up(bucket)) == (epoch, NodeRecord(epoch=epoch))
+            await trio.sleep(1)  # not while it is renewed
+            broker.streams.lose("cord_m")
+            await presence.say(NodeRecord())
+            await trio.sleep(0.5)  # a record without a lease is doubted
+            assert await bucket.get(f"hb.a.{epoch}") is not None
             await bucket.delete("up.a")
             await trio.sleep(LEASE)
             assert await up(bucket) == NodeRecord(epoch=epoch)
+
+
+async def test_who_loses_its_lease_again_and_again_comes_back_later_and_later(autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker:
+        begun: list[float] = []
+        leases: list[Lease] = []
+
+        def began(lease: Lease) -> None:
+            begun.append(trio.current_time())
+            leases.append(lease)
+
+        async with node(broker.way(), begun=began) as (_, bucket):
+            pauses: list[float] = []
+            for _ in range(12):
+                await bucket.put(f"hb.a.{leases[-1].epoch}", TAKEN)
+                while len(begun) == len(pauses) + 1:  # noqa: ASYNC110  # on a virtual clock
+                    await trio.sleep(0.1)
+                pauses.append(begun[-1] - begun[-2] - LEASE / 3)
+            assert pauses[0] <= REJOIN[1] + 1
+            assert REJOIN[1] * 2 + 1 < max(pauses) <= LEASE + 1
+            await trio.sleep(STEADY + 1)
+            await bucket.put(f"hb.a.{leases[-1].epoch}", TAKEN)
+            await trio.sleep(LEASE / 3 + REJOIN[1] + 1)
+            assert len(begun) == 14
 
 
 async def test_a_reset_connection_and_a_broker_that_restarts_do_not_end_a_lease(autojump_clock: MockClock) -> None:

@@ -12,7 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from cord_trio.counters import Counters
 from cord_trio.mesh.local import LocalBroker, open_broker
-from cord_trio.mesh.presence import MAX_RECORD, NodeRecord
+from cord_trio.mesh.presence import LEASE, MAX_RECORD, NodeRecord
 from cord_trio.mesh.roster import Members, Roster
 from cord_trio.mesh_errors import NotPermitted
 from cord_trio.nats.kv import Bucket, open_bucket
@@ -144,6 +144,36 @@ async def test_after_a_gap_those_who_were_not_told_again_are_no_more() -> None:
             assert sorted(roster.nodes) == ["b", "c"]
         assert ended == [("c", "00000001"), ("a", "00000001")]
         assert anew == [["b", "c"]]
+
+
+async def test_of_whom_the_store_lost_the_record_nothing_is_known_for_a_lease(autojump_clock: MockClock) -> None:
+    script = Script(up("a"), up("b"), up("c"), up("d"), Synced())
+    async with running(script) as roster:
+        ended: list[tuple[str, str]] = []
+        with roster.hearing(lambda node, epoch: ended.append((node, epoch))):
+            script.tell(Reset(lost=True), Reset(), up("d"), Synced())  # the second: it was not told whole at first
+            await wait_all_tasks_blocked()
+            number = roster.number
+            assert [roster.is_unsaid(node) for node in "abcd"] == [True, True, True, False]
+            await trio.sleep(LEASE / 2)
+            script.tell(up("a"), up("b", "00000002"))
+            await wait_all_tasks_blocked()
+            assert (sorted(roster.nodes), roster.number) == (["a", "b", "c", "d"], number + 2)
+            script.tell(Reset(), up("a"), Synced())  # nor does a gap take away whom it cannot tell of
+            await wait_all_tasks_blocked()
+            assert sorted(roster.nodes) == ["a", "c"]
+            await trio.sleep(LEASE / 2 + 0.1)
+            assert sorted(roster.nodes) == ["a"]
+            script.tell(Reset(), Synced())
+            await wait_all_tasks_blocked()
+        assert sorted(ended) == [
+            ("a", "00000001"),
+            ("b", "00000001"),
+            ("b", "00000002"),
+            ("c", "00000001"),
+            ("d", "00000001"),
+        ]
+        assert not roster.nodes
 
 
 async def test_the_end_of_each_incarnation_is_told_once_and_not_where_only_the_record_changes() -> None:

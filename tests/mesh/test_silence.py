@@ -13,9 +13,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from cord_trio.call import Call, Complete, Outcome
 from cord_trio.errors import CallError, DeadlineExceeded, Overloaded
 from cord_trio.mesh import owning
+from cord_trio.mesh.flight import GRACE
 from cord_trio.mesh.frames import Request, encode_request
 from cord_trio.mesh.local import open_broker
 from cord_trio.mesh_errors import NoOwner, OwnerFailed, OwnerLost
+from cord_trio.nats import line
 from tests.mesh.ring import Names, node, tool_call
 from tests.mesh.test_calls import Work, subject
 
@@ -110,6 +112,44 @@ async def test_a_deadline_holds_while_nobody_listens_and_while_cut_off(autojump_
                 await here.calling.call(tool_call(), ["b"])
             assert (lost.value.executed, trio.current_time() - began) == ("no", 3)
             broker.start()
+
+
+class Earliest(Random):
+    """Draws the shortest pause."""
+
+    def uniform(self, least: float, _: float) -> float:
+        return least
+
+
+class Latest(Random):
+    """Draws the longest pause."""
+
+    def uniform(self, _: float, most: float) -> float:
+        return most
+
+
+async def test_an_owner_that_is_back_later_than_its_caller_is_waited_for(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line, "BACKOFF", (5.0, 5.0))
+    names, work = Names(), Work(1)
+    async with open_broker(Random(1)) as broker:
+        async with node(broker, names, "a") as here, node(broker, names, "b", work) as there:
+
+            async def ask() -> None:
+                assert await here.calling.call(tool_call(b"7"), ["b"]) == Complete(Raw(b"7"))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask)
+                await work.going.wait()
+                here.nats.line._rng, there.nats.line._rng = Earliest(), Latest()
+                broker.kill()
+                broker.start()
+                await here.nats.wait_connected()
+                began = trio.current_time()
+                await there.nats.wait_connected()
+                assert GRACE < trio.current_time() - began
+            assert work.begun == [b"7"]
 
 
 async def test_the_end_of_an_owner_is_told_while_its_caller_is_cut_off(autojump_clock: MockClock) -> None:

@@ -125,6 +125,20 @@ async def test_a_lease_that_stands_is_let_be(autojump_clock: MockClock) -> None:
         assert (counters["mesh.buried"], counters["mesh.audit_found"]) == (0, 0)
 
 
+async def test_whose_record_the_store_lost_is_let_be_while_it_may_say_it_again(autojump_clock: MockClock) -> None:
+    counters = Counters()
+    async with mesh(NAMES, counters) as (broker, bucket, rosters):
+        await put_ghost(bucket, lease=60)
+        await trio.sleep(2)
+        broker.streams.lose("cord_m")
+        await trio.sleep(DOUBT + 8)
+        assert rosters["a"].is_unsaid("x")
+        assert await bucket.get(f"hb.x.{EPOCH}") is None  # else whoever proved its end would have it
+        await put_ghost(bucket, lease=60)
+        await trio.sleep(LEASE)
+        assert (rosters["a"].epoch("x"), rosters["a"].is_unsaid("x")) == (EPOCH, False)
+
+
 async def test_when_all_watchers_die_at_once_another_notices(autojump_clock: MockClock) -> None:
     counters = Counters()
     async with open_broker(Random(1)) as broker, trio.open_nursery() as nursery:

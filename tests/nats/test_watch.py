@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import trio
 
 from cord_trio.counters import Counters
-from cord_trio.nats.watch import Change, Synced, Watch
+from cord_trio.errors import ConnectionLost
+from cord_trio.nats.watch import MOST, PAUSE, Change, Synced, Watch
 from cord_trio.nats.wire import Message, encode_headers
 
 if TYPE_CHECKING:
@@ -82,6 +84,30 @@ async def test_a_heartbeat_that_tells_of_more_than_came_is_a_gap(autojump_clock:
     assert told == [Change("a", b"x", 1), Synced(), Change("b", b"x", 2)]
     assert server.begun == 2
     assert trio.current_time() < 1
+
+
+class Failing(Silent):
+    """Fails to begin so many times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__(message(1, "a", 0))
+        self.tried: list[float] = []
+        self._times = times
+
+    async def open(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.tried.append(trio.current_time())
+        if len(self.tried) <= self._times:
+            raise ConnectionLost("the test wants it", "no")
+
+
+async def test_a_watch_that_cannot_begin_is_tried_less_and_less_often(autojump_clock: MockClock) -> None:
+    server = Failing(40)
+    watch = Watch(server, server, "$KV.b.>", len("$KV.b."))  # type: ignore[arg-type]  # as much as it needs
+    await watch.receive()
+    pauses = [after - before for before, after in pairwise(server.tried)]
+    assert pauses[0] <= PAUSE[1] < max(pauses) <= MOST
+    assert sum(pauses) > 20  # 10 at most where each pause is like the first
 
 
 async def test_a_key_that_goes_while_the_others_are_still_being_told_is_told_to_be_gone() -> None:

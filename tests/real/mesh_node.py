@@ -17,7 +17,7 @@ import trio
 from msgspec import Raw
 
 from cord_trio.call import Call, Complete
-from cord_trio.mesh import flight, presence, tenure
+from cord_trio.mesh import flight, presence, roster, tenure
 from cord_trio.mesh.node import open_node
 from cord_trio.nats.client import open_nats
 from cord_trio.nats.kv import open_bucket
@@ -34,6 +34,7 @@ MESH = "chaos"
 def hurry(lease: int) -> None:
     """Let leases last so many seconds, and what follows from them."""
     presence.LEASE = lease  # type: ignore[misc]  # a test may
+    roster.LEASE = lease  # type: ignore[attr-defined]  # as above
     flight.PATIENCE = 2.0 * lease  # type: ignore[misc]  # as above
     tenure.REMEMBERED = 4.0 * lease  # type: ignore[misc]  # as above
 

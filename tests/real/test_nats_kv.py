@@ -103,7 +103,7 @@ async def test_a_lost_bucket_is_made_again_by_who_writes_and_told_anew(
             assert [await watching.receive(), await watching.receive()] == [Change("old", b"1", 1), Synced()]
             await bucket.api("STREAM.DELETE.KV_lost")
             assert await bucket.put("new", b"2") == 1
-            assert [await watching.receive() for _ in range(3)] == [Reset(), Change("new", b"2", 1), Synced()]
+            assert [await watching.receive() for _ in range(3)] == [Reset(lost=True), Change("new", b"2", 1), Synced()]
         await bucket.api("STREAM.DELETE.KV_lost")
         assert await bucket.get("new") is None
 

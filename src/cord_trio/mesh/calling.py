@@ -27,7 +27,7 @@ from cord_trio.errors import (
     Overloaded,
     SourceDown,
 )
-from cord_trio.mesh.flight import GRACE, PATIENCE, QUIET, SILENCE, Flight
+from cord_trio.mesh.flight import GRACE, PATIENCE, QUIET, RETURN, SILENCE, Flight
 from cord_trio.mesh.frames import Frame, Request, decode_frame, encode_request
 from cord_trio.mesh.outcomes import outcome_of, params_of, ttl_of
 from cord_trio.mesh.owning import HOPS
@@ -339,12 +339,14 @@ class Calling:
                 raise OwnerLost(flight.node, flight.epoch, "this node is cut off", flight.executed)
             return
         if flight.nobody_since < math.inf:
-            if not flight.maybe and flight.may_go_on:
+            long = now > max(flight.nobody_since + GRACE, self._link.returned + RETURN)
+            if not flight.maybe and (long or flight.may_go_on or flight.peer.absent):
+                flight.peer.missed(now, long=long)
                 raise NoOwner(flight.name, f"nobody listens at node {flight.node}")
-            if now - flight.nobody_since > GRACE:
-                if not flight.maybe:
-                    raise NoOwner(flight.name, f"nobody listens at node {flight.node}")
-                raise OwnerLost(flight.node, flight.epoch, f"nobody listens there for {GRACE:g} s")
+            if long:
+                raise OwnerLost(
+                    flight.node, flight.epoch, f"nobody listens there for {now - flight.nobody_since:.0f} s"
+                )
         with trio.CancelScope() as flight.pausing:
             await trio.sleep(self._rng.uniform(*PAUSE))
 

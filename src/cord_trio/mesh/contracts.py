@@ -34,6 +34,10 @@ class Link(Protocol):
         """Whether there is a connection, as far as is known."""
 
     @property
+    def returned(self) -> float:
+        """Trio time at which a lost connection was made again; -inf if none was."""
+
+    @property
     def max_payload(self) -> int:
         """Bytes of the longest message, headers included."""
 

@@ -28,6 +28,10 @@ QUIET: Final = 1.6
 GRACE: Final = 3.0
 """Seconds for which a call is offered again where nobody listens: an incarnation that stands may be connecting."""
 
+RETURN: Final = 6.0
+"""Seconds for which it is, since our own connection was made again: others may have lost theirs too, and pause for up
+to `nats.line.BACKOFF` between two attempts."""
+
 PATIENCE: Final = 2.0 * LEASE
 """Seconds without a word after which a call is lost. Its owner remembers it for twice as long."""
 
@@ -130,6 +134,7 @@ class Flight:
         """Its owner said something."""
         self.heard = now
         self.spoken = True
+        self.peer.absent = self.peer.absent and self.handed  # then it is another that is heard
         self.nobody_since = math.inf
 
     def nobody(self, now: float) -> None:

@@ -32,6 +32,7 @@ class Peer:
         busy: its calls when it said so last.
         slots: those that it runs at once.
         until: Trio time up to which it is avoided.
+        absent: whether nobody listened there for as long as that is waited for, and nothing was heard of it since.
 
     """
 
@@ -41,6 +42,7 @@ class Peer:
         self.busy = 0
         self.slots = 1
         self.until = 0.0
+        self.absent = False
         self._doubts = 0
         self._settled: list[str] = []
 
@@ -64,6 +66,11 @@ class Peer:
         self._doubts += 1
         if self._doubts >= DOUBTS:
             self.until = now + AVOIDED
+
+    def missed(self, now: float, *, long: bool) -> None:
+        """Nobody listens there: just now, or for as `long` as that is waited for."""
+        self.until = now + AVOIDED
+        self.absent = self.absent or long
 
     def take_settled(self) -> tuple[str, ...]:
         """What it may forget, told once."""

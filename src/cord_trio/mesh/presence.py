@@ -48,7 +48,11 @@ AGAIN: Final = (0.2, 2.0)
 """Seconds before a name is asked for again, at least and at most."""
 
 REJOIN: Final = (0.5, 5.0)
-"""Seconds before a node that lost its lease comes back, at least and at most."""
+"""Seconds before a node that lost its lease comes back, at least and at most; twice as many each time that it loses it
+soon again, up to a lease: whoever has no time to renew has less to do so."""
+
+STEADY: Final = 4.0 * LEASE
+"""Seconds that an incarnation must have lasted for its end not to count as one of a row."""
 
 FAREWELL: Final = 1.0
 """Seconds for giving the name back."""
@@ -137,6 +141,7 @@ class Presence:
         self._counters = counters
         self._gone: set[str] = set()  # epochs that are ours, or were proved to be no more
         self._last = ""  # epoch of ours
+        self._missed = trio.Event()  # set when our record was not there
 
     def subject(self, epoch: str, node: str | None = None) -> str:
         """What messages to one incarnation of a node are published to; the caller's name follows."""
@@ -165,6 +170,7 @@ class Presence:
 
         """
         joined = False
+        fences = 0  # in a row
 
         def started() -> None:
             nonlocal joined
@@ -174,6 +180,7 @@ class Presence:
 
         while True:
             reason = "the lease ended"
+            began = trio.current_time()
             try:
                 await self._hold(started)
             except (CallError, DuplicateName, trio.TooSlowError) as exc:
@@ -182,7 +189,11 @@ class Presence:
                 reason = str(exc)
             self._counters.add("mesh.fences")
             log.warning("let go of the name node=%s reason=%s", self.node, reason)
-            await trio.sleep(self._rng.uniform(*REJOIN))
+            fences = 0 if trio.current_time() - began > STEADY else fences
+            least, most = REJOIN
+            await trio.sleep(self._rng.uniform(least, min(LEASE, most * 2**fences)))
+            fences = min(fences + 1, 10)
+            await self._link.wait_connected()  # else it would be no try
 
     async def _hold(self, started: Callable[[], None]) -> None:
         """One incarnation. Returns when it had to let go."""
@@ -199,6 +210,7 @@ class Presence:
             try:
                 await self._link.flush()
                 await self._claim(epoch)
+                self._missed = trio.Event()
                 async with trio.open_nursery() as nursery:
                     self.lease = Lease(self.node, epoch, nursery)
                     nursery.start_soon(self._renew, key, revision, scope)
@@ -214,7 +226,10 @@ class Presence:
         """Hold the lease, and have the record there, until somebody else has the lease."""
         pause = LEASE / 3
         while True:
-            await trio.sleep(pause)
+            with trio.move_on_after(pause):
+                # Where our record was lost the lease is too, and those who watch doubt us from now on.
+                await self._missed.wait()
+            self._missed = trio.Event()
             asked = trio.current_time()
             self.margin = scope.deadline - asked
             pause = self._rng.uniform(*AGAIN)  # unless it is done, when there is more time
@@ -259,7 +274,9 @@ class Presence:
             entry = await self._store.get(key)
             try:
                 if entry is None:
-                    return await self._store.create(key, data)
+                    revision = await self._store.create(key, data)
+                    self._missed.set()
+                    return revision
                 if entry.value == data or (only_lost and decode_record(entry.value).epoch == epoch):
                     return entry.revision
                 await self._prove_gone(decode_record(entry.value).epoch)

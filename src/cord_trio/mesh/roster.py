@@ -2,7 +2,8 @@
 
 What is known is a function of the store alone: a node is here if its record is there and can be read. So after any
 gap, however long, everybody who has caught up knows the same. A record that is too long, or cannot be read, is none;
-nodes past a bound are none either, until there is room.
+nodes past a bound are none either, until there is room. Only where the store itself was lost does a missing record say
+nothing of its node: that is taken to be here for a lease more, within which it says again that it is, or lets go.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ import trio
 
 from cord_trio.cell import Cell
 from cord_trio.counters import Counters
-from cord_trio.mesh.presence import MAX_RECORD, NodeRecord, decode_record, is_epoch, is_name
+from cord_trio.mesh.presence import LEASE, MAX_RECORD, NodeRecord, decode_record, is_epoch, is_name
 from cord_trio.nats.watch import Change, Reset, Synced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
-    from cord_trio.mesh.contracts import Store
+    from cord_trio.mesh.contracts import Store, Watching
     from cord_trio.nats.watch import WatchEvent
 
     Ended: TypeAlias = Callable[[str, str], None]
@@ -76,6 +77,8 @@ class Roster:
         self._number = 0
         self._members = Members()
         self._seen: set[str] | None = set()  # while all is told anew: who was
+        self._lost = False  # the store, since all were told last
+        self._unsaid: dict[str, float] = {}  # nodes whose records it lost, and until when they are waited for
         self._left_out = False  # whether some had no room
         self._told: set[str] = set()  # nodes whose bad records were logged
         self._hearing: dict[object, tuple[Ended, Callable[[], None] | None]] = {}
@@ -99,6 +102,10 @@ class Roster:
     def nodes(self) -> Mapping[str, NodeRecord]:
         """What each node says of itself, by its name, now; never changes."""
         return self.members.nodes
+
+    def is_unsaid(self, node: str) -> bool:
+        """Whether the store lost what `node` said of itself, and it has not said it again yet."""
+        return node in self._unsaid
 
     def epoch(self, node: str) -> str | None:
         """The incarnation of `node` that is there now; None if it is not."""
@@ -148,7 +155,10 @@ class Roster:
                 self._take(Reset())
                 with self._store.watch(f"{_PREFIX}>") as watching:
                     while not (self._left_out and len(self._nodes) < self._max_nodes and self._seen is None):
-                        event = await watching.receive()
+                        event = await self._next(watching)
+                        if event is None:
+                            self._wait_no_more(trio.current_time())
+                            continue
                         self._take(event)
                         if isinstance(event, Synced):
                             task_status.started()
@@ -158,19 +168,39 @@ class Roster:
         finally:
             self._end()
 
+    async def _next(self, watching: Watching) -> WatchEvent | None:
+        """What happens next; None if that is that somebody was waited for in vain."""
+        if not self._unsaid:
+            return await watching.receive()
+        with trio.CancelScope(deadline=next(iter(self._unsaid.values()))):
+            return await watching.receive()
+        return None
+
+    @trio.lowlevel.enable_ki_protection
+    def _wait_no_more(self, now: float) -> None:
+        for name in [name for name, until in self._unsaid.items() if until <= now]:
+            del self._unsaid[name]
+            self._set(name, None)
+
     def _forget(self, cell: Cell[None]) -> None:
         self._waiting.pop(cell, None)
 
     @trio.lowlevel.enable_ki_protection
     def _take(self, event: WatchEvent) -> None:
         match event:
-            case Reset():
+            case Reset(lost):
                 self._seen = set()
+                self._lost = self._lost or lost
                 self._left_out = False
             case Synced():
                 seen, self._seen = self._seen or set(), None
+                until = trio.current_time() + LEASE
                 for name in self._nodes.keys() - seen:
-                    self._set(name, None)
+                    if self._lost:
+                        self._unsaid.setdefault(name, until)
+                    if name not in self._unsaid:
+                        self._set(name, None)
+                self._lost = False
                 for _, anew in tuple(self._hearing.values()):
                     if anew is not None:
                         self._tell(anew)
@@ -202,7 +232,8 @@ class Roster:
 
     def _set(self, name: str, record: NodeRecord | None) -> None:
         before = self._nodes.get(name)
-        if record == before:
+        again = self._unsaid.pop(name, None) is not None
+        if record == before and not again:
             return
         if record is None:
             del self._nodes[name]

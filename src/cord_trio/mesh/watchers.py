@@ -187,12 +187,16 @@ class Watchers:
         """Bury, if the lease is not there after some time either: it may have been begun just now."""
         try:
             await trio.sleep(DOUBT)
-            if self._roster.epoch(node) == epoch and (node, epoch) not in self._leases:
+            if self._stands(node, epoch) and (node, epoch) not in self._leases:
                 async with self._free:
                     if await self._prove(node, epoch):
                         await self._bury(node, epoch)
         finally:
             self._burying.discard((node, epoch))
+
+    def _stands(self, node: str, epoch: str) -> bool:
+        """Whether the record of `epoch` is there, as far as is known."""
+        return self._roster.epoch(node) == epoch and not self._roster.is_unsaid(node)
 
     # Looking after one
 
@@ -207,7 +211,7 @@ class Watchers:
             try:
                 if await self._lacks(node, epoch):
                     await trio.sleep(DOUBT)
-                    if self._roster.epoch(node) == epoch and await self._lacks(node, epoch):
+                    if self._stands(node, epoch) and await self._lacks(node, epoch):
                         self._counters.add("mesh.audit_found")
                         if await self._prove(node, epoch):
                             await self._bury(node, epoch)

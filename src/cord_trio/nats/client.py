@@ -125,6 +125,11 @@ class Nats(Owner):
         return self.line.connected
 
     @property
+    def returned(self) -> float:
+        """Trio time at which a lost connection was made again; -inf if none was."""
+        return self.line.returned
+
+    @property
     def max_payload(self) -> int:
         """Bytes of the longest message that the server takes, headers included."""
         return self.line.info.max_payload

@@ -7,6 +7,7 @@ synchronously. How far the kernel took what was sent is known when the line is l
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -89,6 +90,7 @@ class Line:
         info: what the server said of itself last.
         server: the one we are, or were, connected to.
         connections: how many were made so far.
+        returned: Trio time at which a lost connection was made again; -inf if none was.
         why: there is no connection.
         on_change: told whenever a connection is made or lost, with the reason; must not block or raise.
 
@@ -111,6 +113,7 @@ class Line:
         self.info = Info()
         self.server = servers[0]
         self.connections = 0
+        self.returned = -math.inf
         self.why = "not connected yet"
         self.on_change: Callable[[bool, str], None] | None = None
         self._owner = owner
@@ -278,6 +281,7 @@ class Line:
         self._learn(server, greeted.info)
         self.command(self._owner.opened())
         if self.connections > 1:
+            self.returned = trio.current_time()
             self._counters.add("nats.reconnects")
         log.info("connected server=%s version=%s", server.name, greeted.info.version)
         self._change(True, "connected")

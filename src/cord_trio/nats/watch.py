@@ -35,7 +35,10 @@ ABANDONED: Final = 5
 """Seconds after which the store forgets a watch that nobody listens to."""
 
 PAUSE: Final = (0.02, 0.5)
-"""Seconds before watching begins anew, at least and at most."""
+"""Seconds before watching begins anew, at least and at most the first time; twice as many each time that it fails."""
+
+MOST: Final = 2.0
+"""Seconds before it, at most, however often it failed: a broker that has trouble is not asked by all at once."""
 
 ASKING: Final = 5.0
 """Seconds that the store may take to begin."""
@@ -59,7 +62,14 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Reset(msgspec.Struct, frozen=True):
-    """What was told before may be wrong: the keys that are there follow, up to `Synced`; all others are no more."""
+    """What was told before may be wrong: the keys that are there follow, up to `Synced`; all others are no more.
+
+    Attributes:
+        lost: whether the store was lost, and made anew: who wrote the other keys may be about to write them again.
+
+    """
+
+    lost: bool = False
 
 
 class Synced(msgspec.Struct, frozen=True):
@@ -99,6 +109,7 @@ class Watch:
         self._told: set[str] = set()  # keys, until all are
         self._last = 0  # revision
         self._count = 0  # messages of this consumer
+        self._failures = 0  # since the last message
         self._seen = trio.current_time()
         self._rng = random.Random()
 
@@ -129,7 +140,9 @@ class Watch:
                 log.info("watching begins anew bucket=%s reason=%r", self._place.name, exc)
                 self._nats.counters.add("nats.watch_restarts")
                 self.close()
-                await trio.sleep(self._rng.uniform(*PAUSE))
+                least, most = PAUSE
+                await trio.sleep(self._rng.uniform(least, min(MOST, most * 2**self._failures)))
+                self._failures = min(self._failures + 1, 10)
                 await self._nats.wait_connected()
         return self._ready.popleft()
 
@@ -144,11 +157,12 @@ class Watch:
         inbox = self._nats.new_inbox()
         await self._place.open()
         late = trio.current_time() - self._seen > RESUME
-        if self._created and (late or self._created != self._place.created or not self._synced):
+        lost = self._created != self._place.created
+        if self._created and (late or lost or not self._synced):
             self._last = 0
             self._synced = False
             self._told.clear()
-            self._ready.append(Reset())
+            self._ready.append(Reset(lost))
         self._created = self._place.created
         stream = f"KV_{self._place.name}"
         config: Json = {
@@ -191,6 +205,7 @@ class Watch:
 
         """
         self._seen = trio.current_time()
+        self._failures = 0
         if message.status == 100:
             answer = message.reply or message.header("Nats-Consumer-Stalled")
             if answer:

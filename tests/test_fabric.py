@@ -213,9 +213,10 @@ async def test_a_tool_that_goes_while_the_call_waits_is_not_called(autojump_cloc
             await wait_all_tasks_blocked()
             server.functions.clear()
             server.world.functions.clear()
-            following = fabric.links["x"].following
-            assert following is not None
-            following._dirty["tools"].set()
+            link = fabric.links["x"]
+            assert isinstance(link, Link)
+            assert link.following is not None
+            link.following._dirty["tools"].set()
         assert [type(ending).__name__ for ending in endings] == ["ToolResult", "ToolNotFound"]
         assert "call mine" not in server.received
 

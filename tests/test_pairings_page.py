@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.mesh.test_bridge import HERE
+from tests.mesh.test_bridge import rows as rows_across
 from tests.test_failures import ROOT, defined
 
 PAGE = ROOT / "docs" / "pairings.md"
+BRIDGE = ROOT / "tests" / "mesh" / "test_bridge.py"
 MATRIX = ROOT / "tests" / "gateway" / "test_pairings.py"
 PAIRINGS = ("L→L", "L→M", "M→L", "M→M")
 
@@ -146,6 +149,27 @@ Made by `python -m tests.test_pairings_page` from the tests.
 """
 
 
+ONE_HOP = {
+    1: "each hop opens by itself",
+    14: "each hop answers pings itself",
+    25: "between client and gateway",
+    26: "between owner and server",
+    28: "between client and gateway",
+    31: "each hop has its own",
+}
+"""Rows, or parts of them, of which nothing crosses from node to node."""
+
+ACROSS_PREFACE = """
+## Across nodes
+
+The same with two nodes of a [mesh](mesh.md): the client is at the gateway of one, and the server is the other's.
+**memory**: the tests of the matrix once more, with both nodes and a broker in one process
+(`tests/mesh/test_bridge.py`).
+"""
+
+REAL_ACROSS: list[tuple[str, str, str, tuple[int, ...]]] = []
+
+
 def numbers(test: str) -> list[int]:
     """The rows that a test's name tells."""
     found = re.search(r"_rows?_((?:\d+_)+(?:and_(?:\d+_)+)?)", test)
@@ -163,13 +187,57 @@ def tables() -> tuple[dict[tuple[int, str], list[str]], dict[int, list[str]]]:
             if name in everywhere and ROOT / file == MATRIX:
                 for pairing in PAIRINGS:
                     cells[row, pairing].append("memory")
-            else:
+            elif ROOT / file != BRIDGE:
                 alone[row].append(test)
     for shown, _, pairings, rows in REAL:
         for row in rows:
             for pairing in pairings.split():
                 cells[row, pairing].append(shown)
     return cells, alone
+
+
+def across() -> tuple[dict[tuple[int, str], list[str]], dict[int, list[str]]]:
+    """What exercises each cell on two nodes, and the other tests of each row there."""
+    cells: dict[tuple[int, str], list[str]] = defaultdict(list)
+    for name, eras in (param.values for param in rows_across()):
+        # Where a test has one era of a side alone, its name says which.
+        fixed = {
+            side: found[1] for side in ("client", "server") if (found := re.search(rf"(legacy|modern)_{side}", name))
+        }
+        for row in numbers(name):
+            for pairing in PAIRINGS:
+                client, server = ({"L": "legacy", "M": "modern"}[each] for each in pairing.split("→"))
+                held = {**fixed, **eras}
+                if held.get("client", client) == client and held.get("server", server) == server:
+                    cells[row, pairing].append("memory")
+    for shown, _, pairings, told in REAL_ACROSS:
+        for row in told:
+            for pairing in pairings.split():
+                cells[row, pairing].append(shown)
+    alone: dict[int, list[str]] = defaultdict(list)
+    for test in defined():
+        file, _, name = test.partition("::")
+        if ROOT / file == BRIDGE:
+            for row in numbers(name):
+                alone[row].append(test)
+    return cells, alone
+
+
+def across_page() -> str:
+    """The part of the page that is about two nodes."""
+    cells, alone = across()
+    lines = [ACROSS_PREFACE, f"\n| | feature | {' | '.join(PAIRINGS)} | other tests |\n|---|---|---|---|---|---|---|\n"]
+    for row, feature in ROWS.items():
+        shown = [
+            "—"
+            if pairing in NOTHING.get(row, "").split()
+            else ", ".join(dict.fromkeys(cells[row, pairing])) or LATER.get(row) or ONE_HOP[row]
+            for pairing in PAIRINGS
+        ]
+        lines.append(f"| {row} | {feature} | {' | '.join(shown)} | {len(alone[row]) or ''} |\n")
+    lines.append("\nTests of the matrix that are of one node alone:\n\n")
+    lines += [f"- `{name}`: it {why}.\n" for name, why in HERE.items()]
+    return "".join(lines)
 
 
 def page() -> str:
@@ -188,7 +256,7 @@ def page() -> str:
     lines.append("\nWhat runs with real peers:\n\n")
     real = dict.fromkeys(what for _, what, _, _ in REAL)
     lines += [f"- {what if ' ' in what else f'`{what}`'}\n" for what in real]
-    return "".join(lines)
+    return "".join([*lines, across_page()])
 
 
 def _counted(tests: list[str]) -> dict[str, int]:
@@ -210,9 +278,22 @@ def test_every_cell_is_exercised() -> None:
     assert bare == []
 
 
+def test_every_cell_of_what_crosses_is_exercised_on_two_nodes() -> None:
+    cells, _ = across()
+    bare = [
+        (row, pairing)
+        for row in ROWS
+        for pairing in PAIRINGS
+        if not cells[row, pairing] and pairing not in NOTHING.get(row, "") and row not in ONE_HOP and row not in LATER
+    ]
+    assert bare == []
+
+
 def test_tests_that_are_named_exist() -> None:
     known = defined()
-    named = [what for _, what, _, _ in REAL if "::" in what] + [test for tests in ALSO.values() for test in tests]
+    named = [what for _, what, _, _ in (*REAL, *REAL_ACROSS) if "::" in what] + [
+        test for tests in ALSO.values() for test in tests
+    ]
     assert [test for test in named if test not in known] == []
 
 

@@ -191,8 +191,7 @@ class Fabric(Verbs, Sources):
 
         Lists that may not be any more are fetched anew in the background.
         """
-        keeping = [link.following for link in self.links.values() if link.state == "ready"]
-        return min((each.trust(kind) for each in keeping if each is not None), default=math.inf)
+        return min((link.trust(kind) for link in self.links.values() if link.state == "ready"), default=math.inf)
 
     # Life
 

@@ -7,6 +7,7 @@ them: a failure becomes a state with a reason, never an exception for its neighb
 from __future__ import annotations
 
 import logging
+import math
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -163,6 +164,10 @@ class Link:
         """Whether a call would be sent at once."""
         client = self.sessions.get(SHARED)
         return client is not None and client.session.loss is None
+
+    def trust(self, kind: Kind) -> float:
+        """As `Following.trust`; infinite before it was connected."""
+        return math.inf if self.following is None else self.following.trust(kind)
 
     def follow(self, subscriptions: Subscriptions) -> None:
         """Have the server tell of these from here on, in place of those before. Of each is told once."""
@@ -377,10 +382,7 @@ class Link:
         return await self.waiting.wait(deadline, self._around.timer, lambda: f"{self.name} was still {self.state}")
 
     async def _serve(self, client: Client) -> str | None:
-        """List, take calls, and keep the lists fresh until the connection is lost; returns why it was.
-
-        None: nobody used it for as long as it is configured to wait.
-        """
+        """List, take calls, keep the lists fresh until the connection is lost; returns why, None if nobody used it."""
         following = self.following = Following(
             client, self.source, subscriptions=lambda: self.subscriptions, counters=self._around.counters,
             pause=self._pause, publish=partial(self._publish_lists, client),

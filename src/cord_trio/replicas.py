@@ -29,7 +29,7 @@ from cord_trio.errors import (
     Malformed,
     SourceDown,
 )
-from cord_trio.following import Following, Subscriptions
+from cord_trio.following import Subscriptions
 from cord_trio.layers.times import is_too_slow
 from cord_trio.link import Link
 from cord_trio.protocol.jsonrpc import members, parse
@@ -199,10 +199,9 @@ class Replicas:
     def open(self) -> list[tuple[str, Client]]:
         return [(f"{link.name} {key}", client) for link in self.links for key, client in link.open()]
 
-    @property
-    def following(self) -> Following | None:
-        """As `Link.following`, of the one whose lists count."""
-        return self.leader.following
+    def trust(self, kind: Kind) -> float:
+        """As `Link.trust`, of the one whose lists count."""
+        return self.leader.trust(kind)
 
     async def wait_tried(self) -> None:
         await trio.lowlevel.checkpoint()

@@ -37,6 +37,9 @@ class Elsewhere(Protocol):
     def abandon(self, park: str, reason: str) -> None:
         """Let go of the call under this token."""
 
+    async def wait_moot(self, park: str) -> None:
+        """Return once the call under this token wants no answer any more, or is none."""
+
 
 class Finder:
     """Finds the way of calls.

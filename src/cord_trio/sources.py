@@ -80,6 +80,7 @@ class Sources(Subscribing):
     """
 
     def __init__(self, config: Config, around: Surroundings) -> None:
+        super().__init__()
         self.config = config
         self.elsewhere: Elsewhere | None = None
         self._foreign: Mapping[str, Foreign] = {}
@@ -155,11 +156,13 @@ class Sources(Subscribing):
             link = link_of(after[name], self._around, epoch=epoch, before=self.links.get(name))
             self._add(link)
             self._keep(link)
+        gone = [self.links[name] for name in changes.removed]
         for name in changes.removed:
             del self.links[name], self.slots[name], self._handlers[name], self._resumed[name]
         self.breakers = {name: circuit for name, circuit in self.breakers.items() if name in after}
         self.links = {name: self.links[name] for name in after}
         self._find_by(whole)
+        self._lose(gone)
         if changes:
             self.counters.add("fabric.reconfigured")
         return changes
@@ -258,7 +261,8 @@ class Sources(Subscribing):
     async def wait_moot(self, park: str) -> None:
         """Return once the call that waits under the token `park` wants no answer any more, or is none."""
         if self.elsewhere is not None and "." in park:
-            await trio.sleep_forever()  # what another node asks, it asks until it is answered
+            await self.elsewhere.wait_moot(park)
+            return
         await self._parks.wait_moot(park)
 
     async def wait_pages(self, ids: Iterable[str], patience: float) -> bool:

@@ -5,16 +5,35 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
 
 from cord_trio.routing import told_as
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable
+    from collections.abc import Callable, Collection, Generator, Iterable
 
     from cord_trio.registry import Registry
     from cord_trio.replicas import Kept
     from cord_trio.routing import Finder
+
+
+@attrs.define(eq=False)
+class _Wish:
+    """One who wants to hear of resources.
+
+    Attributes:
+        sink: told of each.
+        wanted: those whose sources are known: who keeps it, and what it calls it, by the exported name.
+        late: those that no source has now, by their exported names.
+        scope: of the task that looks for those; None if none does.
+
+    """
+
+    sink: Callable[[str], None]
+    wanted: dict[str, tuple[Kept, str]] = attrs.field(factory=dict)
+    late: list[str] = attrs.field(factory=list)
+    scope: trio.CancelScope | None = None
 
 
 class Subscribing:
@@ -25,6 +44,9 @@ class Subscribing:
     _finder: Finder
     _nursery: trio.Nursery | None
 
+    def __init__(self) -> None:
+        self._wishes: dict[_Wish, None] = {}
+
     @contextmanager
     def subscribe(
         self, principal: str, uris: Iterable[str], sink: Callable[[str], None]
@@ -32,7 +54,8 @@ class Subscribing:
         """While entered, `sink` is called with each of `uris`, or a part of it, that is updated.
 
         What no source has is not told of, until one lists it; then it is told of once, since it may have changed
-        meanwhile. The server behind is asked once for all who want the same.
+        meanwhile. So is what a source had that was gone in between. The server behind is asked once for all who want
+        the same.
 
         Args:
             principal: who wants to know.
@@ -41,48 +64,61 @@ class Subscribing:
 
         """
         del principal  # resources that differ by person come with credentials of theirs
-        key = object()
-        wanted: list[tuple[Kept, str]] = []
-
-        def found(public: str) -> bool:
-            way = self._finder.resource(self.registry.snapshot, public)
-            link = None if way is None else self.links.get(way[0])
-            if way is None or link is None:
-                return False
-            told = told_as(way[1], public, link.source.export_prefix, sink)
-            if (link, way[1]) not in wanted:
-                link.subscriptions.add(way[1], key, told)
-                link.wake()
-                wanted.append((link, way[1]))
-            return True
-
-        late = [public for public in dict.fromkeys(uris) if not found(public)]
-        scope = trio.CancelScope()
-
-        async def find_late() -> None:
-            with scope:
-                await self._find_late(late, found, sink)
-
+        wish = _Wish(sink)
+        wish.late = [public for public in dict.fromkeys(uris) if not self._lead(wish, public)]
+        self._wishes[wish] = None
         try:
-            if late and self._nursery is not None:
-                self._nursery.start_soon(find_late, name="late subscription")
+            self._look_for(wish)
             yield
         finally:
-            scope.cancel("nobody wants to hear of it any more")
-            for link, uri in wanted:
-                link.subscriptions.remove(uri, key)
+            del self._wishes[wish]
+            if wish.scope is not None:
+                wish.scope.cancel("nobody wants to hear of it any more")
+            for link, uri in dict.fromkeys(wish.wanted.values()):
+                link.subscriptions.remove(uri, wish)
 
-    async def _find_late(self, late: list[str], found: Callable[[str], bool], sink: Callable[[str], None]) -> None:
+    def _lead(self, wish: _Wish, public: str) -> bool:
+        """Have the source of `public` tell of it; returns whether there is one."""
+        way = self._finder.resource(self.registry.snapshot, public)
+        link = None if way is None else self.links.get(way[0])
+        if way is None or link is None:
+            return False
+        told = told_as(way[1], public, link.source.export_prefix, wish.sink)
+        if (link, way[1]) not in wish.wanted.values():
+            link.subscriptions.add(way[1], wish, told)
+            link.wake()
+        wish.wanted[public] = link, way[1]
+        return True
+
+    def _lose(self, gone: Collection[Kept]) -> None:
+        """These are kept no more: what they told of is looked for anew."""
+        for wish in tuple(self._wishes):
+            for public, (link, uri) in tuple(wish.wanted.items()):
+                if link in gone:
+                    del wish.wanted[public]
+                    if (link, uri) not in wish.wanted.values():
+                        link.subscriptions.remove(uri, wish)
+                    wish.late.append(public)
+            self._look_for(wish)
+
+    def _look_for(self, wish: _Wish) -> None:
+        if wish.late and wish.scope is None and self._nursery is not None:
+            wish.scope = trio.CancelScope()
+            self._nursery.start_soon(self._find_late, wish, wish.scope, name="late subscription")
+
+    async def _find_late(self, wish: _Wish, scope: trio.CancelScope) -> None:
         """Subscribe to what nobody has listed yet, as soon as somebody has."""
-        while True:  # noqa: ASYNC913  # goes on only after a change
-            snapshot = self.registry.snapshot
-            for public in tuple(late):
-                if found(public):
-                    late.remove(public)
-                    sink(public)
-            if not late:
-                return
-            try:
-                await self.registry.changed(snapshot.version)
-            except trio.BrokenResourceError:
-                return  # the fabric has ended
+        with scope:
+            while wish.late:  # noqa: ASYNC913  # goes on only after a change
+                snapshot = self.registry.snapshot
+                for public in tuple(wish.late):
+                    if self._lead(wish, public):
+                        wish.late.remove(public)
+                        wish.sink(public)
+                if not wish.late:
+                    break
+                try:
+                    await self.registry.changed(snapshot.version)
+                except trio.BrokenResourceError:
+                    return  # the fabric has ended
+            wish.scope = None

@@ -344,6 +344,38 @@ async def test_row_9_a_page_is_opened(client: str, server: str, autojump_clock: 
         assert asked["params"]["url"] == PAGE["url"]
 
 
+@pytest.mark.parametrize("client", ["legacy", "modern"])
+async def test_row_10_a_call_that_wants_a_page_opened_first_is_made_once_it_was(
+    client: str, autojump_clock: MockClock
+) -> None:
+    def guarded(request: Request) -> Json:
+        if signed:
+            return text("in")
+        request.fail(-32042, "sign in", {"elicitations": [{**PAGE, "elicitationId": "e1"}]})
+        return None
+
+    signed: list[bool] = []
+    behind = far("legacy", guarded=guarded)
+    async with open_gate(behind) as gate, trio.open_nursery() as nursery:
+        person = await gate.come(client)
+        call = {"name": "x__guarded", "arguments": {}}
+
+        async def sign_in() -> None:
+            while not (person.asked if person.modern else behind.sent("tools/call")):  # noqa: ASYNC110  # as a person looks
+                await trio.sleep(0.1)
+            await trio.sleep(2)
+            signed.append(True)
+            behind.connections[-1].tell("notifications/elicitation/complete", {"elicitationId": "e1"})
+
+        nursery.start_soon(sign_in)
+        if not person.modern:
+            error = (await person.ask("tools/call", call))["error"]
+            assert (error["code"], error["data"]["elicitations"][0]["url"]) == (-32042, PAGE["url"])
+            await trio.sleep(10)
+        assert (await person.ask("tools/call", call))["result"]["content"] == text("in")["content"]
+        assert [each["params"]["url"] for each in person.asked] == ([PAGE["url"]] if person.modern else [])
+
+
 @pairings
 async def test_people_who_are_asked_at_once_give_their_own_answers(
     client: str, server: str, autojump_clock: MockClock
@@ -672,7 +704,7 @@ async def test_rows_5_32_a_list_whose_changes_nobody_tells_is_fetched_anew_for_w
         assert len(behind.sent("tools/list")) == 1  # nobody wanted to know
         assert await listed() == (["x__echo"], 0)  # it may be wrong, and is not waited for
         assert await listed() == (["x__echo"], 0) or not person.modern
-        await trio.sleep(2)
+        await trio.sleep(4)
         names, ttl = await listed()
         assert names == ["x__echo", "x__new"]
         assert len(behind.sent("tools/list")) == 2
@@ -684,7 +716,7 @@ async def test_rows_5_32_a_list_whose_changes_nobody_tells_is_fetched_anew_for_w
         await trio.sleep(2 * age)
         behind.templates.append({"uriTemplate": "new:///{path}", "name": "new"})
         await person.ask("resources/templates/list")
-        await trio.sleep(2)
+        await trio.sleep(4)
         assert len((await person.ask("resources/templates/list"))["result"]["resourceTemplates"]) == 2
 
 
@@ -699,7 +731,7 @@ async def test_a_list_is_fetched_anew_once_however_many_want_it_meanwhile(autoju
             await person.ask("tools/list")
             await trio.sleep(0.5)
         asked[0].answer({"tools": []})
-        await trio.sleep(1)
+        await trio.sleep(4)
         assert (await person.ask("tools/list"))["result"]["tools"] == []
         assert len(asked) == 1
 
@@ -736,6 +768,26 @@ async def test_rows_4_5_who_cannot_be_asked_is_told_so_of_a_tool_that_is_not_sho
         else:
             assert told["result"]["isError"]
             assert "only for callers that can be asked" in told["result"]["content"][0]["text"]
+
+
+async def test_row_17_a_modern_client_is_told_the_end_of_a_call_whose_question_was_withdrawn(
+    autojump_clock: MockClock,
+) -> None:
+    def asks(request: Request) -> Json:
+        questions.append((request, request.ask("elicitation/create", FORM, lambda _: None)))
+
+    questions: list[tuple[Request, str]] = []
+    async with open_gate(far("legacy", ask=asks)) as gate:
+        person = await gate.come("modern")
+        call = {"name": "x__ask", "arguments": {}}
+        asked = (await person._answer_to(person.send("tools/call", call)))["result"]
+        ((request, question),) = questions
+        request.connection.withdraw(question)
+        request.answer(text("never mind"))
+        await trio.sleep(1)
+        answers = {"inputResponses": {key: person.reply(each) for key, each in asked["inputRequests"].items()}}
+        final = await person.ask("tools/call", {**call, **answers, "requestState": asked["requestState"]})
+        assert final["result"]["content"] == text("never mind")["content"]
 
 
 async def test_rows_17_21_a_legacy_client_is_not_kept_asked_what_nobody_wants_to_know(

@@ -15,6 +15,7 @@ from cord_trio.errors import CallError, CallFailed, DeadlineExceeded, Overloaded
 from cord_trio.mesh import calling as calling_module
 from cord_trio.mesh.frames import Request, encode_request
 from cord_trio.mesh.local import open_broker
+from cord_trio.mesh.pinning import marked
 from cord_trio.mesh.presence import LEASE
 from cord_trio.mesh_errors import NoOwner, OwnerFailed, OwnerLost, OwnerRefused
 from tests.mesh.ring import Names, node, tool_call
@@ -94,7 +95,8 @@ async def test_every_outcome_comes_back_as_it_was(outcome: Outcome, autojump_clo
     names = Names()
     async with open_broker(Random(1)) as broker:
         async with node(broker, names, "a") as here, node(broker, names, "b", handler):
-            assert await here.calling.call(tool_call(), ["b"]) == outcome
+            epoch = here.calling._roster.epoch("b") or ""
+            assert await here.calling.call(tool_call(), ["b"]) == marked(outcome, "b", epoch)
 
 
 async def failure(handler_raises: Exception) -> CallError:

@@ -45,7 +45,12 @@ class Member:
 
 @asynccontextmanager
 async def member(
-    broker: LocalBroker, name: str, *sources: Source, groups: Mapping[str, str] | None = None, share: str = "*"
+    broker: LocalBroker,
+    name: str,
+    *sources: Source,
+    groups: Mapping[str, str] | None = None,
+    share: str = "*",
+    seed: str = "",
 ) -> AsyncGenerator[Member]:
     settings = MeshConfig(servers=["nats://local"], node=name, groups=groups or {}, share=[share])
     way = broker.way()
@@ -55,7 +60,7 @@ async def member(
     async def mesh(fabric: Fabric) -> AsyncGenerator[None]:
         async with way.open() as nats:
             bucket = await open_bucket(nats, "cord_cord")
-            async with join_mesh(fabric, settings, nats, bucket, Random(name)) as node:
+            async with join_mesh(fabric, settings, nats, bucket, Random(name + seed)) as node:
                 nodes.append(node)
                 yield
 

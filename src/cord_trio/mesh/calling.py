@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import trio
 from msgspec import Raw
-from msgspec.structs import replace
 
-from cord_trio.call import InputRequired
+from cord_trio.call import Complete
 from cord_trio.counters import Counters
 from cord_trio.errors import (
     CallError,
@@ -33,7 +32,9 @@ from cord_trio.mesh.outcomes import outcome_of, params_of, ttl_of
 from cord_trio.mesh.owning import HOPS
 from cord_trio.mesh.parts import ABOVE
 from cord_trio.mesh.peers import Peers
+from cord_trio.mesh.pinning import STATE, marked, pin_of
 from cord_trio.mesh_errors import BadFrame, NoOwner, NoResponders, OwnerFailed, OwnerLost, OwnerRefused
+from cord_trio.routing import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -132,11 +133,8 @@ class Calling:
             return await self._direct(call)
         self.peers.budget.earn()
         left = list(owners)
-        if call.park:
-            node, epoch, park = (*call.park.split(".", 2), "", "")[:3]
-            if self._roster.epoch(node) != epoch or not park:
-                raise OwnerLost(node, epoch, "the question that this answers went with it")
-            call, left = replace(call, park=park), [node]
+        if call.park or call.method != "tools/call" or STATE in call.params:
+            call, left = self._pinned(call, left)
         if len(self._flights) >= MAX_FLIGHTS:
             self._counters.add("mesh.flights_full")
             raise Overloaded("mesh_flights", MAX_FLIGHTS)
@@ -175,6 +173,24 @@ class Calling:
                         flight.end("this node leaves the mesh")
 
     # One call on one node
+
+    def _pinned(self, call: Call, owners: list[str]) -> tuple[Call, list[str]]:
+        """`call` as those who can do it know it, and who can.
+
+        Raises:
+            OwnerLost: the only one that could is no more. Another must not begin anew what has begun there.
+
+        """
+        pin = pin_of(call)
+        if pin is None:
+            return call, owners
+        node, epoch, call = pin
+        if self._roster.epoch(node) == epoch:
+            return call, [node]
+        if not call.park and call.method not in TASKS:
+            return call, owners  # a modern server's own state: another may make sense of it, or says that it cannot
+        self._counters.add("mesh.pins_lost")
+        raise OwnerLost(node, epoch, f"the {'question that this answers' if call.park else 'task'} went with it")
 
     def _choose(self, name: str, owners: Sequence[str]) -> tuple[str, str]:
         there = [(node, epoch) for node in owners if (epoch := self._roster.epoch(node)) is not None]
@@ -225,9 +241,7 @@ class Calling:
             if not flight.settled and flight.executed != "no":
                 self._withdraw(flight)
         outcome = outcome_of(frame, flight.node, name)
-        if type(outcome) is InputRequired and outcome.park:
-            return InputRequired(outcome.result, f"{flight.node}.{flight.epoch}.{outcome.park}")
-        return outcome
+        return outcome if type(outcome) is Complete else marked(outcome, flight.node, flight.epoch)
 
     async def _converse(self, flight: Flight) -> Frame:
         """Offer it until it is answered."""

@@ -36,6 +36,18 @@ STATES: Final = frozenset({"running", "done", "unknown"})
 TYPES: Final = frozenset({"complete", "input_required", "task"})
 """What a result is."""
 
+CHANGES: Final = "cord/changes"
+"""Method of a call that tells of resources which change, for as long as it is not cancelled."""
+
+MOOT: Final = "cord/moot"
+"""Method of a call that ends once a question needs no answer any more."""
+
+TRUST: Final = "cord/trust"
+"""Method of a call that says for how long lists can be trusted."""
+
+STANDING: Final = frozenset({CHANGES, MOOT, TRUST})
+"""Methods of calls that only wait, and so take no slot."""
+
 MAX_HOPS: Final = 8
 """Nodes that a call goes through at most."""
 

@@ -18,11 +18,15 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import trio
 
+from cord_trio.call import Call
 from cord_trio.config import Foreign
 from cord_trio.errors import ConfigError, Draining, Problem, ToolNotFound
 from cord_trio.mesh.catalogues import Pins, encode_catalogue
+from cord_trio.mesh.frames import STANDING
 from cord_trio.mesh.node import open_node
+from cord_trio.mesh.pinning import pin_of
 from cord_trio.mesh.remote import RemoteLink
+from cord_trio.mesh.standing import Hearing, Trusting, answer_standing, wait_moot_there
 from cord_trio.mesh_errors import BadCatalogue, NotPermitted
 from cord_trio.nats.client import open_nats
 from cord_trio.nats.keys import Credentials, load_credentials
@@ -31,10 +35,10 @@ from cord_trio.routing import unknown
 from cord_trio.snapshot import KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from cord_trio.call import Call, Outcome
+    from cord_trio.call import Outcome
     from cord_trio.config import MeshConfig, Source
     from cord_trio.counters import Counters
     from cord_trio.fabric import Fabric
@@ -109,6 +113,8 @@ class Joined:
         self._stirred = trio.Event()
         self._owners: dict[str, list[str]] = {}  # of each source that we have adopted
         self._adopted: dict[str, Foreign] = {}
+        self._heard: dict[str, trio.CancelScope] = {}  # of the sources that we have adopted
+        self._trusting: dict[str, Trusting] = {}  # of those as well
         self._full = False
 
     async def run(self) -> None:
@@ -198,7 +204,29 @@ class Joined:
                     self._fabric.adopt(ready)
                 except Draining:
                     return
+                self._hear_of(offers, nursery)
             await trio.sleep(GATHER)
+
+    def _hear_of(self, offers: Iterable[Offer], nursery: trio.Nursery) -> None:
+        """Have those that we have adopted, and none else, tell of the resources that somebody wants to hear of."""
+        for name in [name for name in self._heard if name not in self._adopted]:
+            self._heard.pop(name).cancel("no node offers it any more")
+            del self._trusting[name]
+        for offer in offers:
+            if offer.name in self._adopted and offer.name not in self._heard:
+                self._heard[offer.name] = scope = trio.CancelScope()
+                nursery.start_soon(self._hear_changes, offer, scope)
+
+    async def _hear_changes(self, offer: Offer, scope: trio.CancelScope) -> None:
+        def subscriptions() -> Subscriptions | None:
+            link = self._fabric.links.get(offer.name)
+            return None if link is None else link.subscriptions
+
+        hearing = Hearing(partial(self._carry, offer), subscriptions, self._rng, self._node.counters)
+        with scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(hearing.run)
+                nursery.start_soon(self._trusting[offer.name].run)
 
     def _source(self, offer: Offer, nursery: trio.Nursery) -> Foreign | None:
         """The source that stands for an offer; None if it is not known yet what that lists."""
@@ -213,12 +241,17 @@ class Joined:
                 nursery.start_soon(self._fetch, offer.digest)
             return None if known is None else known
 
+        carry = partial(self._carry, offer)
+        if offer.name not in self._trusting:
+            self._trusting[offer.name] = Trusting(carry, offer.server)
+        trusting = self._trusting[offer.name]
+
         def keeper(
             source: Source, around: Surroundings, *, epoch: int = 0, subscriptions: Subscriptions | None = None
         ) -> RemoteLink:
-            carry = partial(self._carry, offer)
             return RemoteLink(
-                source, around, catalogue=catalogue, carry=carry, epoch=epoch, subscriptions=subscriptions
+                source, around, catalogue=catalogue, carry=carry, trusting=trusting, epoch=epoch,
+                subscriptions=subscriptions,
             )  # fmt: skip
 
         return Foreign(name=offer.name, prefix="", keeper=keeper, digest=offer.digest)
@@ -259,11 +292,21 @@ class Joined:
         """Tell the node that asked that it gets no answer."""
         self._node.calling.drop(park, reason)
 
+    async def wait_moot(self, park: str) -> None:
+        """Return once the node that asked needs no answer any more, or is gone."""
+        node, epoch, asked = pin_of(Call("", park=park)) or ("", "", Call(""))
+        await wait_moot_there(
+            lambda call: self._node.calling.call(call, (node,)), asked.park,
+            lambda: self._node.roster.epoch(node) == epoch, self._rng,
+        )  # fmt: skip
+
 
 def answering(fabric: Fabric, settings: MeshConfig) -> Callable[[Call], Awaitable[Outcome]]:
     """What does the calls of other nodes: those of sources that are ours, and shared."""
 
     async def answer(call: Call) -> Outcome:
+        if call.method in STANDING:
+            return await answer_standing(fabric, settings, call)
         name = fabric.source_of(call)
         link = fabric.links.get(name or "")
         if link is None or isinstance(link.source, Foreign) or not settings.shares(link.name):

@@ -17,7 +17,16 @@ from msgspec.structs import replace
 
 from cord_trio.counters import Counters
 from cord_trio.errors import CallError, CordError, DeadlineExceeded
-from cord_trio.mesh.frames import MAX_HOPS, Frame, Request, decode_request, encode_end, encode_frame, encode_request
+from cord_trio.mesh.frames import (
+    MAX_HOPS,
+    STANDING,
+    Frame,
+    Request,
+    decode_request,
+    encode_end,
+    encode_frame,
+    encode_request,
+)
 from cord_trio.mesh.outcomes import HOP_COST, call_of, failure_of, frame_of, params_of
 from cord_trio.mesh.parts import ABOVE
 from cord_trio.mesh.tenure import MAX_REMEMBERED, Owned, Tenure
@@ -43,6 +52,9 @@ SLOTS: Final = 256
 
 LINE: Final = 256
 """Calls of other nodes that wait for that."""
+
+MAX_STANDING: Final = 4096
+"""Calls of other nodes that only wait, such as for a resource to change."""
 
 HOPS: ContextVar[int] = ContextVar("cord_trio_mesh_hops", default=0)
 """Nodes that the call went through in which the running task is."""
@@ -195,6 +207,9 @@ class Owning:
         if until <= now:
             self._end(tenure, owned, failure_of(DeadlineExceeded("nothing of it was left", "no")))
             return
+        if request.method in STANDING:
+            self._stand(tenure, owned, now)
+            return
         verdict, pushed = tenure.admission.ask(caller, owned, until - now)
         if pushed is not None:
             self._refuse(tenure, pushed, "busy")
@@ -204,6 +219,17 @@ class Owning:
         tenure.runs(owned, now)
         if verdict == "run":
             self._start(tenure, owned)
+
+    def _stand(self, tenure: Tenure, owned: Owned, now: float) -> None:
+        """Run what only waits: it takes no slot, and nobody drains for it."""
+        if tenure.standing >= MAX_STANDING:
+            self._counters.add("mesh.standing_full")
+            self._refuse(tenure, owned, "busy")
+            return
+        tenure.standing += 1
+        owned.standing = True
+        tenure.runs(owned, now)
+        self._start(tenure, owned)
 
     def _judge(self, tenure: Tenure, node: str, owned: Owned) -> str:
         """Why it may not run; "" if it may."""
@@ -317,8 +343,9 @@ class Owning:
                 else:
                     frame = _ended("the node had to let go of it", executed)
             self._end(tenure, owned, frame)
-            after = tenure.admission.leave(trio.current_time() - began)
-            if after is not None:
+            if owned.standing:
+                tenure.standing -= 1
+            elif (after := tenure.admission.leave(trio.current_time() - began)) is not None:
                 self._start(tenure, after)
 
     def _hand_on(self, owned: Owned, to: HandOn) -> Frame:

@@ -11,7 +11,7 @@ from cord_trio.config.values import RESERVED_PREFIXES
 from cord_trio.errors import CallError, DrainTimeout, SourceDown
 from cord_trio.link import Link
 from cord_trio.protocol.tools import SEPARATOR
-from cord_trio.snapshot import Listed
+from cord_trio.snapshot import KINDS, NOTHING_LISTED, Listed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from cord_trio.errors import Executed
     from cord_trio.following import Subscriptions
     from cord_trio.mesh.catalogues import Catalogue
+    from cord_trio.mesh.standing import Trusting
+    from cord_trio.snapshot import Kind
     from cord_trio.surroundings import Surroundings
 
 log = logging.getLogger("cord_trio.mesh")
@@ -36,6 +38,7 @@ class RemoteLink(Link):
         around: what all links of the fabric share.
         catalogue: what it lists; whatever it lists is named as its node exports it.
         carry: makes a call on a node that has the server.
+        trusting: how long what it lists can be trusted.
         epoch: of the registry's view.
         subscriptions: of the link before it.
 
@@ -48,12 +51,15 @@ class RemoteLink(Link):
         *,
         catalogue: Catalogue,
         carry: Callable[[Call], Awaitable[Outcome]],
+        trusting: Trusting,
         epoch: int = 0,
         subscriptions: Subscriptions | None = None,
     ) -> None:
         super().__init__(source, around, epoch=epoch, subscriptions=subscriptions)
         self._catalogue = catalogue
         self._carry = carry
+        self._trusting = trusting
+        trusting.greeted(catalogue.greeting)
         self._scopes: set[trio.CancelScope] = set()  # of the calls that run
 
     @property
@@ -67,6 +73,9 @@ class RemoteLink(Link):
     @property
     def in_flight(self) -> int:
         return len(self._scopes)
+
+    def trust(self, kind: Kind) -> float:
+        return self._trusting.trust(kind)
 
     def call(self, call: Call, name: str | None) -> Awaitable[Outcome]:
         """How a node that has the server ended `call`. See `Calling.call`; the call is named as here."""
@@ -99,7 +108,8 @@ class RemoteLink(Link):
     async def _keep(self) -> None:
         try:
             self.starts, self.known = 1, True
-            lists = {kind: _allowed(listed) for kind, listed in self._catalogue.lists.items()}
+            # All of them: one that is empty now may not have been before.
+            lists = {kind: _allowed(self._catalogue.lists.get(kind, NOTHING_LISTED)) for kind in KINDS}
             await self._publish("ready", lists, self._catalogue.greeting)
             self._set_tried()
             await trio.sleep_forever()

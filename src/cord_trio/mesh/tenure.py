@@ -55,6 +55,7 @@ class Owned:
         end: the frame that ended it; None while it has not ended, or if its result was let go of.
         large: its result, where that goes in parts.
         due: Trio time at which its caller is told next that it runs.
+        standing: whether it only waits, and has no slot.
 
     """
 
@@ -68,6 +69,7 @@ class Owned:
     end: Frame | None = None
     large: bytes = b""
     due: float = math.inf
+    standing: bool = False
 
     @property
     def size(self) -> int:
@@ -85,6 +87,7 @@ class Tenure:
         lease: which.
         admission: who may run.
         known: all calls.
+        standing: how many run that only wait.
         next: Trio time at which somebody is to be told that its call runs.
         sleeping: the scope that ends then.
 
@@ -94,6 +97,7 @@ class Tenure:
         self.lease = lease
         self.admission: Admission[Owned] = Admission(slots, line)
         self.known: dict[tuple[str, str], Owned] = {}
+        self.standing = 0
         self.next = math.inf
         self.sleeping = trio.CancelScope()
         self._counters = counters

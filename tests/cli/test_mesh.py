@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import signal
+import socket
 import stat
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,8 +18,10 @@ from cord_trio.cli import main, mesh, serve
 from cord_trio.cli.broker import find_server, keep_broker
 from cord_trio.cli.figures import children
 from cord_trio.config import Http
+from cord_trio.errors import ConnectFailed
 from cord_trio.fabric import open_fabric
-from cord_trio.mesh_errors import DuplicateName
+from cord_trio.mesh_errors import DuplicateName, NotPermitted
+from cord_trio.nats.keys import make_key
 from tests.cli.helpers import Said, command_line, configure, server, until
 from tests.cli.test_serve import arguments
 
@@ -37,6 +40,10 @@ needs_server = pytest.mark.skipif(find_server() is None, reason="no nats-server 
         (["permissions", "a", "a"], "node 'a' is given twice"),
         (["permissions", "A"], "no name of a node or mesh: 'A'"),
         (["permissions", "a:b.c"], "no name of a node or mesh: 'b.c'"),
+        (["permissions", "a:"], "no name of a node or mesh: ''"),
+        (["permissions", "a:b", "c"], "a:b: 'b' is none of the nodes"),
+        (["permissions", "a", "--listen", "foo"], "--listen foo: write HOST:PORT, such as 127.0.0.1:4222"),
+        (["permissions", "a", "--listen", "foo:x"], "--listen foo:x: "),
         (["permissions", "a", "--registrar", "b"], "--registrar: 'b' is none of the nodes"),
     ],
 )
@@ -87,6 +94,24 @@ def test_a_broker_that_cannot_start_says_why(folder: Path, capsys: pytest.Captur
     assert "error: the broker did not start: " in capsys.readouterr().err
 
 
+@needs_server
+def test_a_broker_whose_port_is_taken_says_so_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        (folder / "mesh.conf").write_text(f'listen: "127.0.0.1:{port}"\n')
+        for words in (["--port", str(port)], ["--conf", "mesh.conf"]):
+            assert main(["mesh", "broker", *words]) == 1
+            line = capsys.readouterr().err.splitlines()[-1]
+            assert line.startswith(f"error: the broker did not start: port {port} is taken; does a broker run already?")
+
+
+@needs_server
+def test_a_broker_that_cannot_read_its_configuration_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "mesh.conf").write_text("listen {")
+    assert main(["mesh", "broker", "--conf", "mesh.conf"]) == 1
+    assert "error: the broker did not start: Parse error on line 1" in capsys.readouterr().err
+
+
 def brokers() -> list[int]:
     return [pid for pid in children() if "cord-broker-" in " ".join(command_line(pid))]
 
@@ -117,8 +142,11 @@ async def test_two_nodes_over_a_broker_that_is_killed_serve_a_client_on_either(
         configure(folder, notes=server())
         nursery.start_soon(serve.run, arguments(mesh=[url], node="b"), second)
         await said.wait_for("node b of mesh cord, with 1 other node")
+        await said.wait_for("node b has joined")
+        assert said().count("serving") == 2
         with pytest.raises(DuplicateName):
             await serve.run(arguments(mesh=[url], node="b"), trio.Event())
+        assert said().count("serving") == 2
         gateway = next(line for line in said().splitlines() if "serving" in line).split()[-1]
         async with open_fabric([Http(name="there", url=gateway, prefix="")]) as client:
             with trio.fail_after(10):
@@ -134,16 +162,83 @@ async def test_two_nodes_over_a_broker_that_is_killed_serve_a_client_on_either(
             (pid,) = brokers()
             os.kill(pid, signal.SIGKILL)
             await said.wait_for("the broker has ended; it is started again")
+            await said.wait_for("the broker of mesh cord is lost, other nodes with it: ")
             await until(lambda: brokers() and brokers() != [pid])
             with trio.fail_after(10):
                 assert (await client.call("notes__echo", {"text": "again"})).text == "again"
+            await said.wait_for("the broker of mesh cord is back")
         second.set()
         await said.wait_for("draining")
         with trio.fail_after(10):
             while "b" in await nodes(url, said):  # noqa: ASYNC110  # another process would ask so, too
                 await trio.sleep(0.1)
+        await said.wait_for("node b has left")
         nursery.cancel_scope.cancel("the test is over")
     assert brokers() == []
+
+
+@needs_server
+@pytest.mark.limit(40)  # a busy machine starts two processes late
+async def test_a_node_without_a_broker_serves_what_is_its_own_until_there_is_one(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said, interrupted = Said(capsys), trio.Event()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    configure(folder, web=server())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve.run, arguments(mesh=[f"nats://127.0.0.1:{port}"], node="a"), interrupted)
+        gateway = (await said.wait_for("serving")).split()[-1]
+        assert "Connection refused" in await said.wait_for("not in mesh cord yet, and goes on trying; ")
+        async with open_fabric([Http(name="there", url=gateway, prefix="")]) as client:
+            assert (await client.call("web__add", {"a": 1, "b": 2})).text == "3"
+        nursery.start_soon(partial(keep_broker, port=port, store=None, conf=None))
+        await said.wait_for("node a of mesh cord, with 0 other nodes")
+        nursery.cancel_scope.cancel("the test is over")
+
+
+@needs_server
+@pytest.mark.limit(40)  # a busy machine starts two processes late
+async def test_a_key_that_the_broker_does_not_know_is_named_and_so_is_one_of_another_node(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "other.nk").write_text(f"{make_key().seed}\n")
+    said = Said(capsys)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    assert await mesh.run(permissions("a", "b", listen=f"127.0.0.1:{port}"), trio.Event()) == 0
+    said()
+    (folder / "mesh.conf").write_text(said.out)
+    text = '[mesh]\nservers = ["nats://127.0.0.1:%d"]\nnode = "a"\ncredentials = "%s"\n'
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(keep_broker, port=0, store=None, conf="mesh.conf"))
+        await reachable(port)
+        for key, error, words in (
+            ("other.nk", ConnectFailed, r"the server refuses the key U\w{55} of other.nk: .*does its configuration"),
+            ("b.nk", NotPermitted, "may b.nk be node 'a' of mesh 'cord'"),
+        ):
+            (folder / "cord.toml").write_text(text % (port, key))
+            with pytest.raises(error, match=words):
+                await serve.run(arguments(), trio.Event())
+        assert "serving" not in said()
+        nursery.cancel_scope.cancel("the test is over")
+
+
+def permissions(*nodes: str, listen: str = "127.0.0.1:4222") -> argparse.Namespace:
+    return argparse.Namespace(
+        what="permissions", nodes=nodes, name="cord", keys=".", registrar=None, listen=listen, store="nats"
+    )
+
+
+async def reachable(port: int) -> None:
+    """Return once somebody listens there."""
+    while True:  # noqa: ASYNC913  # goes on only after a pause
+        try:
+            await (await trio.open_tcp_stream("127.0.0.1", port)).aclose()
+        except OSError:
+            await trio.sleep(0.02)
+        else:
+            return
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,9 @@ def arguments(**given: object) -> argparse.Namespace:
         (["--http", "a:b:c"], "--http: write HOST:PORT, such as 127.0.0.1:8931"),
         (["--http", "127.0.0.1:99999"], "--http: a port is 0 to 65535"),
         (["--http", "0.0.0.0:0"], "is not a loopback address, and there is no authentication yet"),
-        (["--grace", "-1"], "--grace: give 0 or more seconds"),
-        (["--grace", "nan"], "--grace: give 0 or more seconds"),
+        (["--grace", "0"], "--grace: give more than 0 seconds"),
+        (["--grace", "-1"], "--grace: give more than 0 seconds"),
+        (["--grace", "nan"], "--grace: give more than 0 seconds"),
     ],
 )
 def test_wrong_arguments_are_2_in_one_line(

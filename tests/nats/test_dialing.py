@@ -61,7 +61,10 @@ async def test_what_follows_the_greeting_is_kept(monkeypatch: pytest.MonkeyPatch
         ([INFO], "handshake: the server closed the connection"),
         ([b"PING\r\n"], "the server does not begin with INFO"),
         ([b"-ERR 'maximum connections exceeded'\r\n"], "the server refuses: maximum connections exceeded"),
-        ([INFO, b"-ERR 'Authorization Violation'\r\n"], "authorize: the server refuses us: .*check the credentials"),
+        (
+            [INFO, b"-ERR 'Authorization Violation'\r\n"],
+            "authorize: the server refuses somebody without credentials: .*; give it",
+        ),
         ([INFO, b"-ERR 'maximum connections exceeded'\r\n"], "handshake: the server refuses us: maximum"),
         ([b"HTTP/1.1 400 Bad Request\r\n"], "it speaks no NATS: .*is the port that of a NATS server"),
         ([b'INFO {"version":"2.9.10"}\r\n'], r"nats-server 2\.9\.10 is too old: .*use nats-server 2\.11 or newer"),

@@ -36,6 +36,14 @@ def test_a_seed_is_the_key_that_it_is_elsewhere() -> None:
     assert repr(key) == f"Key({PUBLIC})"
 
 
+def test_who_signs_in_is_shown_without_what_is_secret(tmp_path: Path) -> None:
+    (tmp_path / "a.nk").write_text(SEED)
+    found = [load_credentials(tmp_path / "a.nk"), Credentials(user="me", password="x"), Credentials(token="x")]
+    assert [each.shown for each in [*found, Credentials()]] == [
+        f"the key {PUBLIC} of {tmp_path}/a.nk", "user 'me'", "the token", "somebody without credentials",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_key_comes_back_from_its_seed(kind: str) -> None:
     key = make_key(kind)

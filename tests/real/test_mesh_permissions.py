@@ -119,6 +119,6 @@ async def test_nobody_answers_what_it_was_not_asked(broker: Broker, keys: Path) 
 
 
 async def test_who_has_no_key_is_let_in_nowhere(broker: Broker) -> None:
-    with pytest.raises(ConnectFailed, match="refuses us"):
+    with pytest.raises(ConnectFailed, match="refuses somebody without credentials"):
         async with open_nats(broker.url):
             raise AssertionError

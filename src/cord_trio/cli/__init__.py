@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return FAILED
         if args.debug:
             traceback.print_exception(exc)
-        return _report(exc)
+        return report(exc)
 
 
 def script() -> NoReturn:
@@ -134,10 +134,10 @@ def _reader_left(exc: BaseException) -> bool:
     return isinstance(exc, BrokenPipeError)
 
 
-def _report(exc: Exception) -> int:
+def report(exc: Exception) -> int:
     """Say what went wrong, in one line for each thing; returns the exit code."""
     if isinstance(exc, ExceptionGroup):
-        return max([_report(inner) for inner in exc.exceptions], default=FAILED)
+        return max([report(inner) for inner in exc.exceptions], default=FAILED)
     if isinstance(exc, ConfigError):
         for problem in exc.problems:
             tell(f"error: {problem}")

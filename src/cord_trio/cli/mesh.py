@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -25,6 +26,10 @@ PATIENCE: Final = 10.0
 
 DIGEST: Final = 8
 """Characters of a digest that are shown."""
+
+MOST_PORT: Final = 65535
+
+_LISTEN: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,8 +70,8 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
         case _:
             if args.conf is not None and not os.access(args.conf, os.R_OK):
                 return wrong_usage(f"--conf {args.conf}: there is no such file, or it cannot be read")
-            if not 0 <= args.port <= 65535:
-                return wrong_usage(f"--port {args.port}: a port is a number from 0 to 65535")
+            if not 0 <= args.port <= MOST_PORT:
+                return wrong_usage(f"--port {args.port}: a port is a number from 0 to {MOST_PORT}")
             return await keep_broker(port=args.port, store=args.store, conf=args.conf)
 
 
@@ -141,17 +146,23 @@ async def _permissions(args: argparse.Namespace) -> int:
     from cord_trio.config.mesh import NAME
     from cord_trio.mesh.permissions import Member, server_config
 
+    if not _LISTEN.fullmatch(args.listen) or not 0 < int(args.listen.rpartition(":")[2]) <= MOST_PORT:
+        return wrong_usage(f"--listen {args.listen}: write HOST:PORT, such as 127.0.0.1:{PORT} or 0.0.0.0:{PORT}")
     targets: dict[str, tuple[str, ...]] = {}
     for each in args.nodes:
-        name, _, calls = each.partition(":")
+        name, colon, calls = each.partition(":")
         if name in targets:
             return wrong_usage(f"node {name!r} is given twice")
-        targets[name] = tuple(filter(None, calls.split(",")))
+        targets[name] = tuple(calls.split(",")) if colon else ()
     registrars = args.registrar if args.registrar is not None else list(targets)
     named = [args.name, *targets, *(target for calls in targets.values() for target in calls), *registrars]
     for name in named:
         if not NAME.fullmatch(name):
             return wrong_usage(f"no name of a node or mesh: {name[:100]!r}; one has 1 to 48 of a-z, 0-9, _ and -")
+    for name, calls in targets.items():
+        for target in calls:
+            if target not in targets:
+                return wrong_usage(f"{name}:{target}: {target!r} is none of the nodes; name it as a node, too")
     for name in registrars:
         if name not in targets:
             return wrong_usage(f"--registrar: {name!r} is none of the nodes")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import gc
 import math
 import os
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
 
-from cord_trio.cli import FAILED, tell
+from cord_trio.cli import DONE, FAILED, report, tell
 from cord_trio.cli.common import add_config, clean, count, find_configured, load, one_line, open_view, wrong_usage
 from cord_trio.cli.reloading import keep_reloading
 from cord_trio.cli.running import Running, find
@@ -24,9 +24,10 @@ from cord_trio.observe.handover import TAKING, Offer, Taken, take_over
 if TYPE_CHECKING:
     import argparse
     import socket
-    from collections.abc import AsyncGenerator
+    from collections.abc import Callable
     from pathlib import Path
 
+    from cord_trio.cli.neighbours import Neighbours
     from cord_trio.config import Config, MeshConfig
     from cord_trio.fabric import Fabric, Mesh
     from cord_trio.protocol.jsonrpc import Json
@@ -65,8 +66,8 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
     except ValueError as exc:
         return wrong_usage(str(exc))
     if args.grace is not None:
-        if not 0 <= args.grace < math.inf:
-            return wrong_usage("--grace: give 0 or more seconds")
+        if not 0 < args.grace < math.inf:
+            return wrong_usage("--grace: give more than 0 seconds")
         given["grace"] = args.grace
     if args.record is not None:
         given["record"] = args.record
@@ -89,14 +90,25 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
         except (ValueError, OSError) as exc:
             tell(f"error: {clean(str(exc))}")
             return FAILED
-        tell_where(f"serving {count(len(config.enabled), 'source')}", listeners)
         leaving = trio.Event()
+        refusals: list[Exception] = []
+
+        def refuse(exc: Exception) -> None:
+            """What the mesh says only now a person has to mend: end, so that one hears of it."""
+            refusals.append(exc)
+            report(exc)
+            interrupted.set()
+
+        neighbours = None if config.mesh is None else _neighbours(config.mesh, refuse)
         offer = Offer(listeners, leaving.set, serving=False)
         async with (
-            open_fabric(config, recorder=recorder, mesh=_mesh(config)) as fabric,
+            open_fabric(
+                config, recorder=recorder, mesh=_mesh(config.mesh, neighbours, heir=taken is not None)
+            ) as fabric,
             open_view(fabric, "serve", offer=offer),
             trio.open_nursery() as nursery,
         ):
+            tell_where(f"serving {count(len(config.enabled), 'source')}", listeners)
             fabric.add_configured(handlers)
 
             async def drain_when_taken_over() -> None:
@@ -110,6 +122,8 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
             )
             nursery.start_soon(drain_when_taken_over)
             nursery.start_soon(_tell_changes, fabric)
+            if neighbours is not None:
+                nursery.start_soon(neighbours.watch)
             nursery.start_soon(_freeze_when_listed, fabric)
             nursery.start_soon(keep_reloading, fabric, as_told, interrupted, notify)
             if taken is not None:
@@ -123,7 +137,7 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
                 offer.serving = True
                 notify.ready()
             nursery.cancel_scope.cancel("all that was asked is answered")
-    return 0
+    return FAILED if refusals else DONE
 
 
 def _mesh_as_told(mesh: MeshConfig | None, servers: list[str] | None, node: str | None) -> MeshConfig | None:
@@ -137,23 +151,21 @@ def _mesh_as_told(mesh: MeshConfig | None, servers: list[str] | None, node: str 
     return attrs.evolve(mesh, **given)
 
 
-def _mesh(config: Config) -> Mesh | None:
-    """What makes the fabric a node of the configured mesh, and says so; None if there is none."""
-    settings = config.mesh
-    if settings is None:
+def _neighbours(settings: MeshConfig, refuse: Callable[[Exception], None]) -> Neighbours:
+    """What tells of the mesh."""
+    from cord_trio.cli.neighbours import Neighbours
+
+    return Neighbours(settings, refuse)
+
+
+def _mesh(settings: MeshConfig | None, neighbours: Neighbours | None, *, heir: bool) -> Mesh | None:
+    """What makes the fabric a node of the configured mesh whenever that can be had; None if there is none."""
+    if settings is None or neighbours is None:
         return None
     from cord_trio.mesh.joining import in_mesh
+    from cord_trio.mesh.staying import stay_in_mesh
 
-    join = in_mesh(settings)
-
-    @asynccontextmanager
-    async def joined(fabric: Fabric) -> AsyncGenerator[None]:
-        async with join(fabric) as node:
-            others = count(len(node.roster.nodes.keys() - {settings.node}), "other node")
-            tell(f"node {settings.node} of mesh {settings.name}, with {others}")
-            yield
-
-    return joined
+    return stay_in_mesh(in_mesh(settings, changed=neighbours.changed), neighbours.hear, heir=heir)
 
 
 def _recorder(config: Config, stack: AsyncExitStack) -> Recorder | None:

@@ -354,13 +354,28 @@ async def join_mesh(
 async def open_store(settings: MeshConfig, *, counters: Counters | None = None) -> AsyncGenerator[tuple[Nats, Bucket]]:
     """A connection to the mesh's broker, and what the nodes know of each other there. Raises as `in_mesh` says."""
     async with _connect(settings, "control", counters) as nats:
-        yield nats, await open_bucket(nats, f"cord_{settings.name}", BucketOptions(replicas=settings.replicas))
+        try:
+            bucket = await open_bucket(nats, f"cord_{settings.name}", BucketOptions(replicas=settings.replicas))
+        except NotPermitted as exc:
+            whose = settings.credentials or "who signs in so"
+            doubt = f"may {whose} be node {settings.node!r} of mesh {settings.name!r}?"
+            raise NotPermitted(exc.subject, f"{exc.reason}; {doubt}", exc.executed) from exc
+        yield nats, bucket
 
 
 def in_mesh(
-    settings: MeshConfig, *, rng: random.Random | None = None
+    settings: MeshConfig,
+    *,
+    rng: random.Random | None = None,
+    changed: Callable[[bool, str], None] | None = None,
 ) -> Callable[[Fabric], AbstractAsyncContextManager[Node]]:
     """For `open_fabric(mesh=…)`: makes the fabric a node of the mesh that `settings` describe.
+
+    Args:
+        settings: of the mesh.
+        rng: draws names and pauses.
+        changed: told, once it is a node, when the broker is lost (False), with the reason, and when it is back;
+            must not block or raise.
 
     Raises, when the fabric opens: `ConnectFailed` if none of the servers takes us, `DuplicateName` if another node
     has our name, `ConfigError` if a file of the settings cannot be used, `CallError` if the store cannot be had.
@@ -373,7 +388,11 @@ def in_mesh(
             _connect(settings, "bulk", fabric.counters) as bulk,
             join_mesh(fabric, settings, nats, bucket, rng or random.Random(), bulk=bulk) as node,
         ):
-            yield node
+            nats.line.on_change = changed
+            try:
+                yield node
+            finally:
+                nats.line.on_change = None
 
     return opened
 

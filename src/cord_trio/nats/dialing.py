@@ -124,7 +124,7 @@ async def greet(
             wire = await _secure(wire, server.origin, verify, nursery)
             reader = _Reader(wire, max_payload)
         wire.write(encode_hello(sign_in(info, credentials, replace(hello, tls_required=server.origin.tls))), PING)
-        info = await reader.until_pong(name, info)
+        info = await reader.until_pong(name, info, credentials)
     except (OSError, trio.BrokenResourceError, NatsMalformed) as exc:
         wire.close()
         raise _unreached(name, exc) from exc
@@ -193,7 +193,7 @@ class _Reader:
             raise ConnectFailed(name, "handshake", "the server does not begin with INFO")
         return event
 
-    async def until_pong(self, name: str, info: Info) -> Info:
+    async def until_pong(self, name: str, info: Info, credentials: Credentials) -> Info:
         """Wait for the server to have taken us. Returns what it last said of itself."""
         while True:
             match await self.next(name):
@@ -204,15 +204,17 @@ class _Reader:
                 case Info() as info:
                     pass
                 case Refusal(text):
-                    raise _refused(name, text)
+                    raise _refused(name, text, credentials)
                 case _:
                     pass  # nothing else is for us yet
 
 
-def _refused(name: str, text: str) -> ConnectFailed:
+def _refused(name: str, text: str, credentials: Credentials) -> ConnectFailed:
     lower = text.lower()
     if "authorization" in lower or "authentication" in lower:
-        return ConnectFailed(name, "authorize", f"the server refuses us: {text}", "check the credentials given for it")
+        known = credentials.key or credentials.user or credentials.token
+        remedy = "does its configuration name that one?" if known else "give it credentials that it knows"
+        return ConnectFailed(name, "authorize", f"the server refuses {credentials.shown}: {text}", remedy)
     return ConnectFailed(name, "handshake", f"the server refuses us: {text}")
 
 

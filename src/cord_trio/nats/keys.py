@@ -88,6 +88,7 @@ class Credentials:
         password: with `user`.
         key: proves that we are its owner.
         jwt: of a user, whose owner `key` proves us to be.
+        file: they were read from; "" for none.
 
     """
 
@@ -96,6 +97,19 @@ class Credentials:
     password: str = attrs.field(default="", repr=False)
     key: Key | None = None
     jwt: str = attrs.field(default="", repr=False)
+    file: str = ""
+
+    @property
+    def shown(self) -> str:
+        """Who we say that we are, and by which file, without anything that is secret."""
+        who = "somebody without credentials"
+        if self.key is not None:
+            who = f"the key {self.key.public}"
+        elif self.user:
+            who = f"user {self.user!r}"
+        elif self.token:
+            who = "the token"
+        return who + (f" of {self.file}" if self.file else "")
 
     def __attrs_post_init__(self) -> None:
         if [bool(self.token), bool(self.user), self.key is not None].count(True) > 1:
@@ -117,9 +131,9 @@ def load_credentials(path: Path) -> Credentials:
     parts = _PART.findall(text)
     try:
         if len(parts) >= 2:
-            return Credentials(jwt=parts[0], key=Key.from_seed(parts[1]))
+            return Credentials(jwt=parts[0], key=Key.from_seed(parts[1]), file=str(path))
         lines = [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
-        return Credentials(key=Key.from_seed(lines[0] if len(lines) == 1 else ""))
+        return Credentials(key=Key.from_seed(lines[0] if len(lines) == 1 else ""), file=str(path))
     except ValueError as exc:
         raise ValueError(f"{path}: no credentials of NATS: {exc}") from None
 

@@ -202,7 +202,7 @@ def check(world: World) -> None:
         tenure.forget(trio.current_time())
         left = (len(tenure.known), len(tenure._ended), tenure._kept_bytes, len(node.calling._flights))
         assert left == (0, 0, 0, 0), f"8: left at node {node.name}"
-        assert (tenure.admission.busy, node.calling._withdrawn) == (0, 0), f"8: left at node {node.name}"
+        assert (tenure.admission.busy, node.calling._withdrawals._untold) == (0, 0), f"8: left at node {node.name}"
 
 
 @proves("mesh.1", "mesh.2", "mesh.3", "mesh.7", "mesh.8")

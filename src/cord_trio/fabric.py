@@ -170,6 +170,15 @@ class Fabric(Verbs, Sources):
             self._leave()
 
     @contextmanager
+    def accepting(self) -> Generator[None, None, None]:
+        """One piece of work from outside, for as long as the block runs. Raises as `call` does if it is not taken."""
+        self._enter()
+        try:
+            yield
+        finally:
+            self._leave()
+
+    @contextmanager
     def holding(self) -> Generator[Handler, None, None]:
         """What takes the further rounds of a call that was accepted and is not answered, also while we drain.
 

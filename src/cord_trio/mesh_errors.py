@@ -8,6 +8,8 @@
     ├── DuplicateName          another node has the name
     ├── AgentTaken             another node has the agent of which there is one
     ├── BadCatalogue           what a server of another node lists cannot be used
+    ├── AgentError
+    │   └── NotJson            what an agent is given, or answers, cannot go to another node
     └── CallError
         ├── NoOwner            no node that has it can be reached; nothing was run
         ├── OwnerLost          the node that had the call is no more, or cannot be reached
@@ -23,7 +25,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cord_trio.errors import CallError, CordError
+from cord_trio.errors import AgentError, CallError, CordError
 
 if TYPE_CHECKING:
     from cord_trio.errors import Executed
@@ -165,3 +167,12 @@ class AgentTaken(CordError):
         self.agent = agent
         self.node = node
         self.epoch = epoch
+
+
+class NotJson(AgentError):
+    """`what` cannot go to another node, for `reason`: nothing crosses but JSON, and what a tool answered."""
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(f"{what} cannot go to another node: {reason}; let it be plain values, as in JSON")
+        self.what = what
+        self.reason = reason

@@ -13,7 +13,7 @@ from cord_trio.mesh.local import open_broker
 from cord_trio.mesh.presence import NodeRecord
 from cord_trio.mesh.staying import Entered, Refused, Waiting
 from cord_trio.mesh_errors import DuplicateName
-from tests.mesh.test_joining import member
+from tests.mesh.members import member
 
 if TYPE_CHECKING:
     import pytest

@@ -13,14 +13,16 @@ def toml(text: str) -> Config:
 
 def test_a_mesh_is_read_with_all_that_it_says() -> None:
     config = toml(
-        '[mesh]\nservers = ["nats://a:4222", "b"]\nname = "m"\nnode = "n"\nshare = ["w*"]\ngroups = { web = "pool" }\n'
+        '[mesh]\nservers = ["nats://a:4222", "b"]\nname = "m"\nnode = "n"\nshare = ["w*"]\nagents = ["c*"]\n'
+        'groups = { web = "pool" }\n'
         'labels = { region = "north" }\ncredentials = "~/n.nk"\nca = "~/ca.pem"\nreplicas = 3\nremote = 5\n'
     )
     assert config.mesh == MeshConfig(
-        servers=("nats://a:4222", "b"), name="m", node="n", share=("w*",), groups={"web": "pool"},
+        servers=("nats://a:4222", "b"), name="m", node="n", share=("w*",), agents=("c*",), groups={"web": "pool"},
         labels={"region": "north"}, credentials="/home/me/n.nk", ca="/home/me/ca.pem", replicas=3, remote=5,
     )  # fmt: skip
     assert (config.mesh.shares("web"), config.mesh.shares("notes")) == (True, False)
+    assert (config.mesh.lends("clerk"), config.mesh.lends("web")) == (True, False)
 
 
 def test_a_mesh_alone_is_enough_and_its_token_is_shown_nowhere() -> None:

@@ -22,7 +22,7 @@ from tests.full_server import FullServer, text
 from tests.gateway import test_pairings
 from tests.gateway.fakes import CAPABILITIES
 from tests.gateway.test_pairings import FORM, Gate, asking, far, pairings
-from tests.mesh.test_joining import listed, member
+from tests.mesh.members import listed, member
 from tests.test_background import EXTENSION, ModernTaskServer
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from cord_trio.mesh.local import LocalBroker
     from tests.full_server import Request
-    from tests.mesh.test_joining import Member
+    from tests.mesh.members import Member
 
 Json: TypeAlias = Any
 

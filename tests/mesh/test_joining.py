@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from random import Random
 from typing import TYPE_CHECKING
 
-import attrs
 import msgspec
 import pytest
 import trio
@@ -18,66 +16,21 @@ from cord_trio.errors import CallError, ConfigError, ToolNotFound
 from cord_trio.fabric import Fabric, open_fabric
 from cord_trio.mesh.catalogues import digest_of
 from cord_trio.mesh.joining import in_mesh, join_mesh
-from cord_trio.mesh.local import LocalBroker, Way, open_broker
+from cord_trio.mesh.local import open_broker
 from cord_trio.mesh.presence import LEASE
 from cord_trio.nats.kv import open_bucket
 from cord_trio.testing import ToolServer
+from tests.mesh.members import listed, member, server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from trio.testing import MockClock
 
     from cord_trio.agents import Answer
     from cord_trio.agents.answering import Question
-    from cord_trio.config import Source
-    from cord_trio.mesh.node import Node
     from cord_trio.protocol.jsonrpc import Json
-
-
-@attrs.frozen
-class Member:
-    fabric: Fabric
-    node: Node
-    way: Way
-
-
-@asynccontextmanager
-async def member(
-    broker: LocalBroker,
-    name: str,
-    *sources: Source,
-    groups: Mapping[str, str] | None = None,
-    share: str = "*",
-    seed: str = "",
-) -> AsyncGenerator[Member]:
-    settings = MeshConfig(servers=["nats://local"], node=name, groups=groups or {}, share=[share])
-    way = broker.way()
-    nodes: list[Node] = []
-
-    @asynccontextmanager
-    async def mesh(fabric: Fabric) -> AsyncGenerator[None]:
-        async with way.open() as nats:
-            bucket = await open_bucket(nats, "cord_cord")
-            async with join_mesh(fabric, settings, nats, bucket, Random(name + seed)) as node:
-                nodes.append(node)
-                yield
-
-    async with open_fabric(Config(sources=sources, mesh=settings), mesh=mesh, rng=Random(name)) as fabric:
-        await fabric.wait_started()
-        yield Member(fabric, nodes[0], way)
-
-
-async def listed(fabric: Fabric, name: str, *, there: bool = True) -> None:
-    """Return once a tool is exported, or is not any more."""
-    with trio.fail_after(60):
-        while (name in fabric.registry.snapshot.tools) is not there:
-            await fabric.registry.changed(fabric.registry.snapshot.version)
-
-
-def server(name: str, **options: Json) -> ToolServer:
-    return ToolServer(name=name, **options)
 
 
 async def test_each_node_calls_the_tools_of_the_other(autojump_clock: MockClock) -> None:

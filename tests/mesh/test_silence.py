@@ -66,9 +66,9 @@ async def test_a_cancel_that_was_lost_is_said_again(autojump_clock: MockClock) -
             with trio.move_on_after(0.5):
                 await here.calling.call(tool_call(), ["b"])
             await wait_all_tasks_blocked()
-            assert (work.cancelled, here.calling._withdrawn) == ([], 1)
+            assert (work.cancelled, here.calling._withdrawals._untold) == ([], 1)
             await trio.sleep(3)
-            assert (work.cancelled, here.calling._withdrawn) == ([b"{}"], 0)
+            assert (work.cancelled, here.calling._withdrawals._untold) == ([b"{}"], 0)
 
 
 async def test_a_cancel_while_cut_off_is_said_once_connected(autojump_clock: MockClock) -> None:

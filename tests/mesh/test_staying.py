@@ -19,7 +19,7 @@ from cord_trio.mesh.staying import FIRST, Entered, News, Refused, Waiting, passe
 from cord_trio.mesh_errors import Conflict, DuplicateName, NotPermitted, StoreFailed
 from cord_trio.nats.kv import open_bucket
 from cord_trio.testing import ToolServer
-from tests.mesh.test_joining import listed, member
+from tests.mesh.members import listed, member
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -34,6 +34,9 @@ REMEMBERED: Final = 1024
 EVERYTHING: Final = ("*",)
 """The grant of an agent that may use every tool, or every agent."""
 
+PLACE: Final = "@"
+"""What stands between the name of an agent and that of its node."""
+
 AgentFunction: TypeAlias = "Callable[[Context, Any], Awaitable[object]]"
 
 AgentMade: TypeAlias = "AgentFunction | Callable[[], AgentFunction | AbstractAsyncContextManager[AgentFunction]]"
@@ -42,6 +45,11 @@ AgentMade: TypeAlias = "AgentFunction | Callable[[], AgentFunction | AbstractAsy
 Restart: TypeAlias = Literal["permanent", "transient", "temporary"]
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def base_of(address: str) -> str:
+    """The name alone, of `name`, `name#generation`, and either of these with `@node`."""
+    return address.partition(PLACE)[0].partition("#")[0]
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -192,12 +200,13 @@ class Agent:
         return topic in self.topics or any(fnmatchcase(topic, pattern) for pattern in self.topics)
 
     def may_ask(self, agent: str) -> bool:
-        """Whether its grant covers the agent of this name."""
+        """Whether its grant covers the agent at this address: by its name, or with its place."""
         if self.every_agent:
             return True
         granted = self.granted.get(agent)
         if granted is None:
             if len(self.granted) >= REMEMBERED:
                 self.granted.clear()
-            granted = self.granted[agent] = any(fnmatchcase(agent, pattern) for pattern in self.agents)
+            names = {agent, base_of(agent)}
+            granted = self.granted[agent] = any(fnmatchcase(name, glob) for glob in self.agents for name in names)
         return granted

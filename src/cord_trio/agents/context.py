@@ -175,8 +175,8 @@ class Context(msgspec.Struct, eq=False):
         """What `agent` answers to `payload`, while this handler stays.
 
         Args:
-            agent: its name, or `name#generation`.
-            payload: given to it as it is.
+            agent: its name, or `name#generation`; `name@node` for that of another node.
+            payload: given to it as it is; JSON, where it goes to another node.
             budget: what it may use of what this run has; None for all.
 
         Raises:
@@ -220,7 +220,7 @@ class Context(msgspec.Struct, eq=False):
 
     def can_handoff(self, target: str) -> bool:
         """Whether a handoff to `target` would be taken, as things are now."""
-        taker = self._agents.get(target)
+        taker = self._agents.taker(target)
         return (
             taker is not None
             and self.hops < self._agents.max_hops
@@ -376,7 +376,7 @@ class Context(msgspec.Struct, eq=False):
 
     def _require(self, agent: str) -> None:
         mine = self.agent
-        if not mine.every_agent and not mine.may_ask(agent.partition("#")[0]):
+        if not mine.every_agent and not mine.may_ask(agent):
             raise AgentNotGranted(mine.name, agent, mine.agents)
 
     async def _ask(self, agent: str, payload: object, budget: Budget | None = None, sink: Sink | None = None) -> object:

@@ -18,6 +18,7 @@ import trio
 from cord_trio.agents.agent import Agent, Handoff, Step
 from cord_trio.agents.budget import Account
 from cord_trio.agents.context import Context, begin_run
+from cord_trio.agents.elsewhere import Distant
 from cord_trio.agents.failing import cancelled_alone
 from cord_trio.agents.monitor import Notice
 from cord_trio.agents.turn import Branch, note_way
@@ -168,7 +169,11 @@ async def tell(
         agent, generation = agents.find(name)
     resident = agent.resident
     if resident is None or resident.post is None:
-        raise NoMailbox(agent.name)
+        if not isinstance(agent, Distant):
+            raise NoMailbox(agent.name)
+        branch = Branch(parent, (*(() if parent is None else parent.path), name), 0, principal, account)
+        branch.follow(trace or (None if parent is None else parent.trace), agents.spans)
+        return await agent.send(branch, payload)
     if trace is None and parent is not None:
         trace = parent.trace
     branch = Branch(parent, (agent.name,), 0, principal, account or agents.account, None, trace)
@@ -220,7 +225,8 @@ async def carry_on(agents: Agents, giver: Agent, context: Context, payload: obje
 
 def _failed(agents: Agents, branch: Branch, agent: Agent, exc: Exception) -> None:
     """A handler in its asker's task raised."""
-    note_way(exc, branch, agent.generation)
+    if agent.generation:  # else it is one of another node, and has noted it there
+        note_way(exc, branch, agent.generation)
     if agents.monitors.looking and not isinstance(exc, agent.raises):
         agents.monitors.tell(Notice(agent.name, agent.generation, "crashed", exc))
 
@@ -276,7 +282,7 @@ async def _run(
 def _taker(agents: Agents, branch: Branch, giver: Agent, handoff: Handoff) -> Agent:
     """Who goes on. A refusal is told to the giver's monitors, and raised to the asker."""
     target = handoff.target
-    taker = agents.by_name.get(target)
+    taker = agents.taker(target)
     error: AgentError
     if taker is None:
         error = HandoffRefused(target, "no agent has this name")

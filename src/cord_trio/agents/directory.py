@@ -6,11 +6,11 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
-from cord_trio.agents.agent import EVERYTHING, GRACE, MAX_HOPS, Agent, Handoff, Step
+from cord_trio.agents.agent import EVERYTHING, GRACE, MAX_HOPS, PLACE, Agent, Handoff, Step, base_of
 from cord_trio.agents.budget import UNLIMITED, Account, Budget
 from cord_trio.agents.conversation import broadcast, carry_on, converse, tell
 from cord_trio.agents.job import Jobs
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from cord_trio.agents.agent import AgentMade, Restart
     from cord_trio.agents.context import Context
+    from cord_trio.agents.elsewhere import Elsewhere
     from cord_trio.agents.job import Job
     from cord_trio.agents.journal import Journal
     from cord_trio.agents.mailbox import Mailbox
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from cord_trio.errors import DrainTimeout
     from cord_trio.registry import Snapshot
     from cord_trio.trace import RunWatch, TraceContext
+
+T = TypeVar("T")
 
 ENDED: Final = "the fabric's block has ended"
 """Why those are cancelled that would outlive it."""
@@ -79,6 +82,7 @@ class Agents(Mapping[str, Agent]):
         quiet: set when those come to none; None if nobody waits for that.
         served: the scopes of asks that came from outside: as calls of tools, and of tasks that may outlive us.
         cut_off: what those are told that did not end within the grace of a drain; None before.
+        elsewhere: the agents of other nodes; None where there are none.
 
     """
 
@@ -115,6 +119,7 @@ class Agents(Mapping[str, Agent]):
         self.served: set[trio.CancelScope] = set()
         self.cut_off: DrainTimeout | None = None
         self.nursery: trio.Nursery | None = None
+        self.elsewhere: Elsewhere | None = None
         self._jobs: Jobs | None = None
         self._forwarded = 0
         self._groups: dict[int, Group] = {}
@@ -168,6 +173,8 @@ class Agents(Mapping[str, Agent]):
         if self.watch is not None:
             agent.plain = False
         self.by_name[name] = agent
+        if self.elsewhere is not None:
+            self.elsewhere.changed()
         return agent
 
     async def remove(self, name: str) -> None:
@@ -183,10 +190,14 @@ class Agents(Mapping[str, Agent]):
         if agent.resident is not None:
             await agent.resident.group.remove(agent.resident)
         self.by_name.pop(name, None)
+        if self.elsewhere is not None:
+            self.elsewhere.changed()
         await trio.lowlevel.checkpoint()
 
     def find(self, address: str) -> tuple[Agent, int]:
         """The agent at `name` or `name#generation`, and the generation that is meant; 0 for any.
+
+        Where there is none here it is one of another node, if one has it; with `@node` only that one.
 
         Raises:
             AgentNotFound: there is none, or not in that generation.
@@ -195,6 +206,14 @@ class Agents(Mapping[str, Agent]):
         agent = self.by_name.get(address)
         if agent is not None:
             return agent, 0
+        elsewhere = self.elsewhere
+        if elsewhere is not None:
+            there, _, place = address.partition(PLACE)
+            if place and place == elsewhere.here:
+                return self.find(there)
+            distant = None if base_of(address) in self.by_name and not place else elsewhere.find(address)
+            if distant is not None:
+                return distant, 0
         name, _, generation = address.partition("#")
         agent = self.by_name.get(name)
         if agent is None or not generation.isascii() or not generation.isdigit():
@@ -202,6 +221,16 @@ class Agents(Mapping[str, Agent]):
         if int(generation) != agent.generation:
             raise AgentGone(address, agent.generation)
         return agent, agent.generation
+
+    def taker(self, target: str) -> Agent | None:
+        """The agent that a handoff to `target` goes to, here or on another node; None if there is none."""
+        agent = self.by_name.get(target)
+        if agent is None and self.elsewhere is not None and "#" not in target:
+            try:
+                agent, _ = self.find(target)
+            except AgentNotFound:
+                pass
+        return agent
 
     async def stop(self) -> None:
         """Stop the agents that have tasks, the last one added first, each within its grace."""
@@ -313,7 +342,7 @@ class Agents(Mapping[str, Agent]):
                 agent.resident.go_down("the fabric ended")
                 agent.resident.fail_waiting()
 
-    async def serve(self, name: str, answer: Awaitable[object]) -> object:
+    async def serve(self, name: str, answer: Awaitable[T]) -> T:
         """What `answer` gives to a task that may outlive us, unless we end first: then it is cancelled.
 
         Raises:

@@ -44,6 +44,7 @@ class MeshConfig:
         name: of the mesh.
         node: ours in it, unlike any other.
         share: globs over the names of the sources that others may call.
+        agents: globs over the names of the agents that others may ask, tell and hand to.
         groups: of sources that are the same wherever they run, by their names: those of one group that list the same
             stand for each other.
         labels: what the node is chosen by.
@@ -59,6 +60,7 @@ class MeshConfig:
     name: str = "cord"
     node: str = attrs.field(factory=default_node)
     share: tuple[str, ...] = attrs.field(default=("*",), converter=texts)
+    agents: tuple[str, ...] = attrs.field(default=("*",), converter=texts)
     groups: Mapping[str, str] = attrs.field(factory=dict, converter=_pairs)
     labels: Mapping[str, str] = attrs.field(factory=dict, converter=_pairs)
     credentials: str = ""
@@ -73,6 +75,10 @@ class MeshConfig:
     def shares(self, source: str) -> bool:
         """Whether others may call the source."""
         return any(fnmatchcase(source, glob) for glob in self.share)
+
+    def lends(self, agent: str) -> bool:
+        """Whether others may ask the agent."""
+        return any(fnmatchcase(agent, glob) for glob in self.agents)
 
     def _faults(self) -> Iterator[Fault]:
         if not self.servers:
@@ -123,6 +129,7 @@ def read_mesh(top: Table, environ: Mapping[str, str]) -> MeshConfig | None:
         "name": table.text("name"),
         "node": expanded("node"),
         "share": table.texts("share"),
+        "agents": table.texts("agents"),
         "groups": table.pairs("groups"),
         "labels": table.pairs("labels"),
         "credentials": expanded("credentials", home=True),

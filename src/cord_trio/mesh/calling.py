@@ -33,6 +33,7 @@ from cord_trio.mesh.owning import HOPS
 from cord_trio.mesh.parts import ABOVE
 from cord_trio.mesh.peers import Peers
 from cord_trio.mesh.pinning import STATE, marked, pin_of
+from cord_trio.mesh.withdrawals import PAUSE, Withdrawals
 from cord_trio.mesh_errors import BadFrame, NoOwner, NoResponders, OwnerFailed, OwnerLost, OwnerRefused
 from cord_trio.routing import TASKS
 
@@ -53,14 +54,8 @@ log = logging.getLogger("cord_trio.mesh")
 TICK: Final = 0.25
 """Seconds between two looks at which calls are silent."""
 
-PAUSE: Final = (0.02, 0.2)
-"""Seconds before a call is offered again to where nobody listened, at least and at most."""
-
 MAX_FLIGHTS: Final = 16384
 """Calls to other nodes that are under way at once."""
-
-MAX_WITHDRAWN: Final = 1024
-"""Cancels that are not known to have arrived yet."""
 
 _ELSEWHERE: Final = (NoOwner, OwnerRefused, OwnerLost, SourceDown, Overloaded, Draining, ConnectionLost)
 """What another node that has the same may not say."""
@@ -106,21 +101,23 @@ class Calling:
         self._rng = rng
         self._counters = counters
         self._flights: dict[str, Flight] = {}
-        self._withdrawn = 0
+        self._withdrawals = Withdrawals(link, roster, rng=rng, counters=counters)
         self._next = math.inf
         self._sleeping = trio.CancelScope()
-        self._nursery: trio.Nursery | None = None
 
-    async def call(self, call: Call, owners: Sequence[str], *, source: str = "", route: Route = "owner") -> Outcome:
+    async def call(
+        self, call: Call, owners: Sequence[str], *, source: str = "", route: Route = "owner", join: float = 0.0
+    ) -> Outcome:
         """How `call` ended on one of `owners`, which all can do it alike.
 
-        Cancelled, it tells the owner so, and returns at once.
+        Cancelled, it tells the owner so, and returns at once, unless it is to `join`.
 
         Args:
             call: of any method; one that answers a question goes to who asked it.
             owners: names of nodes.
             source: whose object it is about, where they call it alike.
             route: "direct" for a source that this node reaches by itself.
+            join: seconds for which it waits, cancelled or late, until the owner has ended it.
 
         Raises:
             CallError: it did not end; `executed` says what is known.
@@ -142,13 +139,17 @@ class Calling:
             node, epoch = self._choose(name, left)
             left.remove(node)
             try:
-                return await self._carry(call, name, source, node, epoch, may_go_on=bool(left))
+                return await self._carry(call, name, source, node, epoch, may_go_on=bool(left), join=join)
             except _ELSEWHERE as exc:
                 if exc.executed != "no" or not left or (type(exc) is OwnerRefused and exc.reason == "denied"):
                     raise
                 if not self.peers.budget.spend():
                     raise
                 self._counters.add("mesh.elsewhere")
+
+    def choose(self, name: str, owners: Sequence[str]) -> str:
+        """Which of `owners` would take a call now. Raises `NoOwner` if none is there."""
+        return self._choose(name, owners)[0]
 
     def drop(self, park: str, reason: str) -> None:
         """Tell who asked the question `park` that it will not be answered."""
@@ -160,7 +161,7 @@ class Calling:
         """Look after what is under way, until cancelled."""
         with self._roster.hearing(self._ended):
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+                self._withdrawals.nursery = nursery
                 try:
                     task_status.started()
                     while True:
@@ -168,7 +169,7 @@ class Calling:
                             await trio.sleep_forever()
                         self._look(trio.current_time())
                 finally:
-                    self._nursery = None
+                    self._withdrawals.nursery = None
                     for flight in self._flights.values():
                         flight.end("this node leaves the mesh")
 
@@ -198,7 +199,9 @@ class Calling:
             raise NoOwner(name, f"{', '.join(owners) or 'nobody'} is not in the mesh now")
         return self.peers.choose(there, trio.current_time())
 
-    async def _carry(self, call: Call, name: str, source: str, node: str, epoch: str, *, may_go_on: bool) -> Outcome:
+    async def _carry(
+        self, call: Call, name: str, source: str, node: str, epoch: str, *, may_go_on: bool, join: float
+    ) -> Outcome:
         await trio.lowlevel.checkpoint_if_cancelled()
         params = params_of(call)
         bundle: Bundle | None = None
@@ -225,11 +228,13 @@ class Calling:
         flight.deadline = call.deadline
         self._wake_by(min(now + TICK, call.deadline))
         frame: Frame | None = None
+        lost = False
         try:
             frame = await self._converse(flight)
         except CallError as exc:
+            lost = not isinstance(exc, DeadlineExceeded)  # else it is there, and has to end
             flight.settled = exc.executed == "no"
-            if not flight.settled and not isinstance(exc, DeadlineExceeded):
+            if not flight.settled and lost:
                 peer.doubted(trio.current_time())
             raise
         finally:
@@ -239,7 +244,9 @@ class Calling:
                 flight.settled = True
                 peer.answered(request.id if flight.offers == 1 and flight.node == node else "")
             if not flight.settled and flight.executed != "no":
-                self._withdraw(flight)
+                self._withdrawals.withdraw(flight)
+                if join and not lost:
+                    await self._withdrawals.join(flight, join)  # noqa: ASYNC102  # shielded in there, for so long
         outcome = outcome_of(frame, flight.node, name)
         return outcome if type(outcome) is Complete else marked(outcome, flight.node, flight.epoch)
 
@@ -394,30 +401,6 @@ class Calling:
         for flight in self._flights.values():
             if (flight.node, flight.epoch) == (node, epoch):
                 flight.end(f"its epoch {epoch} is over")
-
-    def _withdraw(self, flight: Flight) -> None:
-        """Tell the owner to stop, at once, and until it is known to have heard."""
-        request = Request("cancel", flight.request.id, reason="its caller cancelled it")
-        self._publish(flight.subject, request)
-        if self._nursery is None or self._withdrawn >= MAX_WITHDRAWN:
-            self._counters.add("mesh.withdrawals_unsure")
-            return
-        self._withdrawn += 1
-        self._nursery.start_soon(self._tell_withdrawn, flight, request)
-
-    async def _tell_withdrawn(self, flight: Flight, request: Request) -> None:
-        try:
-            with trio.move_on_after(PATIENCE):
-                while self._roster.epoch(flight.node) == flight.epoch:
-                    try:
-                        with trio.move_on_after(SILENCE):
-                            await self._link.wait_connected()
-                            await self._link.request(flight.subject, headers=encode_request(request))
-                            return
-                    except CallError:
-                        await trio.sleep(self._rng.uniform(*PAUSE))
-        finally:
-            self._withdrawn -= 1
 
     def _publish(self, subject: str, request: Request, *, reply: str = "") -> None:
         try:

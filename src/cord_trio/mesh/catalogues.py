@@ -24,14 +24,16 @@ from cord_trio.errors import CallError, Malformed
 from cord_trio.handshake import Greeting
 from cord_trio.manifests import MEMBERS
 from cord_trio.mesh_errors import BadCatalogue, NotPermitted
-from cord_trio.protocol.eras import ERAS
+from cord_trio.protocol.eras import ERAS, LATEST_MODERN
+from cord_trio.protocol.jsonrpc import object_of
 from cord_trio.snapshot import KINDS, NO_EXPORTS, Listed
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from cord_trio.mesh.contracts import Store
+    from cord_trio.protocol.mcp import Tool
     from cord_trio.snapshot import Kind, Snapshot
 
 log = logging.getLogger("cord_trio.mesh")
@@ -110,12 +112,26 @@ def encode_catalogue(snapshot: Snapshot, source: str) -> bytes | None:
         part = snapshot.merged.get(kind, {}).get(source, NO_EXPORTS)
         if part.routes:
             lists[kind] = Raw(b"[%b]" % part.encoded)
-    text = msgspec.json.encode(
-        _Text(
-            greeting.revision, dict(greeting.capabilities), dict(greeting.server_info), greeting.instructions, lists
-        ),
-        order="sorted",
-    )  # fmt: skip
+    told = _Text(
+        greeting.revision, dict(greeting.capabilities), dict(greeting.server_info), greeting.instructions, lists
+    )
+    return _checked(source, told)
+
+
+def encode_agents(tools: Sequence[Tool]) -> bytes:
+    """The text of a catalogue of agents, each as it is listed as a tool.
+
+    Raises:
+        BadCatalogue: it is too long.
+
+    """
+    listed = b",".join(object_of(tool.members) for tool in sorted(tools, key=lambda tool: tool.name))
+    lists = {"tools": Raw(b"[%b]" % listed)}
+    return _checked("agents", _Text(LATEST_MODERN, {}, {"name": "agents"}, None, lists))
+
+
+def _checked(source: str, told: _Text) -> bytes:
+    text = msgspec.json.encode(told, order="sorted")
     if len(text) > MAX_CATALOGUE:
         raise BadCatalogue(source, f"what it lists takes {len(text)} bytes, where {MAX_CATALOGUE} may be")
     return text

@@ -23,6 +23,9 @@ from cord_trio.config import Foreign
 from cord_trio.errors import ConfigError, Draining, Problem, ToolNotFound
 from cord_trio.mesh.catalogues import Pins, encode_catalogue
 from cord_trio.mesh.frames import STANDING
+from cord_trio.mesh.hosting import Hosting
+from cord_trio.mesh.lending import Lending
+from cord_trio.mesh.letters import ASK, TELL
 from cord_trio.mesh.node import open_node
 from cord_trio.mesh.pinning import pin_of
 from cord_trio.mesh.remote import RemoteLink
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from cord_trio.counters import Counters
     from cord_trio.fabric import Fabric
     from cord_trio.following import Subscriptions
+    from cord_trio.mesh.catalogues import Catalogue
     from cord_trio.mesh.contracts import Link, Store
     from cord_trio.mesh.node import Node
     from cord_trio.nats.client import Nats
@@ -100,7 +104,10 @@ def offers_of(node: Node) -> dict[Offer, list[str]]:
 class Joined:
     """What ties one fabric to one node."""
 
-    def __init__(self, fabric: Fabric, node: Node, settings: MeshConfig, rng: random.Random) -> None:
+    def __init__(
+        self, fabric: Fabric, node: Node, settings: MeshConfig, rng: random.Random, hosting: Hosting
+    ) -> None:  # fmt: skip
+        self.lending = Lending(fabric.agents, node, rng, hosting)
         self._fabric = fabric
         self._node = node
         self._settings = settings
@@ -121,6 +128,7 @@ class Joined:
         """Offer ours, adopt theirs, and drain with the fabric, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._offer)
+            nursery.start_soon(self.lending.run)
             nursery.start_soon(self._adopt, nursery)
             nursery.start_soon(self._hear)
             await self._fabric.draining.wait()
@@ -198,6 +206,7 @@ class Joined:
                 if source is not None:
                     ready[offer.name], owners[offer.name] = source, offers[offer]
             self._owners = owners
+            self.lending.see(partial(self._catalogue, nursery=nursery))
             if ready != self._adopted:
                 self._adopted = ready
                 try:
@@ -233,12 +242,8 @@ class Joined:
         known = self._adopted.get(offer.name)
         if known is not None and known.digest == offer.digest:
             return known
-        catalogue = self._node.catalogues.at_hand(offer.digest)
+        catalogue = self._catalogue(offer.digest, nursery)
         if catalogue is None:
-            now = trio.current_time()
-            if offer.digest not in self._fetching and self._bad.get(offer.digest, 0.0) <= now:
-                self._fetching.add(offer.digest)
-                nursery.start_soon(self._fetch, offer.digest)
             return None if known is None else known
 
         carry = partial(self._carry, offer)
@@ -255,6 +260,14 @@ class Joined:
             )  # fmt: skip
 
         return Foreign(name=offer.name, prefix="", keeper=keeper, digest=offer.digest)
+
+    def _catalogue(self, digest: str, nursery: trio.Nursery) -> Catalogue | None:
+        """What it lists; None if that is not known yet, and looked for."""
+        catalogue = self._node.catalogues.at_hand(digest)
+        if catalogue is None and digest not in self._fetching and self._bad.get(digest, 0.0) <= trio.current_time():
+            self._fetching.add(digest)
+            nursery.start_soon(self._fetch, digest)
+        return catalogue
 
     async def _fetch(self, digest: str) -> None:
         try:
@@ -301,12 +314,14 @@ class Joined:
         )  # fmt: skip
 
 
-def answering(fabric: Fabric, settings: MeshConfig) -> Callable[[Call], Awaitable[Outcome]]:
-    """What does the calls of other nodes: those of sources that are ours, and shared."""
+def answering(fabric: Fabric, settings: MeshConfig, hosting: Hosting) -> Callable[[Call], Awaitable[Outcome]]:
+    """What does the calls of other nodes: those of agents, and of sources, that are ours, and shared."""
 
     async def answer(call: Call) -> Outcome:
         if call.method in STANDING:
             return await answer_standing(fabric, settings, call)
+        if call.method in (ASK, TELL):
+            return await hosting.answer(call)
         name = fabric.source_of(call)
         link = fabric.links.get(name or "")
         if link is None or isinstance(link.source, Foreign) or not settings.shares(link.name):
@@ -321,14 +336,16 @@ async def join_mesh(
     fabric: Fabric, settings: MeshConfig, link: Link, store: Store, rng: random.Random, *, bulk: Link | None = None
 ) -> AsyncGenerator[Node]:
     """`fabric` as a node of a mesh for as long as the block runs. Raises as `open_node` does."""
-    answer = answering(fabric, settings)
+    hosting = Hosting(fabric, settings)
+    answer = answering(fabric, settings, hosting)
     failure: Exception | None = None
     async with open_node(
         link, store, bulk=bulk, mesh=settings.name, node=settings.node, handler=answer, labels=settings.labels,
         drop=fabric.abandon, rng=rng, counters=fabric.counters,
     ) as node:  # fmt: skip
-        joined = Joined(fabric, node, settings, rng)
+        joined = Joined(fabric, node, settings, rng, hosting)
         fabric.elsewhere = joined
+        fabric.agents.elsewhere = joined.lending.asking
 
         async def run() -> None:
             nonlocal failure
@@ -345,6 +362,7 @@ async def join_mesh(
             # Cancelled must travel through the nursery: it may be the nursery's own.
             except Exception as exc:
                 failure = failure or exc
+            fabric.agents.elsewhere = None
             nursery.cancel_scope.cancel("the fabric leaves the mesh")
         if failure is not None:
             raise failure

@@ -189,7 +189,9 @@ class Owning:
         for id in request.settled:
             tenure.settle(caller, id)
         known = tenure.known.get((caller, request.id))
-        if known is not None:
+        if known is not None and _comes_back(request, known):
+            tenure.settle(caller, request.id)
+        elif known is not None:
             self._counters.add("mesh.asked_again")
             self._ping(tenure, request, known, reply)
             return
@@ -283,6 +285,7 @@ class Owning:
         if reply:
             owned.reply = reply
         if owned.state != "done":
+            owned.joined = bool(owned.why)
             self._say(owned.reply, Frame("pong", request.id, state="running"))
             return
         self._tell_end(owned, owned.end or _ended("it ended, and its result was let go of", "yes"))
@@ -410,7 +413,7 @@ class Owning:
     def _end(self, tenure: Tenure, owned: Owned, frame: Frame) -> None:
         """Tell the caller, and remember."""
         tenure.end(owned, frame, trio.current_time())
-        if not owned.why and frame.kind != "moved":
+        if (not owned.why or owned.joined) and frame.kind != "moved":
             self._tell_end(owned, frame)
 
     def _tell_end(self, owned: Owned, frame: Frame) -> None:
@@ -462,6 +465,11 @@ class Owning:
         finally:
             if self._tenure is tenure:
                 self._tenure = None
+
+
+def _comes_back(request: Request, known: Owned) -> bool:
+    """Whether a call that was handed on from here was handed back: another run, and no message that came twice."""
+    return known.end is not None and known.end.kind == "moved" and request.hop > known.request.hop
 
 
 def _ended(why: str, executed: Executed) -> Frame:

@@ -75,6 +75,7 @@ class NodeRecord(msgspec.Struct, frozen=True, omit_defaults=True):
         labels: what it is chosen by.
         servers: what it offers, with the digest of each one's catalogue.
         groups: of those servers of which others have the like: what all of them are called together.
+        agents: the digest of the catalogue of its agents; "" for none.
         watches: whether it may take away the records of others whose leases have ended.
 
     """
@@ -85,6 +86,7 @@ class NodeRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     servers: dict[str, str] = msgspec.field(default_factory=dict)
     groups: dict[str, str] = msgspec.field(default_factory=dict)
+    agents: str = ""
     watches: bool = True
 
 

@@ -62,6 +62,7 @@ class Teller:
         self._rng = rng
         self._counters = Counters() if counters is None else counters
         self._texts: dict[str, bytes] = {}  # by digest
+        self._agents: dict[str, bytes] = {}  # likewise, of the agents
         self._stored: dict[str, float] = {}  # when, by digest
         self._stirred = trio.Event()
 
@@ -111,6 +112,11 @@ class Teller:
         self.tell(record)
         return tuple(left_out)
 
+    def lend(self, text: bytes | None) -> None:
+        """Have the agents of this catalogue asked by others from now on; None for none."""
+        self._agents = {} if text is None else {digest_of(text): text}
+        self.tell(msgspec.structs.replace(self.record, agents="".join(self._agents)))
+
     def ended(self, node: str, epoch: str) -> None:
         """What a roster tells of epochs that are over: if it is ours, and we live, it is said again."""
         lease = self._presence.lease
@@ -140,7 +146,7 @@ class Teller:
 
     async def _say(self) -> None:
         """Store what is offered, and then say that it is."""
-        record, texts = self.record, self._texts
+        record, texts = self.record, self._texts | self._agents
         now = trio.current_time()
         self._stored = {digest: at for digest, at in self._stored.items() if digest in texts}
         for digest, text in texts.items():

@@ -52,6 +52,7 @@ class Owned:
         scope: of its task.
         state: waiting, running or done.
         why: it was ended from outside: "" if it was not.
+        joined: whether its caller waits for its end all the same.
         end: the frame that ended it; None while it has not ended, or if its result was let go of.
         large: its result, where that goes in parts.
         due: Trio time at which its caller is told next that it runs.
@@ -66,6 +67,7 @@ class Owned:
     scope: trio.CancelScope
     state: str = "waiting"
     why: str = ""
+    joined: bool = False
     end: Frame | None = None
     large: bytes = b""
     due: float = math.inf
@@ -134,7 +136,7 @@ class Tenure:
     def end(self, owned: Owned, frame: Frame, now: float) -> None:
         """It ended so."""
         owned.state = "done"
-        request, owned.request = owned.request, Request("call", owned.request.id)
+        request, owned.request = owned.request, Request("call", owned.request.id, hop=owned.request.hop)
         self._ended[owned.caller, request.id] = now + REMEMBERED
         owned.end = frame
         if owned.size:

@@ -1,0 +1,284 @@
+"""Agents of other nodes for those that ask here: who has which, and an ask that goes there and comes back once.
+
+An ask is a call to one node, so it ends once, by its asker's deadline, and what is known of whether it ran is told.
+Whoever asks and is cancelled cancels it there, and waits until it has ended there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import trio
+from msgspec import Raw
+from msgspec.structs import replace
+
+from cord_trio.agents.agent import GRACE, PLACE, base_of
+from cord_trio.agents.elsewhere import Distant
+from cord_trio.call import Call, Complete
+from cord_trio.errors import BadReply, CallError, DeadlineExceeded, HandoffRefused
+from cord_trio.mesh.frames import MAX_HOPS
+from cord_trio.mesh.letters import (
+    ASK,
+    EMIT,
+    MAX_PATH,
+    TELL,
+    Letter,
+    amounts_of,
+    limits_of,
+    packed,
+    params_with,
+    read_reply,
+    spent_of,
+    steps_of,
+)
+from cord_trio.mesh.owning import HOPS, HandOn
+from cord_trio.mesh.presence import is_name
+from cord_trio.protocol.jsonrpc import parse
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Mapping, Sequence
+    from decimal import Decimal
+
+    from cord_trio.agents.agent import Step
+    from cord_trio.agents.budget import Account, Reservation
+    from cord_trio.agents.context import Context
+    from cord_trio.agents.directory import Agents
+    from cord_trio.agents.turn import Branch
+    from cord_trio.call import EventSink
+    from cord_trio.mesh.node import Node
+    from cord_trio.trace import TraceContext
+
+KNOWN: Final = 1024
+"""Addresses of agents of other nodes that are remembered."""
+
+BEHIND: Final = 1024
+"""Values that an agent of another node emits before whoever streams has looked at them; of more the newest go."""
+
+
+class Tail:
+    """Who asked an agent from another node, as its handlers meet it; also where a handoff may leave this node.
+
+    Args:
+        letter: what was asked.
+        account: of what it spends here.
+        events: where goes what it emits; None for nowhere.
+
+    """
+
+    def __init__(self, letter: Letter, account: Account, events: EventSink | None) -> None:
+        self.letter = letter
+        self.account = account
+        self._events = events
+
+    @property
+    def spent(self) -> dict[str, Decimal]:
+        """What of its asker's budget was spent so far."""
+        return spent_of(self.account.spent, self.letter.spent) if self.letter.limits else {}
+
+    async def __call__(self, value: object) -> None:
+        if self._events is not None:
+            given = packed(value, "what an agent emits")
+            self._events(EMIT, given.json)
+        await trio.lowlevel.checkpoint()
+
+
+class Asking:
+    """The agents of other nodes. Satisfies `agents.Elsewhere`.
+
+    Args:
+        agents: ours.
+        node: ours.
+        asked: where asks are kept while they are under way, by their tokens.
+        rng: draws tokens.
+        stir: called when ours were added or removed.
+
+    Attributes:
+        here: the name of our node.
+        offered: the nodes that have each agent, by its name.
+
+    """
+
+    def __init__(
+        self, agents: Agents, node: Node, asked: dict[str, Branch], rng: random.Random, stir: Callable[[], None]
+    ) -> None:
+        self.here = node.name
+        self.offered: Mapping[str, Sequence[str]] = {}
+        self._agents = agents
+        self._node = node
+        self._asked_now = asked
+        self._rng = rng
+        self._stir = stir
+        self._known: OrderedDict[str, Distant] = OrderedDict()
+
+    def changed(self) -> None:
+        self._stir()
+
+    def find(self, address: str) -> Distant | None:
+        known = self._known.get(address)
+        name, _, place = address.partition(PLACE)
+        if not (is_name(place) if place else self.offered.get(base_of(name))):
+            return None
+        if known is not None:
+            self._known.move_to_end(address)
+            return known
+        try:
+            distant = Distant(address, partial(self._ask, address), partial(self._tell, address))
+        except ValueError:  # no agent has such a name
+            return None
+        self._known[address] = distant
+        if len(self._known) > KNOWN:
+            self._known.popitem(last=False)
+        return distant
+
+    def owners(self, address: str) -> Sequence[str]:
+        """The nodes that an ask of this address may go to."""
+        name, _, place = address.partition(PLACE)
+        if place:
+            return (place,)
+        nodes = self._node.roster.nodes
+        owners = self.offered.get(base_of(name), ())
+        return [each for each in owners if each in nodes and not nodes[each].draining] or owners
+
+    # Verbs
+
+    async def _ask(self, address: str, context: Context, payload: object) -> object:
+        """What the agent at `address` answers. Raises what it raised, or a `CallError` if it could not be asked."""
+        branch = context.branch
+        if isinstance(branch.sink, Tail):  # whoever was asked has finished, and so have we
+            self._hand_on(address, branch.sink, context, payload)
+        token = f"{self._rng.getrandbits(128):032x}"
+        account = branch.account
+        limits = limits_of(account)
+        letter = self._letter(address, branch, payload, context.transcript, (*ways_of(branch), token), limits)
+        call = self._call(ASK, address, branch, letter, context.trace)
+        self._asked_now[token] = branch
+        try:
+            if account is None or not limits:
+                return await self._asked(address, call, branch, None)
+            # All that is left is set aside: nobody can tell how much of it is used there.
+            with account.reserve(by=context.agent.name, **amounts_of(limits)) as reserved:
+                return await self._asked(address, call, branch, (reserved, limits))
+        finally:
+            del self._asked_now[token]
+
+    async def _asked(
+        self, address: str, call: Call, branch: Branch, reserved: tuple[Reservation, Mapping[str, Decimal]] | None
+    ) -> object:
+        spent: Mapping[str, Decimal] = {} if reserved is None else reserved[1]  # all, unless we learn better
+        try:
+            result = await self._carried(address, call, branch)
+            answer, error, spent = read_reply(result, address)
+        except CallError as exc:
+            if exc.executed == "no":
+                spent = {}
+                if _was_handed(branch) and not isinstance(exc, DeadlineExceeded):
+                    raise HandoffRefused(address, str(exc)) from exc
+            raise
+        finally:
+            if reserved is not None:
+                reserved[0].settle(**amounts_of(spent))
+        if error is not None:
+            raise error
+        return answer
+
+    async def _carried(self, address: str, call: Call, branch: Branch) -> Raw:
+        """The result of a call that asks."""
+        if branch.sink is None:
+            return await self._called(address, call)
+        sink = branch.sink
+        send, receive = trio.open_memory_channel[Raw](BEHIND)
+
+        def events(_method: str, params: Raw) -> None:
+            try:
+                send.send_nowait(params)
+            except trio.WouldBlock:
+                self._node.counters.add("mesh.emitted_dropped")
+
+        async def show() -> None:
+            async for value in receive:
+                await sink(parse(value))
+
+        result: Raw | None = None
+        failure: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(show)
+            try:
+                with send:
+                    result = await self._called(address, replace(call, events=events))
+            # Cancelled must travel through the nursery: it may be the nursery's own.
+            except Exception as exc:
+                failure = exc
+        if failure is not None:
+            raise failure
+        assert result is not None
+        return result
+
+    async def _called(self, address: str, call: Call) -> Raw:
+        try:
+            outcome = await self._node.calling.call(call, self.owners(address), join=GRACE)
+        except DeadlineExceeded:
+            # The time that went along was its asker's: whoever set it ends the ask.
+            await trio.sleep_until(min(call.deadline, trio.current_time() + 1.0))
+            await trio.lowlevel.checkpoint()
+            raise
+        if type(outcome) is not Complete:
+            raise BadReply(f"agent {address} answered as no agent does")
+        return outcome.result
+
+    async def _tell(self, address: str, branch: Branch, payload: object) -> bool:
+        """Put `payload` into a mailbox of another node; returns whether it was taken."""
+        letter = self._letter(address, branch, payload, (), ways_of(branch), limits_of(branch.account))
+        call = self._call(TELL, address, branch, letter, branch.trace and branch.trace.at(branch.span))
+        result = await self._called(address, call)
+        answer, error, _ = read_reply(result, address)
+        if error is not None:
+            raise error
+        return answer is True
+
+    def _hand_on(self, address: str, tail: Tail, context: Context, payload: object) -> None:
+        """Let another node answer whoever asked. Raises `HandOn`, or `HandoffRefused`."""
+        branch = context.branch
+        if HOPS.get() >= MAX_HOPS:
+            raise HandoffRefused(address, f"{MAX_HOPS} nodes are the most that a call goes through")
+        limits = limits_of(branch.account)
+        letter = self._letter(
+            address, branch, payload, context.transcript, tail.letter.ways, limits, spent=tail.spent
+        )  # fmt: skip
+        try:
+            node = self._node.calling.choose(address, self.owners(address))
+        except CallError as exc:
+            raise HandoffRefused(address, str(exc)) from exc
+        raise HandOn(node, self._call(ASK, address, branch, letter, context.trace))
+
+    def _letter(
+        self, address: str, branch: Branch, payload: object, transcript: Sequence[Step], ways: tuple[str, ...],
+        limits: dict[str, Decimal], spent: dict[str, Decimal] | None = None,
+    ) -> Letter:  # fmt: skip
+        given = packed(payload, f"what is given to agent {address!r}")
+        path = branch.path[-MAX_PATH:]
+        steps = steps_of(transcript)
+        return Letter(given, path, branch.hops, ways, steps, limits, spent or {})
+
+    def _call(self, method: str, address: str, branch: Branch, letter: Letter, trace: TraceContext | None) -> Call:
+        deadline = math.inf if method == TELL else trio.current_effective_deadline()
+        call = Call(method, address.partition(PLACE)[0], params_with(letter), {}, branch.principal, deadline)
+        return call if trace is None else replace(call, trace=str(trace), meta=trace.meta)
+
+
+def ways_of(branch: Branch) -> tuple[str, ...]:
+    """The tokens of the asks between nodes that wait for this one."""
+    above: Branch | None = branch
+    while above is not None:
+        if isinstance(above.sink, Tail):
+            return above.sink.letter.ways
+        above = above.parent
+    return ()
+
+
+def _was_handed(branch: Branch) -> bool:
+    """Whether the agent that a branch is at was handed to, and not asked."""
+    return branch.hops > (0 if branch.parent is None else branch.parent.hops)

@@ -1,0 +1,127 @@
+"""Our agents for those that ask from other nodes: each ask is one here too, under whoever waits for it here already.
+
+What they may use is theirs, here: whoever asks from elsewhere widens nothing. A handoff to an agent of another node
+ends the ask here, and that node answers whoever asked.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from cord_trio.agents.agent import base_of
+from cord_trio.agents.budget import Account
+from cord_trio.agents.exporting import as_tool
+from cord_trio.agents.failing import cancelled_alone
+from cord_trio.agents.turn import Branch
+from cord_trio.call import Complete
+from cord_trio.errors import AgentNotFound
+from cord_trio.mesh.asking import Tail
+from cord_trio.mesh.catalogues import encode_agents
+from cord_trio.mesh.letters import TELL, letter_in, refusal_of, reply_of, unpacked
+from cord_trio.mesh.owning import HOPS, HandOn
+from cord_trio.trace import trace_of
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from msgspec import Raw
+
+    from cord_trio.call import Call
+    from cord_trio.config import MeshConfig
+    from cord_trio.fabric import Fabric
+from cord_trio.mesh.letters import Letter
+
+
+class Hosting:
+    """Our agents, as other nodes ask them.
+
+    Args:
+        fabric: whose they are.
+        settings: say which of them others may ask.
+
+    Attributes:
+        asked: the asks of ours that are under way at other nodes, by their tokens.
+
+    """
+
+    def __init__(self, fabric: Fabric, settings: MeshConfig) -> None:
+        self.asked: dict[str, Branch] = {}
+        self._fabric = fabric
+        self._settings = settings
+
+    def offered(self) -> bytes | None:
+        """The catalogue of those that others may ask; None if those are none. Raises `BadCatalogue`."""
+        tools = [as_tool(agent) for name, agent in self._fabric.agents.items() if self._settings.lends(name)]
+        return encode_agents(tools) if tools else None
+
+    async def answer(self, call: Call) -> Complete:
+        """What an agent of ours says to what another node asks of it, or tells it.
+
+        Raises:
+            HandOn: an agent of another node goes on with it.
+            BadFrame: it is no question.
+            CallError: it could not be begun.
+
+        """
+        letter = letter_in(call.params)
+        name = call.name or ""
+        agents = self._fabric.agents
+        limits = letter.budget
+        account = agents.account if limits is None else Account(limits, name, agents.account)
+        tail = Tail(letter, account, call.events)
+        above = self._above(letter)
+        onward = Branch(above, letter.path[:-1], letter.hops, call.principal, account)
+        siblings = agents.roots if above is None else above.children
+        siblings[onward] = None
+        try:
+            if base_of(name) not in agents or not self._settings.lends(base_of(name)):
+                raise AgentNotFound(name)
+            with self._fabric.accepting():
+                return Complete(await agents.serve(name, self._said(call, letter, onward, tail)))
+        except AgentNotFound as exc:
+            return Complete(refusal_of(exc, name, self._settings.node, {}))
+        finally:
+            del siblings[onward]
+
+    async def _said(self, call: Call, letter: Letter, onward: Branch, tail: Tail) -> Raw:
+        """What the agent answers, or why it does not, as it goes back."""
+        agents, name = self._fabric.agents, call.name or ""
+        try:
+            payload, trace = unpacked(letter.payload), trace_of(call.trace, call.meta)
+            answer: object
+            if call.method == TELL:
+                with alone():  # it begins something of its own
+                    answer = await agents.tell(
+                        name, payload, principal=call.principal, parent=onward, account=onward.account, trace=trace
+                    )
+            else:
+                answer = await agents.converse(
+                    name, payload, principal=call.principal, parent=onward, account=onward.account, sink=tail,
+                    transcript=letter.transcript, trace=trace,
+                )  # fmt: skip
+            return reply_of(answer, f"what agent '{name}@{self._settings.node}' answers", tail.spent)
+        except HandOn:
+            raise
+        except Exception as exc:
+            return refusal_of(exc, name, self._settings.node, tail.spent)
+        except BaseExceptionGroup as exc:
+            raise cancelled_alone(exc, name, self._fabric.counters) from None
+
+    def _above(self, letter: Letter) -> Branch | None:
+        """The ask of ours that waits for this one by way of other nodes, if there is one."""
+        for token in reversed(letter.ways):
+            branch = self.asked.get(token)
+            if branch is not None:
+                return branch
+        return None
+
+
+@contextmanager
+def alone() -> Generator[None]:
+    """A block in which what is asked of other nodes has come through none before."""
+    token = HOPS.set(0)
+    try:
+        yield
+    finally:
+        HOPS.reset(token)

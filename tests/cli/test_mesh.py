@@ -17,9 +17,10 @@ import trio
 from cord_trio.cli import main, mesh, serve
 from cord_trio.cli.broker import find_server, keep_broker
 from cord_trio.cli.figures import children
-from cord_trio.config import Http
+from cord_trio.config import Http, MeshConfig
 from cord_trio.errors import ConnectFailed
 from cord_trio.fabric import open_fabric
+from cord_trio.mesh.joining import open_store
 from cord_trio.mesh_errors import DuplicateName, NotPermitted
 from cord_trio.nats.keys import make_key
 from tests.cli.helpers import Said, command_line, configure, server, until
@@ -129,7 +130,7 @@ async def nodes(url: str, said: Said) -> dict[str, dict[str, object]]:
 @needs_server
 @pytest.mark.limit(40)  # a busy machine starts three processes late
 async def test_two_nodes_over_a_broker_that_is_killed_serve_a_client_on_either(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said, first, second = Said(capsys), trio.Event(), trio.Event()
     async with trio.open_nursery() as nursery:
@@ -159,6 +160,21 @@ async def test_two_nodes_over_a_broker_that_is_killed_serve_a_client_on_either(
             rows = [line.split() for line in said().splitlines() if line.startswith(("a ", "b "))]
             assert [(row[0], row[2], row[3]) for row in rows] == [("a", "ready", "web"), ("b", "ready", "notes")]
             assert {name: list(each["servers"]) for name, each in found.items()} == {"a": ["web"], "b": ["notes"]}  # type: ignore[call-overload]  # a table, in JSON
+            assert {name: (each["state"], each["wire"]) for name, each in found.items()} == {
+                "a": ("answers", [1, 1]),
+                "b": ("answers", [1, 1]),
+            }
+            args = argparse.Namespace(what="audit", mesh=[url], name=None, config=None, json=False)
+            assert await mesh.run(args, trio.Event()) == 0
+            await said.wait_for("mesh cord: 2 nodes, 2 leases, 2 catalogues, 0 agents; nothing wrong")
+            monkeypatch.setattr("cord_trio.mesh.auditing.SETTLE", 0.1)
+            async with open_store(MeshConfig(servers=[url])) as (_, bucket):
+                await bucket.put("up.c", b'{"epoch":"11111111"}')
+                assert await mesh.run(args, trio.Event()) == 1
+                await bucket.delete("up.c")
+            assert await said.wait_for("ghost") == (
+                "wrong  ghost: c: epoch 11111111 has a record, and no lease: it is gone, and nobody buries it"
+            )
             (pid,) = brokers()
             os.kill(pid, signal.SIGKILL)
             await said.wait_for("the broker has ended; it is started again")

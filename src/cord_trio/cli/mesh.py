@@ -8,24 +8,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import attrs
 import trio
 
-from cord_trio.cli import DONE, FAILED, tell
+from cord_trio.cli import DONE, FAILED, looking, tell
 from cord_trio.cli.broker import PORT, keep_broker
-from cord_trio.cli.common import add_config, clean, count, load, print_json, wrong_usage
+from cord_trio.cli.common import add_config, clean, wrong_usage
 
 if TYPE_CHECKING:
     import argparse
-
-    from cord_trio.config import MeshConfig
-    from cord_trio.mesh.presence import NodeRecord
-
-PATIENCE: Final = 10.0
-"""Seconds for the broker to tell who is there."""
-
-DIGEST: Final = 8
-"""Characters of a digest that are shown."""
 
 MOST_PORT: Final = 65535
 
@@ -35,10 +25,12 @@ _LISTEN: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(what=None)
     verbs = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
-    nodes = verbs.add_parser("nodes", help="who is in the mesh, and what each offers")
-    add_config(nodes)
-    nodes.add_argument("--mesh", metavar="URL", action="append", help="a NATS server; default: as configured")
-    nodes.add_argument("--name", metavar="MESH", help="of the mesh; default: as configured, else cord")
+    nodes = verbs.add_parser("nodes", help="who is in the mesh, what each offers, and how it is")
+    audit = verbs.add_parser("audit", help="what is wrong in what the mesh keeps; exit code 1 if anything is")
+    for each in (nodes, audit):
+        add_config(each)
+        each.add_argument("--mesh", metavar="URL", action="append", help="a NATS server; default: as configured")
+        each.add_argument("--name", metavar="MESH", help="of the mesh; default: as configured, else cord")
     permissions = verbs.add_parser(
         "permissions", help="write the configuration of a NATS server that lets these nodes do what they must, no more"
     )
@@ -57,14 +49,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     broker.add_argument("--port", type=int, default=PORT, help=f"default {PORT}; 0 for any free one")
     broker.add_argument("--store", metavar="FOLDER", help="what it keeps; default a new folder, gone at the end")
     broker.add_argument("--conf", metavar="FILE", help="a configuration of nats-server, in place of all that")
-    for each in (nodes, permissions, broker):
+    for each in (nodes, audit, permissions, broker):
         each.add_argument("--debug", action="store_true", default=False, help="show traces and debug logs on stderr")
 
 
 async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
     match args.what:
         case "nodes":
-            return await _nodes(args)
+            return await looking.look(args, looking.nodes)
+        case "audit":
+            return await looking.look(args, looking.audit)
         case "permissions":
             return await _permissions(args)
         case _:
@@ -73,70 +67,6 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
             if not 0 <= args.port <= MOST_PORT:
                 return wrong_usage(f"--port {args.port}: a port is a number from 0 to {MOST_PORT}")
             return await keep_broker(port=args.port, store=args.store, conf=args.conf)
-
-
-# nodes
-
-
-async def _nodes(args: argparse.Namespace) -> int:
-    settings = _settings(args)
-    if settings is None:
-        return wrong_usage("no mesh: name a server with --mesh nats://HOST:4222, or configure [mesh]")
-    nodes = await _look(settings)
-    if nodes is None:
-        tell("error: the broker did not tell who is in the mesh; is it 2.11 or newer, with JetStream?")
-        return FAILED
-    if args.json:
-        print_json(
-            [
-                {"name": name, "epoch": record.epoch, "draining": record.draining, "labels": record.labels,
-                 "servers": record.servers, "groups": record.groups}
-                for name, record in sorted(nodes.items())
-            ]
-        )  # fmt: skip
-        return DONE
-    width = max(map(len, nodes), default=0)
-    for name, record in sorted(nodes.items()):
-        offers = [
-            f"{server}{'=' + record.groups[server] if server in record.groups else ''} ({digest[:DIGEST]})"
-            for server, digest in record.servers.items()
-        ]
-        state = "drains" if record.draining else "ready "
-        labels = " ".join(f"{key}={value}" for key, value in record.labels.items())
-        print(clean(f"{name:<{width}}  {record.epoch}  {state}  {', '.join(offers) or '-'}  {labels}".rstrip()))
-    tell(f"{count(len(nodes), 'node')} in mesh {settings.name}")
-    return DONE
-
-
-def _settings(args: argparse.Namespace) -> MeshConfig | None:
-    """The mesh that is meant; None if none is. Raises `ConfigError` if it cannot be used."""
-    from cord_trio.config import MeshConfig
-    from cord_trio.config.load import DEFAULT_FILES
-
-    found = None
-    if args.config is not None or (args.mesh is None and any(map(os.path.lexists, DEFAULT_FILES))):
-        found = load(args).mesh
-    if args.mesh is not None:
-        found = MeshConfig(servers=args.mesh) if found is None else attrs.evolve(found, servers=args.mesh)
-    if found is not None and args.name is not None:
-        found = attrs.evolve(found, name=args.name)
-    return found
-
-
-async def _look(settings: MeshConfig) -> dict[str, NodeRecord] | None:
-    """Who is in the mesh; None if that was not told in time."""
-    from cord_trio.mesh.joining import open_store
-    from cord_trio.mesh.roster import Roster
-
-    found: dict[str, NodeRecord] | None = None
-    async with open_store(settings) as (_, bucket):
-        roster = Roster(bucket)
-        async with trio.open_nursery() as nursery:
-            with trio.move_on_after(PATIENCE):
-                await nursery.start(roster.run)
-                found = dict(roster.nodes)
-            nursery.cancel_scope.cancel("all was told")
-    return found
 
 
 # permissions

@@ -62,7 +62,8 @@ TAKEN: Final = b"taken"
 
 _NODE: Final = re.compile(r"[a-z0-9_-]{1,48}")
 _EPOCH: Final = re.compile(r"[0-9a-f]{8}")
-_WIRE: Final = (1, 1)
+WIRE: Final = (1, 1)
+"""First and last version of the mesh's own protocol that we speak."""
 
 
 class NodeRecord(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -81,7 +82,7 @@ class NodeRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     epoch: str = ""
-    wire: tuple[int, int] = _WIRE
+    wire: tuple[int, int] = WIRE
     draining: bool = False
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     servers: dict[str, str] = msgspec.field(default_factory=dict)
@@ -334,7 +335,8 @@ class Presence:
     def _told(self, message: Message) -> None:
         if message.header("C-Op") == "ping" and message.header("C-Id") is None:
             if message.reply:
-                self._link.publish(message.reply, headers={"C-K": "pong"})
+                margin = {} if self.margin == math.inf else {"C-Margin": f"{self.margin:.1f}"}
+                self._link.publish(message.reply, headers={"C-K": "pong", **margin})
         elif self._take is not None:
             self._take(message)
 

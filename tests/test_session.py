@@ -869,6 +869,9 @@ async def test_ctrl_c_never_lands_between_an_entry_and_its_wait() -> None:
         def withdraw(self, pending: Pending, reason: str) -> None:
             pass
 
+        def answered(self, pending: Pending, message: bytes) -> None:
+            pass
+
     with trio.move_on_after(0):
         await Pending(Alone(), 1, "ping", 1e9, None, True, 0.0, 1e9).reply(Noting())
     assert protected == [True, True]

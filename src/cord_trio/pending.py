@@ -34,6 +34,9 @@ class Session(Protocol):
     def withdraw(self, pending: Pending, reason: str, /) -> None:
         """Stop waiting for a reply and, where it must know, tell the peer."""
 
+    def answered(self, pending: Pending, message: bytes, /) -> Raw | None:
+        """The result in `message`, which is all that comes for `pending`; None if `pending` is settled with it."""
+
 
 class Pending(Cell[Raw]):
     """A request of ours that awaits its reply."""
@@ -122,7 +125,13 @@ class Pending(Cell[Raw]):
                     finally:
                         evicted, self.seat = self.seat is None, None
                     if not evicted:
-                        seat.pull()
+                        message = seat.pull()
+                        if message is not None:
+                            evicted = True  # as if: there is nobody to make room for
+                            answer = self.session.answered(self, message)
+                            if answer is not None:
+                                return answer
+                            break
             except trio.ClosedResourceError:
                 pass  # evicted, or the connection was closed
             except trio.Cancelled:

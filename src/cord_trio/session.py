@@ -23,6 +23,7 @@ from cord_trio.pending import Pending, too_long
 from cord_trio.protocol import jsonrpc
 from cord_trio.protocol.framing import MAX_MESSAGE
 from cord_trio.protocol.mcp import LEVELS
+from cord_trio.protocol.notices import LOG_HEADS, decode_cancelled, decode_logged, decode_progressed
 from cord_trio.protocol.peer import Peer
 
 if TYPE_CHECKING:
@@ -45,12 +46,6 @@ NOISE_LINES: Final = 20
 NOISE_LENGTH: Final = 500
 """Bytes kept of each such line."""
 
-LOG_HEADS: Final = (
-    b'{"jsonrpc":"2.0","method":"notifications/message"',
-    b'{"method":"notifications/message"',
-)
-"""How a log notification begins, as the common servers write it: enough to count it unread."""
-
 LISTEN: Final = "subscriptions/listen"
 """The one request that the peer may end by a cancellation."""
 
@@ -58,22 +53,7 @@ NULL: Final = Raw(b"null")
 """An `error` that some peers send beside their result."""
 
 
-class _Progress(msgspec.Struct, gc=False):
-    progressToken: int | str | None = None  # the protocol's spelling
-
-
-class _Logged(msgspec.Struct, gc=False):
-    level: str = ""
-
-
-class _Cancelled(msgspec.Struct, gc=False):
-    requestId: int | str | None = None  # the protocol's spelling
-
-
-_decode_progress = msgspec.json.Decoder(_Progress).decode
-_decode_logged = msgspec.json.Decoder(_Logged).decode
 _decode_batch = msgspec.json.Decoder(list[Raw]).decode
-_decode_cancelled = msgspec.json.Decoder(_Cancelled).decode
 
 
 class Session:
@@ -283,6 +263,21 @@ class Session:
                 self._malformed(line, Malformed(jsonrpc.INVALID_REQUEST, "a request's id is null"), within)
 
     @trio.lowlevel.enable_ki_protection
+    def answered(self, pending: Pending, message: bytes, /) -> Raw | None:
+        """The result in `message`, which is all that comes for `pending`; None if `pending` is settled with it."""
+        try:  # what `feed` does with the plain reply that it nearly always is, in half the instructions
+            reply = self.decode(message)
+            if reply.id == pending.id and reply.result and not reply.error and reply.method is None:
+                del self.peer.open[pending.id]
+                pending.settled = True
+                return reply.result
+        except Malformed:
+            pass
+        self.feed((message,), pending.id)
+        self.fail(pending.id, BadReply("the body held no response"))  # nothing, if there was one
+        return None
+
+    @trio.lowlevel.enable_ki_protection
     def fail(self, id: Id, error: CallError, /) -> None:
         """Request `id` gets no reply. See `transports.Receiver`."""
         pending = self.peer.open.pop(id, None)  # type: ignore[arg-type]  # anything hashable may be looked up
@@ -365,7 +360,7 @@ class Session:
         assert method is not None
         try:
             if method == "notifications/progress":
-                token = _decode_progress(params).progressToken
+                token = decode_progressed(params).progressToken
                 pending = self.peer.open.get(token)  # type: ignore[arg-type]  # anything hashable may be looked up
                 if pending is not None:
                     if pending.patience:
@@ -373,7 +368,7 @@ class Session:
                     if pending.events is not None:
                         pending.events(method, params)
             elif method == "notifications/cancelled":
-                self._withdrawn(_decode_cancelled(params).requestId)
+                self._withdrawn(decode_cancelled(params).requestId)
             elif method == "notifications/message":
                 self._logged(params, within)
             elif self._told is not None:
@@ -392,7 +387,7 @@ class Session:
         pending = self.peer.open.get(within)  # type: ignore[arg-type]  # anything hashable may be looked up
         if pending is not None and pending.events is not None:
             wanted = self.logging.get(pending.id)
-            level = _decode_logged(params).level
+            level = decode_logged(params).level
             if wanted not in LEVELS or level not in LEVELS or LEVELS.index(level) >= LEVELS.index(wanted):
                 pending.events("notifications/message", params)
         elif self.log_sink is not None:

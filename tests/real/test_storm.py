@@ -54,7 +54,7 @@ class Holdings:
             tasks=trio.lowlevel.current_statistics().tasks_living,
             pending=len(client.session.peer.open),
             timed=len(fabric.timer),
-            posts=len(getattr(client.session.transport, "_posts", ())),
+            posts=len(getattr(client.session.transport, "posts", ())),
         )
 
     def within(self, other: Holdings) -> bool:

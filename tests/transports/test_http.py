@@ -221,7 +221,7 @@ async def failed_call(answer: Answer, revision: str = MODERN, **source: Json) ->
             failure = await failure_of(call(session))
             assert await call(session) == TEXT
             assert not session.peer.open
-            assert not transport._posts
+            assert not transport.posts
     return failure
 
 
@@ -337,7 +337,7 @@ async def test_h11_a_stream_that_ends_anywhere_before_its_reply_fails_the_call_a
                 failure = await failure_of(call(session, 5.0))
                 assert isinstance(failure, ConnectionLost)
                 assert failure.executed == "unknown"
-            assert not transport._posts
+            assert not transport.posts
             assert server.count("tools/call") == size
 
 
@@ -421,7 +421,7 @@ async def test_h23_silence_in_any_phase_ends_at_the_deadline_and_closes_the_conn
             assert isinstance(failure, DeadlineExceeded)
             assert failure.executed == "unknown"
             await server.wait_until(lambda: server.left == [2])
-            assert not transport._posts
+            assert not transport.posts
         assert server.whats() == ["tools/call"] * 2
 
 
@@ -630,7 +630,7 @@ async def test_a_request_that_cannot_be_sent_leaves_nothing_behind() -> None:
         with pytest.raises(CallError) as caught:
             await session.exchange(id, b"{}", method="tools/call", headers=[("No Header", "x")])
         assert caught.value.executed == "no"
-        assert not transport._posts
+        assert not transport.posts
         assert not session.peer.open
 
 
@@ -677,7 +677,7 @@ async def test_a_legacy_cancel_does_not_overtake_a_call_that_may_not_have_been_r
         async with talking(server.url, LEGACY) as (session, transport):
             began = trio.current_time()
             await cancel_at_once(server, session)
-            assert not transport._posts
+            assert not transport.posts
             await server.wait_until(lambda: server.count("notifications/cancelled") == 1)
             assert trio.current_time() - began >= 0.1
             await server.wait_until(lambda: server.left == [1])
@@ -744,7 +744,7 @@ async def test_e07_cancelled_calls_give_their_connections_back() -> None:
                 for _ in range(10):
                     nursery.start_soon(call, session)
             assert not session.peer.open
-            assert not transport._posts
+            assert not transport.posts
 
 
 async def test_a_stream_left_open_after_its_reply_is_closed_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -754,7 +754,7 @@ async def test_a_stream_left_open_after_its_reply_is_closed_in_time(monkeypatch:
         async with talking(server.url, counters=counters) as (session, transport):
             assert await call(session) == TEXT
             await server.wait_until(lambda: server.left == [1])
-            assert not transport._posts
+            assert not transport.posts
         assert counters["http.lingering_closed"] == 1
 
 
@@ -908,7 +908,7 @@ async def test_a_call_whose_stream_is_being_taken_up_again_still_counts_as_writt
                 nursery.start_soon(call, session)
                 while not counters["http.resumed"]:  # noqa: ASYNC110  # a count has no event
                     await trio.sleep(0.005)
-                transport._posts[1].resume([])  # its connection is still to be made
+                transport.posts[1].resume([])  # its connection is still to be made
                 assert transport.written(1)
                 nursery.cancel_scope.cancel("enough")
 

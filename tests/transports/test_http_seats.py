@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -76,8 +77,27 @@ def moved(request: Seen) -> bytes:
     return as_json(request) if request.target == "/new" else status(308, b"", "Location: /new")
 
 
+def said(**members: Json) -> Answer:
+    """A body of these members, with the id of the request unless they say another."""
+    return lambda request: status(
+        200, json.dumps({"id": request.message["id"], **members}).encode(), "Content-Type: application/json"
+    )
+
+
 ENDS: list[Answer] = [
     as_json,
+    lambda request: as_json(request).replace(b'"id": ', b'"id": "').replace(b', "result"', b'", "result"'),
+    said(result={}, id=None),
+    said(result={}, id=4711),
+    said(result={}, error=None),
+    said(result={}, error={"code": 1, "message": "no"}),
+    said(error={"code": 1, "message": "no"}),
+    said(error={"code": 1, "message": "no"}, id=None),
+    said(result={}, method="notifications/x"),
+    said(method="ping"),
+    said(method="notifications/message", params={"level": "info"}),
+    status(200, b"{", "Content-Type: application/json"),
+    status(200, b"[" * 1000, "Content-Type: application/json"),
     lambda request: as_json(request, kind="application/json; charset=utf-8"),
     lambda request: as_json(request)[:60] + as_json(request)[60:],
     lambda request: chunked(events(request)),
@@ -117,7 +137,7 @@ async def outcome(answer: Answer, before: list[Answer], revision: str) -> object
                 for _ in range(3):
                     assert await call(session) == TEXT
                 assert not session.peer.open
-                assert not [post for post in transport._posts.values() if post not in transport._answered]
+                assert not [post for post in transport.posts.values() if post not in transport._answered]
     return told
 
 
@@ -253,4 +273,4 @@ async def test_many_callers_read_at_once_and_are_cancelled_at_any_moment() -> No
                     nursery.cancel_scope.cancel("enough")
         await trio.testing.wait_all_tasks_blocked()
         assert not session.peer.open
-        assert not transport._posts
+        assert not transport.posts

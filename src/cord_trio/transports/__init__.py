@@ -80,8 +80,14 @@ class Seat(Protocol):
     fd: int
     over: bool
 
-    def pull(self) -> None:
-        """Take what has come; the receiver is told."""
+    def pull(self) -> bytes | None:
+        """Take what has come; the receiver is told.
+
+        Returns:
+            A message that the receiver is not told, since it alone has come, and nothing else will: the reply, unless
+            the peer broke the protocol.
+
+        """
 
     def leave(self) -> None:
         """Let the transport read the rest."""

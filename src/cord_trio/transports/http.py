@@ -64,6 +64,8 @@ class HttpTransport(Transport):
         modern: the era; None before the handshake has told.
         redirects: whether redirects within the origin are followed.
         max_message: bytes of one message.
+        target: path and query that requests go to.
+        posts: the requests whose answers are not over, by their ids.
 
     """
 
@@ -73,8 +75,9 @@ class HttpTransport(Transport):
         self.redirects = source.redirects
         self.max_message = source.max_message
         self.request = pool.request
+        self.posts: dict[Id, Post] = {}
         self._pool = pool
-        self._target = target_of(source.url)
+        self.target = target_of(source.url)
         self._session_id: str | None = None
         self._heads: dict[tuple[str, str | None] | None, bytes] = {}
         self._name = name
@@ -82,7 +85,6 @@ class HttpTransport(Transport):
         self._receiver: Receiver | None = None
         self._nursery: trio.Nursery | None = None
         self._revision = eras.LATEST_MODERN
-        self._posts: dict[Id, Post] = {}
         self._answered: dict[Post, float] = {}
         self._unread: Post | None = None
         self._held = 0
@@ -113,8 +115,9 @@ class HttpTransport(Transport):
     def send_seated(
         self, message: bytes, *, id: Id, method: str, name: str | None, headers: Sequence[tuple[str, str]]
     ) -> Seat | None:
-        exchange = self._send(message, id, method, name, headers, attended=True)
-        return exchange if exchange is not None and exchange.fd >= 0 else None
+        # What opens a session says so in its head, of which nothing is told to whoever reads by himself.
+        post = self._send(message, id, method, name, headers, attended=method != "initialize")
+        return post if post is not None and post.fd >= 0 else None
 
     def _send(
         self,
@@ -125,14 +128,15 @@ class HttpTransport(Transport):
         headers: Sequence[tuple[str, str]],
         *,
         attended: bool,
-    ) -> Exchange | None:
+    ) -> Post | None:
         if self._loss is not None:
             raise ConnectionLost(self._loss, "no")
-        unread, self._unread = self._unread, None
-        if unread is not None and method == "notifications/cancelled" and self._nursery is not None:
-            self._held += 1
-            self._nursery.start_soon(self._cancel_later, unread, message)
-            return None
+        if self._unread is not None:
+            unread, self._unread = self._unread, None
+            if method == "notifications/cancelled" and self._nursery is not None:
+                self._held += 1
+                self._nursery.start_soon(self._cancel_later, unread, message)
+                return None
         # The head of a request is kept with what it says of it, since making it costs as much as the exchange.
         key = (method, name) if self.modern or (self.modern is None and method == PROBE) else None
         head = self._heads.get(key)
@@ -140,14 +144,18 @@ class HttpTransport(Transport):
             head = self._prepare(key)
         if headers and key is not None:
             head = self._pool.more(head, headers)
-        post = Post(self, id, method, message, name, headers)
+        post = Post(self._pool, self, id, method, message, name, headers)
+        post.attended = attended
+        if self.modern is False:
+            post.since = trio.current_time()  # only there must it be known
         if id is not None:
-            self._posts[id] = post
+            self.posts[id] = post
         try:
-            return post.start(self._pool, head, attended)
+            self._pool.begin(post, head, message)
         except CallError:
             self._forget(post)
             raise
+        return post
 
     def again(self, post: Post, target: str, message: bytes) -> Exchange:
         key = (post.method, post.name) if self.modern or (self.modern is None and post.method == PROBE) else None
@@ -158,7 +166,7 @@ class HttpTransport(Transport):
 
     def _prepare(self, key: tuple[str, str | None] | None) -> bytes:
         """The head of requests of this method and name; None stands for all of the legacy era."""
-        head = self._pool.prepare("POST", self._target, self._own_headers(key))
+        head = self._pool.prepare("POST", self.target, self._own_headers(key))
         if len(self._heads) >= MAX_HEADS:
             self._heads.clear()
         self._heads[key] = head
@@ -175,14 +183,8 @@ class HttpTransport(Transport):
                 headers.append(("Mcp-Name", encode_header_value(name)))
         return headers
 
-    @property
-    def target(self) -> str:
-        """Path and query that requests go to."""
-        return self._target
-
-    @target.setter
-    def target(self, target: str) -> None:
-        self._target = target
+    def move(self, target: str, /) -> None:
+        self.target = target
         self._heads.clear()
 
     @property
@@ -196,7 +198,7 @@ class HttpTransport(Transport):
         self._heads.clear()
 
     def withdraw(self, id: Id) -> bool:
-        post = self._posts.get(id)
+        post = self.posts.get(id)
         if post is None:
             return True
         self._forget(post)
@@ -214,7 +216,7 @@ class HttpTransport(Transport):
         return done
 
     def written(self, id: Id) -> bool:
-        post = self._posts.get(id)
+        post = self.posts.get(id)
         return post is None or post.written
 
     async def run(self, receiver: Receiver, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -265,7 +267,7 @@ class HttpTransport(Transport):
             return
         receiver.feed(messages, post.id)
         id = post.id
-        if id is not None and not receiver.waits(id) and self._posts.get(id) is post:
+        if id is not None and not receiver.waits(id) and self.posts.get(id) is post:
             self._answered[post] = trio.current_time()
 
     def answered(self, post: Post, message: bytes, /) -> None:
@@ -273,8 +275,8 @@ class HttpTransport(Transport):
         if receiver is None or id is None:
             return
         receiver.feed((message,), id)
-        if self._posts.get(id) is post:
-            del self._posts[id]
+        if self.posts.get(id) is post:
+            del self.posts[id]
         if receiver.waits(id):
             receiver.fail(id, BadReply("the body held no response"))
 
@@ -300,15 +302,15 @@ class HttpTransport(Transport):
         if self._loss is None and self._receiver is not None:
             self._loss = reason
             self._receiver.lost(ConnectionLost(reason, "unknown"))
-            for post in list(self._posts.values()):
+            for post in list(self.posts.values()):
                 self._forget(post)
                 post.close()
             self._lost.set()
 
     def _forget(self, post: Post) -> None:
         self._answered.pop(post, None)
-        if post.id is not None and self._posts.get(post.id) is post:
-            del self._posts[post.id]
+        if post.id is not None and self.posts.get(post.id) is post:
+            del self.posts[post.id]
 
     def listening(self, *, gap: bool) -> None:
         self._listening.set()
@@ -319,7 +321,7 @@ class HttpTransport(Transport):
 
     async def _resume(self, post: Post, seconds: float) -> None:
         await trio.sleep(seconds)
-        if post.id is not None and self._posts.get(post.id) is post:
+        if post.id is not None and self.posts.get(post.id) is post:
             post.resume(self._headers())
 
     async def _cancel_later(self, post: Post, message: bytes) -> None:

@@ -42,6 +42,9 @@ LOOPBACK_ORIGINS = tuple(f"{scheme}://{host}" for scheme in ("http", "https") fo
 LENGTH_DIGITS = 10
 """Digits of the length in a head that is known already."""
 
+SIZES = 16
+"""Sizes of messages for which a known head is kept as it is written with them."""
+
 _LENGTH = re.compile(rb"\r\ncontent-length: ?([0-9]{1,10})\r\n", re.IGNORECASE)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -136,32 +139,45 @@ class KnownHead:
     """A head that was judged good, around its length: one that differs only there needs no judging.
 
     A peer's heads are mostly the same, and to read one is a fifth of an exchange's instructions.
+
+    Attributes:
+        headers: its fields, without their length.
+        plain: whether whoever judged it found that nothing in it needs to be looked at again.
+
     """
 
-    __slots__ = ("_after", "_around", "_before", "_begin", "headers")
+    __slots__ = ("_after", "_around", "_before", "_sized", "headers", "plain")
 
     def __init__(self, before: bytes, after: bytes, headers: Headers) -> None:
         self._before = before
         self._after = after
-        self._begin = len(before)
         self._around = len(before) + len(after)
+        self._sized: dict[int, bytes] = {}
         self.headers = headers
+        self.plain = False
 
     def body(self, data: bytes) -> int:
         """Where the body begins, if `data` is such a head, its whole body and nothing else; else -1.
 
         A body of a hundred thousand bytes is left to who reads every head.
         """
-        if not data.startswith(self._before):
-            return -1
-        # The length is written rather than read: its digits and the body are so long together that it can be one alone,
-        # and to compare is a third of finding a number, cutting it out and reading it.
-        both = len(data) - self._around
+        # The head is written rather than read, and kept: so many bytes of head and body can have one length alone, and
+        # to look that head up and compare is a fifth of finding a number, cutting it out and reading it.
+        head = self._sized.get(len(data))
+        if head is None:
+            head = self._size(len(data))
+        return len(head) if head and data.startswith(head) else -1
+
+    def _size(self, size: int) -> bytes:
+        """The head that makes `size` bytes together with its body; empty if there is none."""
+        both = size - self._around
         digits = 1 if both < 11 else 2 if both < 102 else 3 if both < 1_003 else 4 if both < 10_004 else 5
         length = b"%d" % (both - digits)
-        if len(length) != digits or not data.startswith(length + self._after, self._begin):
-            return -1
-        return self._around + digits
+        head = b"%b%b%b" % (self._before, length, self._after) if len(length) == digits else b""
+        if len(self._sized) >= SIZES:
+            self._sized.clear()
+        self._sized[size] = head
+        return head
 
 
 def know(head: bytes, headers: Headers, limit: int) -> KnownHead | None:

@@ -41,51 +41,28 @@ class Exchange:
 
     Attributes:
         over: whether the sink has been, or never will be, told the last thing.
-        since: Trio time of its start.
+        since: Trio time of its start, if it was asked for.
         fd: what to wait for before `pull`, if whoever started it reads by himself; -1 if the connection does.
 
     The others are between the pool and the connection.
 
     """
 
-    __slots__ = (
-        "_pool",
-        "attended",
-        "before",
-        "connection",
-        "fd",
-        "method",
-        "over",
-        "payload",
-        "request_head",
-        "since",
-        "sink",
-        "whole",
-    )
+    # What few need is the class's own until it is set: one of these is made for each request.
+    verb = "POST"
+    since = 0.0
+    fd = -1
+    over = False
+    before = 0
+    attended = False
+    connection: Connection | None = None
+    whole: Whole | None = None
+    request_head = b""
+    payload = b""
+    sink: ResponseSink
 
-    def __init__(
-        self,
-        pool: Pool,
-        method: str,
-        head: bytes,
-        payload: bytes,
-        sink: ResponseSink,
-        whole: Whole | None,
-        attended: bool,
-        since: float,
-    ) -> None:
+    def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self.method = method
-        self.request_head = head
-        self.payload = payload
-        self.sink = sink
-        self.whole = whole
-        self.attended = attended
-        self.since = since
-        self.fd = -1
-        self.connection: Connection | None = None
-        self.before = 0
-        self.over = False
 
     @property
     def written(self) -> bool:
@@ -98,10 +75,13 @@ class Exchange:
         """What an error may say of a request that got no answer."""
         return "unknown" if self.written else "no"
 
-    def pull(self) -> None:
-        """Read what has come, and tell the sink."""
-        if self.connection is not None:
-            self.connection.pull()
+    def pull(self) -> bytes | None:
+        """Read what has come, and tell the sink; or return the body, if that is all there is to tell.
+
+        It is if the answer came in one piece, its head is that of the one before, its status 200 and it holds JSON.
+        Then the exchange is over, and the sink told nothing: that spares six calls.
+        """
+        return None if self.connection is None else self.connection.pull()
 
     def leave(self) -> None:
         """Let the connection read the rest; nobody else will."""

@@ -47,10 +47,10 @@ class Connection:
         "_pool",
         "_raw",
         "_refusal",
-        "_rests",
         "_status",
         "closed",
         "idle_since",
+        "rests",
         "wire",
     )
 
@@ -73,32 +73,29 @@ class Connection:
         self._refusal: str | None = None
         self._raw = b""
         self._known: KnownHead | None = None
-        self._rests = False  # whether the reader has nothing to do between exchanges
+        self.rests = False  # whether the reader has nothing to do between exchanges
         self._needed: Cell[None] | None = None
 
-    def start(self, exchange: Exchange) -> bool:
+    def start(self, exchange: Exchange, head: bytes, payload: bytes) -> bool:
         """Write the request. Returns False if the connection turned out broken and nothing was written."""
-        self._exchange = exchange
-        exchange.before = self.wire.sent
-        exchange.connection = self
-        self._interim = 0
-        head, payload = exchange.request_head, exchange.payload
+        wire = self.wire
+        exchange.before = wire.sent
         try:
             if payload:
-                self.wire.write(head, payload)
+                wire.write(head, payload)
             else:
-                self.wire.write(head)
+                wire.write(head)
         except OSError:
-            self._exchange = exchange.connection = None
             return False
-        exchange.request_head = exchange.payload = b""  # a stream may live for days
-        if not exchange.attended:
-            if self._needed is not None:
-                self.call_reader()
+        self._exchange = exchange
+        self._interim = 0
+        exchange.connection = self
+        if exchange.attended and self._needed is not None:
+            exchange.fd = wire.fd
+        elif exchange.attended:
+            self.rests = wire.fd >= 0  # the reader reads this answer, but not the next
         elif self._needed is not None:
-            exchange.fd = self.wire.fd
-        else:
-            self._rests = self.wire.fd >= 0  # it reads this answer, but not the next
+            self.call_reader()
         return True
 
     @trio.lowlevel.enable_ki_protection
@@ -107,7 +104,7 @@ class Connection:
         read = self.wire.read
         try:
             while not self.closed:
-                if self._rests and self._exchange is None:
+                if self.rests and self._exchange is None:
                     self._needed = Cell()
                     self._pool.watch()
                     await self._needed.wait(_nothing)
@@ -129,16 +126,25 @@ class Connection:
         """From here on the connection's own task reads."""
         cell, self._needed = self._needed, None
         if cell is not None:
-            self._rests = False
+            self.rests = False
             cell.settle(None)
 
-    def pull(self) -> None:
-        """Read what has come, in the place of the reader."""
+    def pull(self) -> bytes | None:
+        """Read what has come, in the place of the reader. See `Exchange.pull`."""
         data = self.wire.take()
-        if data:
-            self._feed(data)
-        elif data is not None:
-            self._ended()
+        if not data:
+            if data is not None:
+                self._ended()
+            return None
+        known, exchange = self._known, self._exchange
+        if known is not None and known.plain and exchange is not None and self._in_head and not self._buffer:
+            start = known.body(data)
+            if 0 <= start < len(data) <= self._pool.limits.body:  # with its head, so that no body is too long
+                exchange.over = True
+                self._done()
+                return data[start:]
+        self._feed(data)
+        return None
 
     def _feed(self, data: bytes) -> None:
         if self._exchange is None:
@@ -177,13 +183,9 @@ class Connection:
         if start < 0 or exchange is None:
             return False
         whole = exchange.whole
-        if whole is None or self._buffer or len(data) - start > self._pool.limits.body or exchange.method == "HEAD":
+        if whole is None or self._buffer or len(data) - start > self._pool.limits.body or exchange.verb == "HEAD":
             return False
-        self._exchange = None
-        if self.wire.waiting:
-            self.close()
-        else:
-            self._pool.release(self)
+        self._done()
         if not exchange.over:
             exchange.over = True
             try:
@@ -191,6 +193,14 @@ class Connection:
             except Exception:
                 logger.exception("a sink raised at the end origin=%s", self._pool.origin.name)
         return True
+
+    def _done(self) -> None:
+        """The answer is whole, and another may follow."""
+        self._exchange = None
+        if self.wire.waiting:
+            self.close()
+        else:
+            self._pool.release(self)
 
     def _take_head(self, data: bytes) -> bytes:
         """Feed the head once it is whole; returns what follows it."""
@@ -256,7 +266,7 @@ class Connection:
         stream = (headers.get("content-type") or "").lower().startswith("text/event-stream")
         self._left = math.inf if stream else pool.limits.body
         # No body follows these, whatever their headers say (RFC 9112, section 6.3); httptools would wait for it.
-        bare = exchange.method == "HEAD" or status in (204, 304)
+        bare = exchange.verb == "HEAD" or status in (204, 304)
         if not bare:
             if coding != "identity":
                 pool.counters.add("http_client.compressed")
@@ -270,7 +280,9 @@ class Connection:
                 return
             if length is not None and transfer is None and self._keep and not stream:
                 fields = [field for field in headers.raw if field[0].lower() != b"content-length"]
-                self._known = know(self._raw, Headers(fields), pool.limits.head)
+                self._known = known = know(self._raw, Headers(fields), pool.limits.head)
+                if known is not None:
+                    known.plain = status == 200 and known.headers.index.get(b"content-type") == b"application/json"
         exchange.sink.head(status, headers)
         if bare:
             self._complete = True
@@ -306,11 +318,10 @@ class Connection:
 
     def _finish(self, *, reusable: bool) -> None:
         exchange = self._exchange
-        self._exchange = None
         self._in_head = True
         self._complete = False
-        if reusable and not self.wire.waiting:
-            self._pool.release(self)
+        if reusable:
+            self._done()
         else:
             self.close()
         if exchange is not None and not exchange.over:

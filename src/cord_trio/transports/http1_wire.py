@@ -49,6 +49,7 @@ class Wire(ABC):
     """A connection that was made. Whoever owns it closes it.
 
     Attributes:
+        fd: what to wait for before `take`; -1 for a connection that can only be read by `read`, or is closed.
         sent: bytes handed to the kernel, or to TLS, so far.
         waiting: bytes that wait for the peer to read.
         deadline: Trio time by which the peer has to read some of what waits; infinite if nothing does.
@@ -56,6 +57,7 @@ class Wire(ABC):
     """
 
     __slots__ = ()
+    fd: int
     sent: int
     waiting: int
     deadline: float
@@ -68,11 +70,6 @@ class Wire(ABC):
             OSError: the connection is broken; nothing of it was sent.
 
         """
-
-    @property
-    def fd(self) -> int:
-        """What to wait for before `take`; -1 for a connection that can only be read by `read`, or is closed."""
-        return -1
 
     def take(self) -> bytes | None:
         raise NotImplementedError
@@ -97,11 +94,11 @@ class SocketWire(Wire):
         "_backlog",
         "_broken",
         "_drained",
-        "_fd",
         "_finishing",
         "_nursery",
         "_poll",
         "deadline",
+        "fd",
         "sent",
         "sock",
         "waiting",
@@ -109,7 +106,7 @@ class SocketWire(Wire):
 
     def __init__(self, sock: socket.socket, nursery: trio.Nursery, broken: Callable[[], None] | None = None) -> None:
         self.sock = sock
-        self._fd = sock.fileno()
+        self.fd = sock.fileno()
         self._nursery = nursery
         self._broken = broken
         self._backlog: deque[bytes | memoryview] = deque()
@@ -121,7 +118,7 @@ class SocketWire(Wire):
         self.deadline = math.inf
 
     def write(self, *parts: bytes) -> None:
-        if self._fd < 0:
+        if self.fd < 0:
             raise OSError("the connection is closed")
         if self._backlog:
             self._backlog.extend(parts)
@@ -154,7 +151,7 @@ class SocketWire(Wire):
         backlog = self._backlog
         try:
             while backlog:
-                await trio.lowlevel.wait_writable(self._fd)
+                await trio.lowlevel.wait_writable(self.fd)
                 try:
                     taken = self.sock.sendmsg([part for part, _ in zip(backlog, range(PARTS), strict=False)])
                 except (BlockingIOError, InterruptedError):
@@ -209,7 +206,7 @@ class SocketWire(Wire):
     async def read(self) -> bytes:
         try:
             while True:
-                await trio.lowlevel.wait_readable(self._fd)
+                await trio.lowlevel.wait_readable(self.fd)
                 try:
                     return self.sock.recv(READ_SIZE)
                 except (BlockingIOError, InterruptedError):
@@ -221,7 +218,7 @@ class SocketWire(Wire):
         # Asked before each request, so not by `recv`: the exception that says “nothing” costs more than the question.
         if self._poll is None:
             self._poll = select.poll()
-            self._poll.register(self._fd, select.POLLIN)
+            self._poll.register(self.fd, select.POLLIN)
         return not self._poll.poll(0)
 
     def finish(self) -> None:
@@ -236,10 +233,6 @@ class SocketWire(Wire):
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # it is gone already
-
-    @property
-    def fd(self) -> int:
-        return self._fd
 
     def take(self) -> bytes | None:
         """The next bytes as `read` returns them, or None if there are none yet."""
@@ -261,14 +254,14 @@ class SocketWire(Wire):
         """
         if self._backlog:
             raise RuntimeError("an answer is still being written")
-        trio.lowlevel.notify_closing(self._fd)
-        self._fd = -1
+        trio.lowlevel.notify_closing(self.fd)
+        self.fd = -1
         return socket.socket(fileno=self.sock.detach())
 
     def close(self) -> None:
-        if self._fd >= 0:
-            trio.lowlevel.notify_closing(self._fd)
-            self._fd = -1
+        if self.fd >= 0:
+            trio.lowlevel.notify_closing(self.fd)
+            self.fd = -1
             self.sock.close()
             self._discard()
 
@@ -276,9 +269,10 @@ class SocketWire(Wire):
 class QueuedWire(Wire):
     """A connection to which one task writes: what is sent waits for it in an outbox."""
 
-    __slots__ = ("_closed", "_outbox", "_wake", "deadline", "sent", "waiting")
+    __slots__ = ("_closed", "_outbox", "_wake", "deadline", "fd", "sent", "waiting")
 
     def __init__(self) -> None:
+        self.fd = -1
         self._outbox: deque[bytes] = deque()
         self._wake = trio.Event()
         self._closed = False

@@ -156,7 +156,7 @@ class Place:
         self._pump.pause(self.fd)
         return self
 
-    def pull(self) -> None:
+    def pull(self) -> None:  # what comes on a pipe may be anybody's
         self.over = not self._pull()
 
     def leave(self) -> None:

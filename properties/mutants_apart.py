@@ -80,7 +80,7 @@ APART: Final[list[tuple[str, str, str]]] = [
     ("nats/wire.py", "\"no_responders\": True, ", ""),
     ("nats/wire.py", "            kept.clear()\n        events", "        events"),
     ("nats/client.py", "\"unknown\" if awaited.until <= sent else \"no\"", "\"unknown\" if awaited.until < sent else \"no\""),
-    ("nats/client.py", "        del self._awaited[token]\n", "        pass\n"),
+    ("nats/client.py", "        del self._awaited[inbox]\n", "        pass\n"),
     ("nats/client.py", "        if len(self._awaited) >= MAX_AWAITED:", "        if False:"),
     ("nats/client.py", "            self.fail(NoResponders(self.subject))\n        else:\n            self.settle(message)", "            self.settle(message)\n        else:\n            self.settle(message)"),
     ("nats/client.py", "        if self.line.connected and len(head) + len(data) > self.max_payload:", "        if False:"),

@@ -8,7 +8,6 @@ from cord_trio.mesh.frames import (
     Request,
     decode_frame,
     decode_request,
-    encode_end,
     encode_frame,
     encode_request,
 )
@@ -43,7 +42,6 @@ def test_a_whole_request_comes_back() -> None:
 def test_what_is_usual_needs_few_headers() -> None:
     assert encode_request(Request("call", ID, tool="t", epoch="0badcafe")) == {**CALL, "C-Tool": "t"}
     assert encode_frame(Frame("ok", b"x".decode(), busy=1, slots=2)) == {"C-K": "ok", "C-Id": "x", "C-Load": "1/2"}
-    assert encode_end("ok", 1, 2) == {"C-K": "ok", "C-Load": "1/2"}
 
 
 def test_a_whole_frame_comes_back() -> None:

@@ -16,15 +16,19 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
 
+async def nothing(_: Owned) -> None:
+    await trio.lowlevel.checkpoint()
+
+
 async def made(counters: Counters | None = None) -> Tenure:
     async with trio.open_nursery() as nursery:
         lease = Lease("b", "0badcafe", nursery)
-    return Tenure(lease, 2, 2, counters or Counters())
+    return Tenure(lease, 2, 2, nothing, counters or Counters())
 
 
 def known(tenure: Tenure, number: int, caller: str = "a", epoch: str = "e") -> Owned:
     request = Request("call", f"{number:032x}", b"params", epoch=epoch)
-    owned = Owned(caller, request, "inbox", math.inf, trio.CancelScope())
+    owned = Owned(caller, request, "inbox", math.inf)
     tenure.known[caller, request.id] = owned
     return owned
 

@@ -349,6 +349,7 @@ async def test_one_task_at_a_time_takes_from_a_subscription(world: World, autoju
                     await subscription.receive()
                 nursery.cancel_scope.cancel("enough was seen")
             world.wires[0].say(b"MSG a %d 11\r\n12345678901\r\n" % subscription.sid)
+            await wait_all_tasks_blocked()
             with pytest.raises(Overloaded, match="nats_inflow_bytes = 10"):
                 await subscription.receive()
 

@@ -27,7 +27,8 @@ from cord_trio.errors import (
     SourceDown,
 )
 from cord_trio.mesh.flight import GRACE, PATIENCE, QUIET, RETURN, SILENCE, Flight
-from cord_trio.mesh.frames import Frame, Request, decode_frame, encode_request
+from cord_trio.mesh.frames import Frame, Request
+from cord_trio.mesh.heads import read_frame, write_request
 from cord_trio.mesh.outcomes import outcome_of, params_of, ttl_of
 from cord_trio.mesh.owning import HOPS
 from cord_trio.mesh.parts import ABOVE
@@ -194,6 +195,8 @@ class Calling:
         raise OwnerLost(node, epoch, f"the {'question that this answers' if call.park else 'task'} went with it")
 
     def _choose(self, name: str, owners: Sequence[str]) -> tuple[str, str]:
+        if len(owners) == 1 and (epoch := self._roster.epoch(owners[0])) is not None:
+            return owners[0], epoch
         there = [(node, epoch) for node in owners if (epoch := self._roster.epoch(node)) is not None]
         if not there:
             raise NoOwner(name, f"{', '.join(owners) or 'nobody'} is not in the mesh now")
@@ -220,13 +223,13 @@ class Calling:
             park=call.park, settled=peer.take_settled(), events=call.events is not None, bundle=bundle,
         )  # fmt: skip
         subject = self._subject(node, epoch)
-        flight = Flight(name, peer, node, subject, request, call.events, now, may_go_on=may_go_on)
+        flight = Flight(name, peer, node, subject, request, call, now, may_go_on=may_go_on)
         if bundle is not None:
             flight.large = params
         self._flights[request.id] = flight
         peer.in_flight += 1
-        flight.deadline = call.deadline
-        self._wake_by(min(now + TICK, call.deadline))
+        if now + TICK < self._next or call.deadline < self._next:
+            self._next = self._sleeping.deadline = min(now + TICK, call.deadline)
         frame: Frame | None = None
         lost = False
         try:
@@ -254,10 +257,11 @@ class Calling:
         """Offer it until it is answered."""
         while True:
             flight.check()
-            request = flight.again(trio.current_time())
+            now = trio.current_time() if flight.offers else flight.began
+            request = flight.again(now)
             try:
-                with self._link.open_stream(flight.subject, request.body, headers=encode_request(request)) as stream:
-                    flight.offered(stream)
+                with self._link.open_stream(flight.subject, request.body, head=write_request(request)) as stream:
+                    flight.offered(stream, now)
                     return await self._listen(flight, stream)
             except NoResponders:
                 flight.nobody(trio.current_time())
@@ -279,16 +283,18 @@ class Calling:
         while True:
             message = await stream.receive()
             try:
-                frame = decode_frame(message.head, message.data)
+                frame = read_frame(message.head, message.data)
             except BadFrame as exc:
                 self._counters.add("mesh.bad_frames")
                 log.info("an answer that is none of ours node=%s why=%s", flight.node, exc)
                 if message.header("C-K") in ("ok", "err", "end"):
                     raise OwnerFailed(flight.node, "BadFrame", f"its answer cannot be read: {exc}", "yes") from exc
                 continue
-            flight.heard_at(trio.current_time())
             if frame.slots:
                 flight.peer.told(frame.busy, frame.slots)
+            if frame.kind in ("ok", "err") and not flight.peer.absent:
+                return frame
+            flight.heard_at(trio.current_time())
             match frame.kind:
                 case "ok" | "err":
                     return frame
@@ -391,10 +397,6 @@ class Calling:
                 self._counters.add("mesh.pings")
                 self._publish(flight.subject, flight.ping(now), reply=stream.inbox)
 
-    def _wake_by(self, time: float) -> None:
-        if time < self._next:
-            self._next = self._sleeping.deadline = time
-
     def _ended(self, node: str, epoch: str) -> None:
         """An incarnation is no more, and with it what it ran."""
         self.peers.forget(node, epoch)
@@ -404,7 +406,7 @@ class Calling:
 
     def _publish(self, subject: str, request: Request, *, reply: str = "") -> None:
         try:
-            self._link.publish(subject, request.body, reply=reply, headers=encode_request(request))
+            self._link.publish(subject, request.body, reply=reply, head=write_request(request))
         except (CallError, ValueError) as exc:
             log.debug("a message was not sent op=%s why=%s", request.op, exc)
 

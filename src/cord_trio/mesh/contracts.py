@@ -45,15 +45,18 @@ class Link(Protocol):
         """Return once there is a connection."""
 
     def publish(
-        self, subject: str, data: bytes = b"", *, reply: str = "", headers: Mapping[str, str] | None = None
-    ) -> None:
-        """Send a message to whoever listens."""
+        self, subject: str, data: bytes = b"", *, reply: str = "", headers: Mapping[str, str] | None = None,
+        head: bytes = b"",
+    ) -> None:  # fmt: skip
+        """Send a message to whoever listens; with a whole header block where `headers` would be made into one."""
 
-    async def request(self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None) -> Message:
+    async def request(
+        self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None, head: bytes = b""
+    ) -> Message:
         """The first reply to a message."""
 
     def open_stream(
-        self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None
+        self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None, head: bytes = b""
     ) -> AbstractContextManager[Stream]:
         """All the replies to a message."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
-import trio
 from msgspec.structs import replace
 
 from cord_trio.errors import DeadlineExceeded
@@ -14,7 +13,9 @@ from cord_trio.mesh.presence import LEASE
 from cord_trio.mesh_errors import OwnerLost
 
 if TYPE_CHECKING:
-    from cord_trio.call import EventSink
+    import trio
+
+    from cord_trio.call import Call
     from cord_trio.errors import Executed
     from cord_trio.mesh.peers import Peer
     from cord_trio.nats.client import Stream
@@ -65,9 +66,19 @@ class Flight:
 
     """
 
+    # What is so at first; few calls change more than two of these.
+    large = b""
+    spoken = maybe = pending = settled = handed = False
+    offers = 0
+    nobody_since = math.inf
+    stream: Stream | None = None
+    pausing: trio.CancelScope | None = None
+    _pinged = _late = False
+    _over = ""
+
     def __init__(
-        self, name: str, peer: Peer, node: str, subject: str, request: Request, events: EventSink | None,
-        now: float, *, may_go_on: bool,
+        self, name: str, peer: Peer, node: str, subject: str, request: Request, call: Call, now: float,
+        *, may_go_on: bool,
     ) -> None:  # fmt: skip
         self.name = name
         self.node = node
@@ -75,19 +86,10 @@ class Flight:
         self.epoch = peer.epoch
         self.subject = subject
         self.request = request
-        self.large = b""
-        self.events = events
-        self.deadline = math.inf
+        self.events = call.events
+        self.deadline = call.deadline
         self.began = self.heard = self.asked = now
-        self.spoken = self.maybe = self.pending = self.settled = self.handed = False
-        self._pinged = False
-        self.offers = 0
         self.may_go_on = may_go_on
-        self.nobody_since = math.inf
-        self.stream: Stream | None = None
-        self.pausing: trio.CancelScope | None = None
-        self._over = ""
-        self._late = False
 
     @property
     def executed(self) -> Executed:
@@ -109,13 +111,13 @@ class Flight:
         ttl = None if request.ttl is None else max(0, request.ttl - int((now - self.began) * 1000))
         return replace(request, ttl=ttl, settled=())
 
-    def offered(self, stream: Stream) -> None:
+    def offered(self, stream: Stream, now: float) -> None:
         """It was sent; its answers come in `stream`."""
         self.offers += 1
         self.stream = stream
         self.pending = True
         self.spoken = self._pinged = False
-        self.asked = trio.current_time()
+        self.asked = now
         if self._over:
             self.end(self._over)
 

@@ -54,9 +54,6 @@ MAX_HOPS: Final = 8
 MAX_SETTLED: Final = 16
 """Calls that one message says to be over, at most."""
 
-_RARE: Final = frozenset(("C-Method", "C-Hop", "C-Win", "traceparent", "C-Park", "C-For", "C-Events", "C-Parts"))
-"""Headers of a call that most have not."""
-
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 _EPOCH: Final = re.compile(r"[0-9a-f]{8}")
 _NODE: Final = re.compile(r"[a-z0-9_-]{1,48}")
@@ -179,19 +176,19 @@ def encode_request(request: Request) -> dict[str, str]:
     headers = {"C-Ver": "1", "C-Op": request.op, "C-Id": request.id}
     if request.op == "call":
         if request.source:
-            headers["C-Srv"] = _said(request.source)
+            headers["C-Srv"] = said(request.source)
         if request.tool is not None:
-            headers["C-Tool"] = _said(request.tool)
+            headers["C-Tool"] = said(request.tool)
         if request.method != "tools/call":
-            headers["C-Method"] = _said(request.method)
+            headers["C-Method"] = said(request.method)
         if request.ttl is not None:
             headers["C-Ttl"] = str(request.ttl)
         if request.hop:
             headers["C-Hop"] = str(request.hop)
         if request.principal:
-            headers["C-Prin"] = _said(request.principal)
+            headers["C-Prin"] = said(request.principal)
         if request.trace:
-            headers["traceparent"] = _said(request.trace)
+            headers["traceparent"] = said(request.trace)
         if request.settled:
             headers["C-Settled"] = ",".join(request.settled)
         if request.events:
@@ -203,7 +200,7 @@ def encode_request(request: Request) -> dict[str, str]:
     if request.epoch:
         headers["C-From-Epoch"] = request.epoch
     if request.park:
-        headers["C-Park"] = _said(request.park)
+        headers["C-Park"] = said(request.park)
     if request.window:
         headers["C-Win"] = str(request.window)
     if request.first:
@@ -211,7 +208,7 @@ def encode_request(request: Request) -> dict[str, str]:
     if request.to:
         headers["C-To"] = request.to
     if request.reason:
-        headers["C-Why"] = _said(request.reason)
+        headers["C-Why"] = said(request.reason)
     return headers
 
 
@@ -237,18 +234,6 @@ def decode_request(head: bytes, body: bytes = b"") -> Request:
                 reason=_text(fields, "C-Why"), behalf=_match(fields, "C-For", _NODE), method="",
             )  # fmt: skip
         settled = fields.get("C-Settled")
-        if _RARE.isdisjoint(fields):  # nearly always, and then there is half as much to look for
-            return Request(
-                op,
-                id,
-                body,
-                _text(fields, "C-Srv"),
-                _text(fields, "C-Tool") if "C-Tool" in fields else None,
-                ttl=_number(fields, "C-Ttl") if "C-Ttl" in fields else None,
-                epoch=_required(fields, "C-From-Epoch", _EPOCH),
-                principal=_text(fields, "C-Prin"),
-                settled=() if settled is None else _ids(settled),
-            )
         return Request(
             op,
             id,
@@ -287,7 +272,7 @@ def encode_frame(frame: Frame) -> dict[str, str]:
         ("C-State", frame.state), ("C-To", frame.to), ("C-Node", frame.node), ("C-Epoch", frame.epoch),
     ):  # fmt: skip
         if text:
-            headers[name] = _said(text)
+            headers[name] = said(text)
     if frame.seq:
         headers["C-Seq"] = str(frame.seq)
     if frame.window:
@@ -295,11 +280,6 @@ def encode_frame(frame: Frame) -> dict[str, str]:
     if frame.bundle is not None:
         _say_bundle(frame.bundle, headers)
     return headers
-
-
-def encode_end(kind: str, busy: int, slots: int) -> dict[str, str]:
-    """The headers of the most usual frames, which say no more than this."""
-    return {"C-K": kind, "C-Load": f"{busy}/{slots}"}
 
 
 def decode_frame(head: bytes, body: bytes = b"") -> Frame:
@@ -346,7 +326,7 @@ def _say_bundle(bundle: Bundle, headers: dict[str, str]) -> None:
     headers["C-Sha"] = bundle.sha256
 
 
-def _said(text: str) -> str:
+def said(text: str) -> str:
     """`text` as a header carries it: visible ASCII, all else as `%` and two digits for each byte."""
     if _PLAIN.fullmatch(text):
         return text

@@ -17,16 +17,8 @@ from msgspec.structs import replace
 
 from cord_trio.counters import Counters
 from cord_trio.errors import CallError, CordError, DeadlineExceeded
-from cord_trio.mesh.frames import (
-    MAX_HOPS,
-    STANDING,
-    Frame,
-    Request,
-    decode_request,
-    encode_end,
-    encode_frame,
-    encode_request,
-)
+from cord_trio.mesh.frames import MAX_HOPS, STANDING, Frame, Request
+from cord_trio.mesh.heads import read_request, write_frame, write_request
 from cord_trio.mesh.outcomes import HOP_COST, call_of, failure_of, frame_of, params_of
 from cord_trio.mesh.parts import ABOVE
 from cord_trio.mesh.tenure import MAX_REMEMBERED, Owned, Tenure
@@ -132,7 +124,7 @@ class Owning:
         self._line = line
         self._counters = counters or Counters()
         self._tenure: Tenure | None = None
-        self._names = ("", "")  # of the mesh and of the node
+        self._asked_as = ""  # the subject of the latest message
 
     @property
     def busy(self) -> int:
@@ -141,13 +133,17 @@ class Owning:
 
     def begun(self, lease: Lease) -> None:
         """Take what is asked of this incarnation, until it has to let go. For `presence.join`."""
-        self._tenure = Tenure(lease, self._slots, self._line, self._counters)
-        lease.nursery.start_soon(self._keep, self._tenure)
+
+        async def run(owned: Owned) -> None:
+            await self._run(tenure, owned)
+
+        tenure = self._tenure = Tenure(lease, self._slots, self._line, run, self._counters)
+        lease.nursery.start_soon(self._keep, tenure)
 
     def take(self, message: Message) -> None:
         """Do what a message asks for. For `presence.join`; never blocks or raises."""
         try:
-            request = decode_request(message.head, message.data)
+            request = read_request(message.head, message.data)
         except BadFrame as exc:
             self._counters.add("mesh.bad_frames")
             log.info("a message that is none of ours subject=%s why=%s", message.subject, exc)
@@ -155,8 +151,8 @@ class Owning:
                 self._say(message.reply, Frame("rej", exc.id, reason="unsupported", text=str(exc)))
             return
         tenure = self._tenure
-        _, mesh, _, ours, _, node = message.subject.split(".", 5)
-        self._names = (mesh, ours)
+        self._asked_as = message.subject
+        node = message.subject.rpartition(".")[2]
         if tenure is None:
             if message.reply:
                 self._say(message.reply, Frame("rej", request.id, reason="fenced"))
@@ -200,14 +196,14 @@ class Owning:
             self._say(reply, Frame("rej", request.id, reason="busy", text="too many calls are remembered"))
             return
         until = math.inf if request.ttl is None else now + request.ttl / 1000
-        owned = Owned(caller, request, reply, until, trio.CancelScope(deadline=until))
+        owned = Owned(caller, request, reply, until)
         tenure.known[caller, request.id] = owned
         reason = self._judge(tenure, node, owned)
         if reason:
             self._refuse(tenure, owned, reason)
             return
         if until <= now:
-            self._end(tenure, owned, failure_of(DeadlineExceeded("nothing of it was left", "no")))
+            self._end(tenure, owned, failure_of(DeadlineExceeded("nothing of it was left", "no")), now)
             return
         if request.method in STANDING:
             self._stand(tenure, owned, now)
@@ -261,9 +257,9 @@ class Owning:
         elif len(tenure.known) < MAX_REMEMBERED:
             # It came before its call: that must not run any more.
             caller = request.behalf or node
-            owned = Owned(caller, request, "", now, trio.CancelScope())
+            owned = Owned(caller, request, "", now)
             tenure.known[caller, request.id] = owned
-            self._end(tenure, owned, _ended("its caller cancelled it", "no"))
+            self._end(tenure, owned, _ended("its caller cancelled it", "no"), now)
 
     def _stop(self, tenure: Tenure, owned: Owned, why: str) -> None:
         """End a call from outside, unless it has ended."""
@@ -271,10 +267,10 @@ class Owning:
             return
         self._counters.add("mesh.cancelled")
         owned.why = why
-        if tenure.admission.withdraw(owned.caller, owned):
-            self._end(tenure, owned, _ended(why, "no"))
-        else:
+        if owned.scope is not None:
             owned.scope.cancel(why)
+        elif tenure.admission.withdraw(owned.caller, owned):
+            self._end(tenure, owned, _ended(why, "no"), trio.current_time())
 
     def _ping(self, tenure: Tenure, request: Request, owned: Owned | None, reply: str) -> None:
         """Tell who asks what is known, there from now on."""
@@ -288,7 +284,8 @@ class Owning:
             owned.joined = bool(owned.why)
             self._say(owned.reply, Frame("pong", request.id, state="running"))
             return
-        self._tell_end(owned, owned.end or _ended("it ended, and its result was let go of", "yes"))
+        if owned.reply:
+            self._say(owned.reply, owned.end or _ended("it ended, and its result was let go of", "yes"))
 
     def _credit(self, tenure: Tenure, request: Request, owned: Owned | None, reply: str) -> None:
         """Send parts of a result."""
@@ -305,7 +302,7 @@ class Owning:
 
     def _start(self, tenure: Tenure, owned: Owned) -> None:
         owned.state = "running"
-        tenure.lease.nursery.start_soon(self._run, tenure, owned)
+        tenure.workers.begin(owned)
 
     async def _run(self, tenure: Tenure, owned: Owned) -> None:
         HOPS.set(owned.request.hop + 1)
@@ -313,18 +310,17 @@ class Owning:
         frame: Frame | None = None
         executed: Executed = "no"
         try:
-            with owned.scope:
-                # It may have been cancelled, or the lease may have ended, since it came.
-                await trio.lowlevel.checkpoint_if_cancelled()
-                body = owned.request.body
-                if owned.request.bundle is not None and self._parts is not None:
-                    body = await self._parts.fetch(owned.request.bundle, self._wanting(owned))
-                call = call_of(owned.request, body, owned.deadline, self._events(owned))
-                del body
-                executed = "unknown"
-                told = frame_of(await self._handler(call))
-                executed = "yes"
-                frame = told if len(told.body) <= ABOVE or self._parts is None else await self._bundled(owned, told)
+            # It may have been cancelled, or the lease may have ended, since it came.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            body = owned.request.body
+            if owned.request.bundle is not None and self._parts is not None:
+                body = await self._parts.fetch(owned.request.bundle, self._wanting(owned))
+            call = call_of(owned.request, body, owned.deadline, self._events(owned))
+            del body
+            executed = "unknown"
+            told = frame_of(await self._handler(call))
+            executed = "yes"
+            frame = told if len(told.body) <= ABOVE or self._parts is None else await self._bundled(owned, told)
         except HandOn as exc:
             frame = self._hand_on(owned, exc)
         except CallError as exc:
@@ -334,22 +330,35 @@ class Owning:
         except BadFrame as exc:
             frame = failure_of(OwnerFailed("", "BadFrame", str(exc), "no"))
         except Exception as exc:
-            self._counters.add("mesh.handler_failed")
-            log.exception("a call of another node failed caller=%s tool=%s", owned.caller, owned.request.tool)
-            frame = failure_of(OwnerFailed("", type(exc).__name__, "it failed here; its log says why", "unknown"))
+            frame = self._failed(owned, exc)
+        except BaseExceptionGroup as exc:
+            cancelled, failed = exc.split(trio.Cancelled)
+            if not isinstance(failed, Exception):
+                raise
+            frame = self._failed(owned, failed)
+            if cancelled is not None:
+                raise cancelled from None
         finally:
             if frame is None:
                 if owned.why:
                     frame = _ended(owned.why, executed)
-                elif owned.scope.cancelled_caught:
+                elif owned.scope is not None and owned.scope.cancel_called:
                     frame = failure_of(DeadlineExceeded("its deadline passed where it ran", executed))
                 else:
                     frame = _ended("the node had to let go of it", executed)
-            self._end(tenure, owned, frame)
+            now = trio.current_time()
+            self._end(tenure, owned, frame, now)
             if owned.standing:
                 tenure.standing -= 1
-            elif (after := tenure.admission.leave(trio.current_time() - began)) is not None:
+            elif (after := tenure.admission.leave(now - began)) is not None:
                 self._start(tenure, after)
+
+    def _failed(self, owned: Owned, error: Exception) -> Frame:
+        """Tell of what a handler must not raise."""
+        self._counters.add("mesh.handler_failed")
+        caller, tool = owned.caller, owned.request.tool
+        log.error("a call of another node failed caller=%s tool=%s", caller, tool, exc_info=error)
+        return failure_of(OwnerFailed("", type(error).__name__, "it failed here; its log says why", "unknown"))
 
     def _hand_on(self, owned: Owned, to: HandOn) -> Frame:
         """Let another node answer the caller; returns what tells it so."""
@@ -367,7 +376,7 @@ class Owning:
         self._say(owned.reply, Frame("moved", node=to.node, epoch=epoch))
         try:
             self._link.publish(
-                self._subject(to.node, epoch), request.body, reply=owned.reply, headers=encode_request(request)
+                self._subject(to.node, epoch), request.body, reply=owned.reply, head=write_request(request)
             )
         except (CallError, ValueError) as exc:
             return failure_of(OwnerFailed("", "HandOn", f"it could not be handed on: {exc}", "unknown"))
@@ -375,7 +384,7 @@ class Owning:
         return Frame("moved", node=to.node, epoch=epoch)
 
     def _subject(self, node: str, epoch: str) -> str:
-        mesh, ours = self._names
+        _, mesh, _, ours, _ = self._asked_as.split(".", 4)
         return f"c1.{mesh}.call.{node}.{epoch}.{ours}"
 
     async def _bundled(self, owned: Owned, frame: Frame) -> Frame:
@@ -408,21 +417,17 @@ class Owning:
         frame = Frame("rej", reason=reason)
         if owned.request.behalf:  # a part of it ran where it was before
             frame = failure_of(OwnerRefused("", reason, executed="unknown"))
-        self._end(tenure, owned, frame)
+        self._end(tenure, owned, frame, trio.current_time())
 
-    def _end(self, tenure: Tenure, owned: Owned, frame: Frame) -> None:
+    def _end(self, tenure: Tenure, owned: Owned, frame: Frame, now: float) -> None:
         """Tell the caller, and remember."""
-        tenure.end(owned, frame, trio.current_time())
-        if (not owned.why or owned.joined) and frame.kind != "moved":
-            self._tell_end(owned, frame)
-
-    def _tell_end(self, owned: Owned, frame: Frame) -> None:
-        if owned.reply:
+        tenure.end(owned, frame, now)
+        if owned.reply and (not owned.why or owned.joined) and frame.kind != "moved":
             self._say(owned.reply, frame)
 
     def _send(self, subject: str, request: Request) -> None:
         try:
-            self._link.publish(subject, request.body, headers=encode_request(request))
+            self._link.publish(subject, request.body, head=write_request(request))
         except (CallError, ValueError) as exc:
             log.info("a message was not sent op=%s why=%s", request.op, exc)
 
@@ -430,10 +435,7 @@ class Owning:
         tenure = self._tenure
         busy = 0 if tenure is None else tenure.admission.busy
         try:
-            if frame.kind == "ok" and frame.type == "complete":
-                self._link.publish(reply, frame.body, headers=encode_end("ok", busy, self._slots))
-            else:
-                self._link.publish(reply, frame.body, headers=encode_frame(frame) | {"C-Load": f"{busy}/{self._slots}"})
+            self._link.publish(reply, frame.body, head=write_frame(frame, busy, self._slots))
         except (CallError, ValueError) as exc:
             # Its caller asks again, and gets it then.
             self._counters.add("mesh.unsaid")

@@ -12,8 +12,11 @@ import trio
 from cord_trio.mesh.admission import Admission
 from cord_trio.mesh.frames import Request
 from cord_trio.mesh.presence import LEASE
+from cord_trio.mesh.workers import Workers
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from cord_trio.counters import Counters
     from cord_trio.mesh.frames import Frame
     from cord_trio.mesh.presence import Lease
@@ -39,6 +42,8 @@ MAX_PARKS: Final = 4096
 MAX_OVER: Final = 1024
 """Incarnations of callers that are known to be no more: what comes late of them does not run."""
 
+_FORGOTTEN: Final = Request("call", "")
+
 
 @attrs.define(eq=False)
 class Owned:
@@ -46,10 +51,10 @@ class Owned:
 
     Attributes:
         caller: the node that it is from.
-        request: what came first; without its body once it has ended.
+        request: what came first; forgotten once it has ended.
         reply: where its caller listens now.
         deadline: Trio time.
-        scope: of its task.
+        scope: what ends it; None while it does not run.
         state: waiting, running or done.
         why: it was ended from outside: "" if it was not.
         joined: whether its caller waits for its end all the same.
@@ -64,7 +69,7 @@ class Owned:
     request: Request
     reply: str
     deadline: float
-    scope: trio.CancelScope
+    scope: trio.CancelScope | None = None
     state: str = "waiting"
     why: str = ""
     joined: bool = False
@@ -88,6 +93,7 @@ class Tenure:
     Attributes:
         lease: which.
         admission: who may run.
+        workers: run it.
         known: all calls.
         standing: how many run that only wait.
         next: Trio time at which somebody is to be told that its call runs.
@@ -95,9 +101,12 @@ class Tenure:
 
     """
 
-    def __init__(self, lease: Lease, slots: int, line: int, counters: Counters) -> None:
+    def __init__(
+        self, lease: Lease, slots: int, line: int, run: Callable[[Owned], Awaitable[None]], counters: Counters
+    ) -> None:
         self.lease = lease
         self.admission: Admission[Owned] = Admission(slots, line)
+        self.workers = Workers(lease.nursery, run)
         self.known: dict[tuple[str, str], Owned] = {}
         self.standing = 0
         self.next = math.inf
@@ -136,12 +145,15 @@ class Tenure:
     def end(self, owned: Owned, frame: Frame, now: float) -> None:
         """It ended so."""
         owned.state = "done"
-        request, owned.request = owned.request, Request("call", owned.request.id, hop=owned.request.hop)
+        owned.scope = None
+        request = owned.request
+        owned.request = Request("call", request.id, hop=request.hop) if request.hop else _FORGOTTEN
         self._ended[owned.caller, request.id] = now + REMEMBERED
         owned.end = frame
-        if owned.size:
+        size = owned.size
+        if size:
             self._kept[owned] = None
-            self._kept_bytes += owned.size
+            self._kept_bytes += size
             while self._kept_bytes > MAX_KEPT and len(self._kept) > 1:
                 self._counters.add("mesh.results_dropped")
                 self.let_go(next(iter(self._kept)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import secrets
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -37,7 +37,7 @@ from cord_trio.version import __version__
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from cord_trio.nats.line import Reach
 
@@ -67,14 +67,14 @@ class _Request(Cell[Message]):
         self.until = until
 
     def take(self, message: Message) -> None:
-        if message.status == NO_RESPONDERS and not message.data:
+        if not message.data and message.status == NO_RESPONDERS:
             self.fail(NoResponders(self.subject))
         else:
             self.settle(message)
 
 
 class Stream(Inflow):
-    """The replies to one request that has many.
+    """The replies to one request that has many. `with` ends it.
 
     Attributes:
         subject: what it was published to.
@@ -83,14 +83,23 @@ class Stream(Inflow):
 
     """
 
-    def __init__(self, subject: str, inbox: str, until: int, counters: Counters, messages: int) -> None:
+    def __init__(
+        self, subject: str, inbox: str, until: int, forget: Callable[[str], None], counters: Counters, messages: int
+    ) -> None:
         super().__init__(counters, messages=messages)
         self.subject = subject
         self.inbox = inbox
         self.until = until
+        self._forget = forget
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._forget(self.inbox)
 
     def take(self, message: Message) -> None:
-        if message.status == NO_RESPONDERS and not message.data:
+        if not message.data and message.status == NO_RESPONDERS:
             self.fail(NoResponders(self.subject))
         else:
             super().take(message)
@@ -112,7 +121,7 @@ class Nats(Owner):
         self._sids = 0
         self._tokens = 0
         self._subscriptions: dict[int, Subscription] = {}
-        self._awaited: dict[str, _Request | Stream] = {}
+        self._awaited: dict[str, _Request | Stream] = {}  # by the inbox of its replies
         self._fragile: set[int] = set()  # numbers of those that end with this connection
         self._deaf: str | None = None  # why no reply would reach us
         self._idle = trio.Event()
@@ -139,9 +148,17 @@ class Nats(Owner):
         await self.line.wait_connected()
 
     def publish(
-        self, subject: str, data: bytes = b"", *, reply: str = "", headers: Mapping[str, str] | None = None
-    ) -> None:
+        self, subject: str, data: bytes = b"", *, reply: str = "", headers: Mapping[str, str] | None = None,
+        head: bytes = b"",
+    ) -> None:  # fmt: skip
         """Send a message to whoever listens. Nothing is known of whether it arrives.
+
+        Args:
+            subject: where they listen.
+            data: its payload.
+            reply: where an answer goes; "" if none is awaited.
+            headers: its headers.
+            head: instead of these, the block that `encode_headers` makes of them.
 
         Raises:
             ValueError: the subject or the headers cannot be sent.
@@ -149,10 +166,12 @@ class Nats(Owner):
             Overloaded: it is longer than the server takes, or too much waits for the server already.
 
         """
-        self._publish(check_subject(subject), data, check_subject(reply) if reply else "", headers)
+        self._publish(check_subject(subject), data, check_subject(reply) if reply else "", headers, head)
 
-    async def request(self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None) -> Message:
-        """The first reply to a message. Waits for as long as its caller's scopes let it.
+    async def request(
+        self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None, head: bytes = b""
+    ) -> Message:
+        """The first reply to a message. Waits for as long as its caller's scopes let it. Takes what `publish` takes.
 
         Raises:
             ValueError: the subject or the headers cannot be sent.
@@ -162,33 +181,32 @@ class Nats(Owner):
             Overloaded: a bound was met; nothing was sent.
 
         """
-        token, inbox = self._ask()
-        request = self._awaited[token] = _Request(subject, self._publish(check_subject(subject), data, inbox, headers))
+        inbox = self._ask()
+        until = self._publish(check_subject(subject), data, inbox, headers, head)
+        request = self._awaited[inbox] = _Request(subject, until)
         try:
             return await request.wait(_nothing)
         finally:
-            self._forget(token)
+            self._forget(inbox)
 
-    @contextmanager
     def open_stream(
         self,
         subject: str,
         data: bytes = b"",
         *,
         headers: Mapping[str, str] | None = None,
+        head: bytes = b"",
         messages: int = MAX_MESSAGES,
-    ) -> Generator[Stream, None, None]:
-        """The replies to a message, for as long as the block runs. Its first lines raise as `request` does.
+    ) -> Stream:
+        """The replies to a message, for as long as its block runs. Takes what `publish` takes, and raises as `request`.
 
         What ends it (`NoResponders`, `NotPermitted`, `ConnectionLost`) is raised by the stream's `receive`.
         """
-        token, inbox = self._ask()
-        until = self._publish(check_subject(subject), data, inbox, headers)
-        stream = self._awaited[token] = Stream(subject, inbox, until, self.counters, messages)
-        try:
-            yield stream
-        finally:
-            self._forget(token)
+        inbox = self._ask()
+        until = self._publish(check_subject(subject), data, inbox, headers, head)
+        stream = Stream(subject, inbox, until, self._forget, self.counters, messages)
+        self._awaited[inbox] = stream
+        return stream
 
     def subscribe(
         self,
@@ -270,25 +288,25 @@ class Nats(Owner):
 
     # Sending
 
-    def _ask(self) -> tuple[str, str]:
-        """A token and the inbox for replies to one request."""
+    def _ask(self) -> str:
+        """The inbox for replies to one request."""
         if self._deaf is not None:
             raise NotPermitted(self.inbox, self._deaf)
         if len(self._awaited) >= MAX_AWAITED:
             self.counters.add("nats.awaited_full")
             raise Overloaded("nats_awaited", MAX_AWAITED)
         self._tokens += 1
-        token = f"{self._tokens:x}"
-        return token, f"{self.inbox}.{token}"
+        return f"{self.inbox}.{self._tokens:x}"
 
-    def _forget(self, token: str) -> None:
-        del self._awaited[token]
+    def _forget(self, inbox: str) -> None:
+        del self._awaited[inbox]
         if not self._awaited:
             self._idle.set()
 
-    def _publish(self, subject: str, data: bytes, reply: str, headers: Mapping[str, str] | None) -> int:
+    def _publish(self, subject: str, data: bytes, reply: str, headers: Mapping[str, str] | None, head: bytes) -> int:
         """Send it; returns where it ends in the connection's bytes."""
-        head = encode_headers(headers) if headers else b""
+        if headers:
+            head = encode_headers(headers)
         if self.line.connected and len(head) + len(data) > self.max_payload:
             raise Overloaded("nats_payload", self.max_payload)
         return self.line.send(encode_publish(subject, data, reply=reply, head=head))
@@ -337,7 +355,7 @@ class Nats(Owner):
             await self._idle.wait()
 
     def _reply(self, message: Message) -> None:
-        awaited = self._awaited.get(message.subject[len(self.inbox) + 1 :])
+        awaited = self._awaited.get(message.subject)
         if awaited is None:
             self.counters.add("nats.late_reply")
         else:

@@ -43,7 +43,7 @@ class Inflow:
         self._bytes = 0
         self._fault: Exception | None = None
         self._over = False
-        self._taker: Cell[None] | None = None
+        self._taker: Cell[Message | None] | None = None
 
     @property
     def settled(self) -> bool:
@@ -54,19 +54,21 @@ class Inflow:
         """Queue `message`, or throw it away."""
         if self._over:
             return
+        taker, self._taker = self._taker, None
+        if taker is not None:  # then nothing is queued
+            taker.settle(message)
+            return
         size = len(message.data) + len(message.head)
         full = len(self._queue) >= self._most
         if self._fault is not None or full or self._bytes + size > self._most_bytes:
             if self._fault is None:
                 bound = ("nats_inflow_messages", self._most) if full else ("nats_inflow_bytes", self._most_bytes)
                 self._fault = Overloaded(*bound)
-                self._wake()
             self.dropped += 1
             self._counters.add("nats.slow_consumer")
             return
         self._queue.append(message)
         self._bytes += size
-        self._wake()
 
     def fail(self, error: Exception) -> None:
         """End it: `error` is raised after what is queued."""
@@ -105,7 +107,9 @@ class Inflow:
             if self._taker is not None:
                 raise trio.BusyResourceError("another task takes these messages")
             self._taker = Cell()
-            await self._taker.wait(self._left)
+            message = await self._taker.wait(self._left)
+            if message is not None:
+                return message
         return self.receive_nowait()
 
     def receive_nowait(self) -> Message:

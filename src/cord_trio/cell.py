@@ -23,35 +23,55 @@ class Cell(Generic[T]):
 
     Invariants: it is settled at most once; a settled cell never becomes open again; after the waiting
     task was cancelled nothing is delivered to it. Subclasses add what the wait is about.
+
+    It is itself what its task is rescheduled with: all that Trio asks of an outcome is to `unwrap` it, and to make
+    one for each reply cost a fifteenth of a call (0.8 of 12.5 µs).
     """
 
-    __slots__ = ("_outcome", "_task", "settled")
+    __slots__ = ("_error", "_task", "_value", "settled")
+
+    _value: T
 
     def __init__(self) -> None:
         self.settled = False
         self._task: trio.lowlevel.Task | None = None
-        self._outcome: outcome.Outcome[T] | None = None
-
-    def settle(self, value: T) -> bool:
-        """End the wait with `value`. Returns False, and does nothing, if it has ended already."""
-        return self._end(outcome.Value(value))
-
-    def fail(self, error: Exception) -> bool:
-        """End the wait by raising `error`, which no other cell may share. Returns as `settle` does."""
-        return self._end(outcome.Error(error))
+        self._error: Exception | None = None
 
     @trio.lowlevel.enable_ki_protection  # Ctrl-C between these lines would strand the waiter
-    def _end(self, result: outcome.Outcome[T]) -> bool:
+    def settle(self, value: T) -> bool:
+        """End the wait with `value`. Returns False, and does nothing, if it has ended already."""
         if self.settled:
             return False
+        self._value = value
+        self._end()
+        return True
+
+    @trio.lowlevel.enable_ki_protection
+    def fail(self, error: Exception) -> bool:
+        """End the wait by raising `error`, which no other cell may share. Returns as `settle` does."""
+        if self.settled:
+            return False
+        self._error = error
+        self._end()
+        return True
+
+    def _end(self) -> None:
         self.settled = True
         task = self._task
-        if task is None:
-            self._outcome = result
-        else:
+        if task is not None:
             self._task = None
-            trio.lowlevel.reschedule(task, result)
-        return True
+            trio.lowlevel.reschedule(task, self)  # type: ignore[arg-type]  # see the class
+
+    def unwrap(self) -> T:
+        """What it was settled with; raises what it failed with."""
+        error = self._error
+        if error is None:
+            return self._value
+        self._error = None
+        try:
+            raise error
+        finally:
+            del error, self  # else the error's traceback would hold the error
 
     @trio.lowlevel.enable_ki_protection
     async def wait(self, abandoned: Callable[[], None]) -> T:
@@ -62,12 +82,10 @@ class Cell(Generic[T]):
                 settled by then.
 
         """
-        result = self._outcome
-        if result is not None:
+        if self.settled:
             # Settled before anyone waited: the value must not be lost to a cancellation here.
-            self._outcome = None
             await trio.lowlevel.cancel_shielded_checkpoint()
-            return result.unwrap()
+            return self.unwrap()
 
         def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
             self.settled = True

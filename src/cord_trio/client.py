@@ -127,10 +127,12 @@ class Client:
         meta = mcp.envelope_meta(greeting.revision, client_info, {}) if greeting.modern else {}
         self._envelope = jsonrpc.object_of(meta)[1:-1]
         """Members of `_meta` that every request carries, without the braces."""
+        self._tail = b',"_meta":{%b%b"progressToken":' % (self._envelope, b"," if self._envelope else b"")
+        """What stands between the last parameter and the id of a plain request, which is its progress token."""
         self._client_info = client_info
         self._declared: dict[bytes, bytes] = {}
         self._level: str | None = None
-        self._heads: dict[tuple[str, str | None], bytes] = {}
+        self._heads: dict[tuple[str, str | None, str | None], bytes] = {}
         self.tasked: dict[str, None] = {} if tasked is None else tasked
         self._mirrored: dict[str, Tool] = {}
         """Tools some of whose arguments are sent as headers too (MCP 2026-07-28, x-mcp-header)."""
@@ -198,23 +200,30 @@ class Client:
     def message(self, id: int, call: Call, name: str | None) -> bytes:
         """The request `id` that asks the server for `call`, of what it knows as `name`."""
         method = call.method
-        head = self._heads.get((method, name))
-        if head is None:
-            head = self._head(method, name)
         params = call.params
         if len(params) == 1:  # nearly always, and a list for it would cost as much as all the rest
             ((member, value),) = params.items()
+            if (
+                call.patience
+                and not (call.meta or call.trace)
+                and call.log_level is None
+                and (call.capabilities == b"{}" or not self._envelope)
+            ):
+                # The plain case, in one piece: half of what it takes member by member (0.3 of 0.6 µs).
+                head = self._heads.get((method, name, member))
+                if head is None:
+                    head = self._head(method, name, member)
+                return b'{"jsonrpc":"2.0","id":%d%b%b%b%d}}}' % (id, head, value, self._tail, id)
+            head = self._heads.get((method, name, None)) or self._head(method, name)
             members = b"%b:%b," % (jsonrpc.encode(member), value)
         else:
+            head = self._heads.get((method, name, None)) or self._head(method, name)
             if method == COMPLETION and not self._context and "context" in params:
                 params = {member: value for member, value in params.items() if member != "context"}
             members = b"".join([b"%b:%b," % (jsonrpc.encode(member), value) for member, value in params.items()])
         meta = self._envelope
         if call.trace:
             call = replace(call, meta=with_traceparent(call.meta, call.trace))
-        if meta and call.patience and call.log_level is None and not call.meta and call.capabilities == b"{}":
-            # The plain case, in one piece.
-            return b'{"jsonrpc":"2.0","id":%d%b%b"_meta":{%b,"progressToken":%d}}}' % (id, head, members, meta, id)
         if meta and call.capabilities != b"{}":
             meta = self._declaring(call.capabilities)
         if call.patience or call.events is not None:
@@ -239,10 +248,10 @@ class Client:
 
         """
         text = bytes(result)
-        if not text.startswith(b"{"):
-            raise BadReply(f"{self.session.name}: the result of {method} is not an object")
-        if self._modern and not text.startswith(mcp.COMPLETE_HEAD):
-            kind = self._kind(text)
+        if not text.startswith(mcp.COMPLETE_HEAD):
+            if not text.startswith(b"{"):
+                raise BadReply(f"{self.session.name}: the result of {method} is not an object")
+            kind = self._kind(text) if self._modern else mcp.COMPLETE
             if kind == mcp.INPUT_REQUIRED and method in INPUT_METHODS:
                 return InputRequired(result)
             if kind == mcp.TASK and method == "tools/call":
@@ -284,14 +293,16 @@ class Client:
         except CallError:
             self._level = None
 
-    def _head(self, method: str, name: str | None) -> bytes:
-        """What stands between the id and the parameters of a request, kept for each name that is used."""
-        member = NAMED_BY.get(method)
-        named = b"" if name is None or member is None else b"%b%b," % (member, jsonrpc.encode(name))
+    def _head(self, method: str, name: str | None, member: str | None = None) -> bytes:
+        """What stands between the id and the parameters of a request, or the only one's value; kept for each name."""
+        by = NAMED_BY.get(method)
+        named = b"" if name is None or by is None else b"%b%b," % (by, jsonrpc.encode(name))
         head = b',"method":%b,"params":{%b' % (jsonrpc.encode(method), named)
+        if member is not None:
+            head += b"%b:" % jsonrpc.encode(member)
         if len(self._heads) >= MAX_HEADS:
             self._heads.clear()
-        self._heads[method, name] = head
+        self._heads[method, name, member] = head
         return head
 
     def params(self, call: Call, members: Mapping[str, Raw | bytes]) -> bytes:

@@ -85,7 +85,10 @@ class Fabric(Verbs, Sources):
         self._exported: dict[str, Tool] = {}
         self._handlers[AGENTS] = self._ask_exported
         self._running = 0
-        self._quiet = trio.Event()
+        self._room = config.bounds.calls
+        """Calls and asks that may run at once; none from when it drains."""
+        self._quiet: trio.Event | None = None
+        """Set once nothing runs; None if nobody waits for that."""
         self._stages = Stages(self._reached)
         self._watch: Watch | None = None
 
@@ -144,7 +147,10 @@ class Fabric(Verbs, Sources):
             CallError: it did not answer; `executed` says what is known.
 
         """
-        self._enter()
+        if self._running < self._room:  # `_enter` and `_leave`, in place: together 0.15 µs less
+            self._running += 1
+        else:
+            self._enter()
         try:
             # `call_tool`, without its frame.
             call = tool_call(tool, arguments, LOCAL, math.inf, events, answer, trace)
@@ -153,7 +159,9 @@ class Fabric(Verbs, Sources):
                 return ToolResult(outcome.result)
             return await finish(self.route, call, outcome, answer)
         finally:
-            self._leave()
+            self._running = running = self._running - 1
+            if not running and self._quiet is not None:
+                self._quiet.set()
 
     async def handle(self, call: Call) -> Outcome:
         """How `call` ended, for those who bring new work from outside. Raises as `call` does.
@@ -273,6 +281,7 @@ class Fabric(Verbs, Sources):
     def _reached(self, stage: Stage) -> None:
         self.counters.add(f"fabric.{stage}")
         if stage == "draining":
+            self._room = 0
             if hasattr(self, "agents"):  # else they could not be opened
                 self.draining.set()
             for link in self.links.values():
@@ -290,7 +299,7 @@ class Fabric(Verbs, Sources):
     async def _wait_quiet(self) -> None:
         """Return once nothing runs."""
         while self._running:
-            if self._quiet.is_set():
+            if self._quiet is None or self._quiet.is_set():
                 self._quiet = trio.Event()
             await self._quiet.wait()
 
@@ -304,7 +313,7 @@ class Fabric(Verbs, Sources):
 
     def _leave(self) -> None:
         self._running -= 1
-        if not self._running:
+        if not self._running and self._quiet is not None:
             self._quiet.set()
 
 

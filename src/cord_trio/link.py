@@ -198,7 +198,7 @@ class Link:
 
         """
         client = self.sessions.get(SHARED)
-        if client is None or client.session.loss is not None:  # closing a lost one may take seconds
+        if client is None or client.session.over:  # closing a lost one may take seconds
             return self._call_later(call, name)
         if call.capabilities != NOBODY and self._may_ask(client, call):
             return self.pool.call(client, call, name)

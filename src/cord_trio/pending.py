@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Protocol
 
-import outcome
 import trio
 from msgspec import Raw
 
@@ -56,7 +55,7 @@ class Pending(Cell[Raw]):
     ) -> None:
         self.settled = False  # what Cell.__init__ does, without its call: one of these is made for each request
         self._task = None
-        self._outcome = None
+        self._error = None
         self.seat: Seat | None = None
         self.session = session
         self.id = id
@@ -73,14 +72,13 @@ class Pending(Cell[Raw]):
         if self.settled:
             return False
         self.settled = True
+        self._value = value
         task = self._task
-        if task is None:
-            self._outcome = outcome.Value(value)
-            if self.seat is not None:
-                self._evict()
-        else:
+        if task is not None:
             self._task = None
-            trio.lowlevel.reschedule(task, outcome.Value(value))
+            trio.lowlevel.reschedule(task, self)  # type: ignore[arg-type]  # see `Cell`
+        elif self.seat is not None:
+            self._evict()
         return True
 
     @trio.lowlevel.enable_ki_protection  # as `wait`: Ctrl-C in here would strand the entry with a task that left
@@ -95,11 +93,10 @@ class Pending(Cell[Raw]):
         finally:
             timer.discard(self)
 
-    def _end(self, result: outcome.Outcome[Raw]) -> bool:
-        ended = super()._end(result)
-        if ended and self.seat is not None:
+    def _end(self) -> None:
+        super()._end()
+        if self.seat is not None:
             self._evict()
-        return ended
 
     def _evict(self) -> None:
         """Wake our own task, which reads. From here on the seat is somebody else's to take."""
@@ -142,10 +139,8 @@ class Pending(Cell[Raw]):
             finally:
                 if not evicted:
                     seat.leave()
-            result = self._outcome
-            if result is not None:
-                self._outcome = None
-                return result.unwrap()
+            if self.settled:
+                return self.unwrap()
             self._task = trio.lowlevel.current_task()
             return await trio.lowlevel.wait_task_rescheduled(self._abort)  # type: ignore[no-any-return]  # Trio says Any
         finally:

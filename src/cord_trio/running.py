@@ -39,9 +39,12 @@ class Held(Pending):
     ended: Callable[[outcome.Outcome[Raw]], None]
 
     def settle(self, value: Raw) -> bool:
-        return self._end(outcome.Value(value))
+        return self._tell(outcome.Value(value))
 
-    def _end(self, result: outcome.Outcome[Any]) -> bool:
+    def fail(self, error: Exception) -> bool:
+        return self._tell(outcome.Error(error))
+
+    def _tell(self, result: outcome.Outcome[Raw]) -> bool:
         if self.settled:
             return False
         self.settled = True

@@ -72,6 +72,7 @@ class Session:
         max_message: bytes of one request that is sent.
         decode: reads one message.
         counters: where events are counted.
+        over: whether the connection is.
 
     """
 
@@ -90,7 +91,7 @@ class Session:
         self.name = name
         self.noise: deque[str] = deque(maxlen=NOISE_LINES)
         self.log_lines = 0
-        self.ending = False
+        self.ending = self.over = False
         self.batches = False
         self.on_asked: Callable[[], None] | None = None
         self.log_sink: Callable[[Raw], None] | None = None
@@ -293,7 +294,7 @@ class Session:
         """The connection is over. See `transports.Receiver`."""
         if self._loss is not None:
             return
-        self._loss = error
+        self._loss, self.over = error, True
         written = self.transport.written
         for id, pending in self.peer.close_all():
             pending.fail(error.fresh("unknown" if written(id) else "no"))

@@ -444,30 +444,34 @@ class Sources(Subscribing):
 
     def _stacked(self, link: Kept) -> Stacked:
         """A source behind its layers."""
-        source = link.source
+        source, registry, name = link.source, self.registry, link.source.name
 
         def found(call: Call) -> tuple[str | None, Call]:
             """What the server knows the object of `call` as, and the call in its words."""
             if call.method != "tools/call":
-                way = self._finder.way(self.registry.snapshot, call)
-                if way is None or way[0] != source.name:
+                way = self._finder.way(registry.snapshot, call)
+                if way is None or way[0] != name:
                     raise unknown(call)
                 return way[1], way[2]
-            name = call.name or ""
-            route = self.registry.snapshot.tools.get(name)
-            if route is None or route.source != source.name:  # it went while the call waited
-                route = self._gone[link].tools.get(name) if link in self._gone else None
-                if route is None or route.source != source.name:
-                    raise ToolNotFound(name)
+            public = call.name or ""
+            route = registry.snapshot.tools.get(public)
+            if route is None or route.source != name:  # it went while the call waited
+                route = self._gone[link].tools.get(public) if link in self._gone else None
+                if route is None or route.source != name:
+                    raise ToolNotFound(public)
             return route.tool.name, call
 
         def send(call: Call) -> Awaitable[Outcome]:
+            if call.method == "tools/call":  # nearly always; `found`, in place
+                route = registry.snapshot.tools.get(call.name or "")
+                if route is not None and route.source == name:
+                    return link.call(call, route.tool.name)
             own, asked = found(call)
             return link.call(asked, own)
 
         def own(call: Call) -> tuple[str | None, Mapping[str, Raw]]:
-            name, asked = found(call)
-            return name, asked.params
+            theirs, asked = found(call)
+            return theirs, asked.params
 
         ends = ends_of(link, self.registry, send, self._parks.resume, own)
         behind = stacked(source, ends, self._around)

@@ -149,7 +149,8 @@ class _Builder:
                 entries=bounds.cache_entries, size=bounds.cache_bytes, version=ends.version, counters=counters,
                 clock=clock,
             )  # fmt: skip
-        self._limits = [self._limit(self.slots, name)]
+        self._limited = self._limit(self.slots, name)
+        self._limits = [self._limited]
         if source.rate is not None or isinstance(source, Http):  # only HTTP has words for a pause
             per_second = math.inf if source.rate is None else source.rate
             self._limits.insert(0, self._rate(per_second, source.burst, name))
@@ -163,34 +164,30 @@ class _Builder:
         source, counters, clock = self.source, self._around.counters, self._clock
         before = len(self.waits.own), len(self.waits.meters)
         ours: list[Layer] = [*self._traces, *self._around.layers, *source.layers, *own.layers, *self._policy]
-        ours.append(self._deadline(own.deadline))
+        once: list[Layer] = []
+        """Around all attempts of a call."""
         if own.budget is not None:
-            ours.append(self._budget(own.budget, public))
-        ours += self._budgets
+            once.append(self._budget(own.budget, public))
+        once += self._budgets
         seconds = source.cache if own.cache is None else own.cache
         if seconds is not None and self.cache is not None:
-            ours.append(self._cache(self.cache, seconds))
+            once.append(self._cache(self.cache, seconds))
         if source.shed:
-            ours.append(
+            once.append(
                 layers.shed(self.slots, self._held, most=source.queue, counters=counters, name=source.name, clock=clock)
             )
+        each: list[Layer] = []
+        """Around each attempt."""
         retries = source.retries if own.retries is None else own.retries
-        if retries:
-            ours.append(
-                layers.retry(
-                    retries + 1, budget=self._retries, rng=self._around.rng, trusted=source.trust,
-                    annotations=self._ends.annotations, safe=own.repeatable, clock=clock,
-                    timer=self._around.timer, counters=counters,
-                )
-            )  # fmt: skip
-            if source.hedge and self._ends.may_hedge is not None:
-                ours.append(self._hedge(self._ends.may_hedge, said=own.repeatable))
-        ours += self._shared
+        if retries and source.hedge and self._ends.may_hedge is not None:
+            each.append(self._hedge(self._ends.may_hedge, said=own.repeatable))
+        each += self._shared
         if own.rate is not None:
-            ours.append(self._rate(own.rate, own.burst, public))
+            each.append(self._rate(own.rate, own.burst, public))
         if own.slots is not None:
-            ours.append(self._limit(own.slots, public))
-        ours += self._limits
+            each.append(self._limit(own.slots, public))
+        each += self._limits
+        ours += self._attempts(own, retries + 1, once, each)
         attempt = source.attempt if own.attempt is None else own.attempt
         if attempt is not None:
             ours.append(layers.attempt(attempt, clock=clock))
@@ -200,6 +197,25 @@ class _Builder:
         if public:
             self._of_tools[public] = self.waits.own[before[0] :], self.waits.meters[before[1] :]
         return stack(self._ends.send, *ours)
+
+    def _attempts(self, own: ToolSettings, attempts: int, once: list[Layer], each: list[Layer]) -> list[Layer]:
+        """The deadline, and in it the attempts, with what lies around all of them and around each."""
+        if attempts == 1:
+            return [self._deadline(own.deadline), *once, *each]
+        around, clock = self._around, self._clock
+        after = layers.retries(
+            attempts, budget=self._retries, rng=around.rng, trusted=self.source.trust,
+            annotations=self._ends.annotations, safe=own.repeatable, clock=clock, timer=around.timer,
+            counters=around.counters,
+        )  # fmt: skip
+        if once or each[0] is not self._limited:
+            retry = layers.attempts_of(after, budget=self._retries, clock=clock)
+            return [self._deadline(own.deadline), *once, retry, *each]
+        plain = layers.plain(
+            self._seconds(own.deadline), longest=around.bounds.call_longest, budget=self._retries, after=after,
+            limit=self._limited, slots=self.slots, clock=clock,
+        )  # fmt: skip
+        return [plain, *each[1:]]
 
     def forget(self, tools: Iterable[str]) -> set[str]:
         """Let go of what single tools have of their own, and none of whose calls waits; returns which those are."""
@@ -268,8 +284,10 @@ class _Builder:
         return layers.rate(meter, timer=timer, counters=counters, name=name)
 
     def _deadline(self, own: float | None) -> Layer:
-        seconds = self.source.deadline if own is None else own
-        return layers.deadline(seconds, longest=self._around.bounds.call_longest, clock=self._clock)
+        return layers.deadline(self._seconds(own), longest=self._around.bounds.call_longest, clock=self._clock)
+
+    def _seconds(self, own: float | None) -> float:
+        return self.source.deadline if own is None else own
 
 
 def stacked(source: Source, ends: Ends, around: Surroundings) -> Stacked:

@@ -9,7 +9,7 @@ from msgspec import Raw
 from msgspec.structs import replace
 
 from cord_trio.agents.answering import ANY_QUESTION, go_on, methods
-from cord_trio.call import LOCAL, Call, Complete, Error, InputRequired, Task
+from cord_trio.call import LOCAL, NO_MEMBERS, Call, Complete, Error, InputRequired, Task
 from cord_trio.errors import BadReply, CallFailed, InputNeeded
 from cord_trio.protocol import jsonrpc
 from cord_trio.protocol.mcp import ToolResult
@@ -74,9 +74,10 @@ def tool_call(
     given = jsonrpc.encode({} if arguments is None else arguments)
     if given[0] != BRACE and not given.lstrip().startswith(b"{"):
         raise TypeError(f"the arguments of {tool} are no object")
+    # By position: with keywords the struct alone takes 0.3 µs, more than twice as long.
     call = Call(
-        "tools/call", tool, {"arguments": Raw(given)}, principal=principal, deadline=deadline, events=events,
-        capabilities=NOBODY if answer is None else ANY_QUESTION,
+        "tools/call", tool, {"arguments": Raw(given)}, NO_MEMBERS, principal, deadline, events,
+        NOBODY if answer is None else ANY_QUESTION,
     )  # fmt: skip
     return call if trace is None else replace(call, trace=str(trace), meta=trace.meta)
 

@@ -16,11 +16,12 @@ from cord_trio.layers.cache import Cache, cache
 from cord_trio.layers.deadline import deadline
 from cord_trio.layers.hedge import hedge
 from cord_trio.layers.limit import Slots, limit
+from cord_trio.layers.plain import plain
 from cord_trio.layers.policy import Approve, Policy, policy
 from cord_trio.layers.rate import Meter, rate
 from cord_trio.layers.record import record
 from cord_trio.layers.remaining import META_DEADLINE, tell_deadline
-from cord_trio.layers.retry import RetryBudget, retry
+from cord_trio.layers.retry import RetryBudget, attempts_of, retries, retry
 from cord_trio.layers.safety import only_reads, repeatable
 from cord_trio.layers.shed import shed
 from cord_trio.layers.times import Times, timed
@@ -29,6 +30,7 @@ from cord_trio.layers.waits import Waits
 
 __all__ = [
     "META_DEADLINE", "Allowance", "Approve", "Breaker", "Cache", "Ended", "Meter", "Policy", "RetryBudget", "Slots",
-    "Times", "Waits", "Watch", "adapt", "attempt", "breaker", "budget", "cache", "deadline", "hedge", "limit",
-    "only_reads", "policy", "rate", "record", "repeatable", "retry", "shed", "tell_deadline", "timed", "trace",
+    "Times", "Waits", "Watch", "adapt", "attempt", "attempts_of", "breaker", "budget", "cache", "deadline", "hedge",
+    "limit", "only_reads", "plain", "policy", "rate", "record", "repeatable", "retries", "retry", "shed",
+    "tell_deadline", "timed", "trace",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 from msgspec.structs import replace
@@ -35,7 +35,7 @@ from cord_trio.layers.safety import repeatable
 from cord_trio.layers.times import Times
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from random import Random
 
     from cord_trio.call import Call, Handler, Layer, Outcome
@@ -69,6 +69,9 @@ FINAL: Final = (
     ToolNotFound,
 )  # fmt: skip
 """Failures that another attempt would only repeat. Whoever raises `SourceDown` has waited for it already."""
+
+Again: TypeAlias = "Callable[[Call, CallError], Awaitable[Outcome]]"
+"""Goes on with a call whose first attempt failed so: raises that, or makes others."""
 
 PASSING: Final = (408, 425)
 """HTTP statuses below 500, beside those of `Refused`, that another attempt may not meet again."""
@@ -166,7 +169,49 @@ def retry(
 ) -> Layer:
     """Calls that did not run, or may run twice, get up to `attempts` attempts, with growing random pauses.
 
-    An error says of all attempts together whether the call may have run.
+    An error says of all attempts together whether the call may have run. For the arguments see `retries`.
+    """
+    after = retries(
+        attempts, budget=budget, rng=rng, timer=timer, counters=counters, trusted=trusted, annotations=annotations,
+        safe=safe, clock=clock,
+    )  # fmt: skip
+    return attempts_of(after, budget=budget, clock=clock)
+
+
+def attempts_of(after: Callable[[Handler], Again], *, budget: RetryBudget, clock: Callable[[], float]) -> Layer:
+    """A first attempt of each call, and then those that `after` makes."""
+    took = budget.times.last
+
+    def layer(handler: Handler) -> Handler:
+        again = after(handler)
+
+        async def retried(call: Call) -> Outcome:
+            begun = budget.deposit()
+            try:
+                outcome = await handler(call)
+            except CallError as exc:
+                return await again(call, exc)
+            took.append(clock() - begun)
+            return outcome
+
+        return retried
+
+    return layer
+
+
+def retries(
+    attempts: int,
+    *,
+    budget: RetryBudget,
+    rng: Random,
+    timer: Timer,
+    counters: Counters,
+    trusted: bool,
+    annotations: Callable[[str], Annotations | None] | None,
+    safe: bool,
+    clock: Callable[[], float],
+) -> Callable[[Handler], Again]:
+    """What goes on with a call whose first attempt by a handler failed.
 
     Args:
         attempts: the first included.
@@ -199,30 +244,34 @@ def retry(
             return None
         return pause
 
-    def layer(handler: Handler) -> Handler:
-        async def retried(call: Call) -> Outcome:
-            begun = budget.deposit()
+    def after(handler: Handler) -> Again:
+        async def again(call: Call, error: CallError) -> Outcome:
             may_have_run = False
             while True:
-                try:
-                    outcome = await handler(call)
-                    times.last.append(clock() - begun)
-                    return outcome
-                except CallError as exc:
-                    pause = pause_before(call, exc)
-                    may_have_run = may_have_run or exc.executed == "unknown"
-                    if pause is None:
-                        if may_have_run and exc.executed == "no":
-                            exc.executed = "unknown"  # of the call: an earlier attempt may have run
-                        raise
+                pause = pause_before(call, error)
+                may_have_run = may_have_run or error.executed == "unknown"
+                if pause is None:
+                    if may_have_run and error.executed == "no":
+                        error.executed = "unknown"  # of the call: an earlier attempt may have run
+                    try:
+                        raise error
+                    finally:
+                        del error  # else its traceback would hold it
                 counters.add("retry.retry")
                 await budget.pause(pause, timer)
                 begun = clock()
                 call = replace(call, attempt=call.attempt + 1)
+                try:
+                    outcome = await handler(call)
+                except CallError as exc:
+                    error = exc
+                else:
+                    times.last.append(clock() - begun)
+                    return outcome
 
-        return retried
+        return again
 
-    return layer
+    return after
 
 
 def _is_final(error: CallError) -> bool:

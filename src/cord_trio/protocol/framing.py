@@ -71,13 +71,9 @@ class LineSplitter:
             FrameTooLarge: a line, whole or not, is longer than the bound; the peer's fault.
 
         """
-        if data.find(b"\n") == len(data) - 1 <= self._limit and not (
-            self._tail or self._left or self._skipping or self._fresh
-        ):
-            # One whole line and nothing before it: what a reply to a lone call looks like.
-            line = data[:-1]
-            if line and line[-1] != _CR and not line.isspace():
-                return [line]
+        line = self.lone(data)
+        if line:
+            return [line]
         if self._left:
             data, self._left = self._left + data, b""
         if self._skipping:
@@ -107,6 +103,16 @@ class LineSplitter:
                 self._overflow(whole, None)
             tail += rest
         return whole
+
+    def lone(self, data: bytes) -> bytes:
+        """The one whole line that `data` is, as a reply to a lone call is; else nothing, and `data` is to be fed."""
+        if data.find(b"\n") == len(data) - 1 <= self._limit and not (
+            self._tail or self._left or self._skipping or self._fresh
+        ):
+            line = data[:-1]
+            if line and line[-1] != _CR and not line.isspace():
+                return line
+        return b""
 
     def at_end(self) -> bytes:
         """What is left when the stream has ended: a line without its end, or nothing. The splitter is then new."""

@@ -36,13 +36,16 @@ class Pump:
     Attributes:
         attended: whether a pipe is read by somebody else. One such is enough: he saves a turn of the loop if he is
             alone, and with many at work each costs what the pump saves (a third of a call's time, with sixteen).
+        heed: `heed(fd, events)` says what is heard of a pipe that is kept.
+        pipes: what is kept.
 
     """
 
     def __init__(self) -> None:
         self.attended = False
         self._epoll = select.epoll()
-        self._pipes: dict[int, tuple[Callable[[], str | None], Cell[str]]] = {}
+        self.heed: Final = self._epoll.modify
+        self.pipes: dict[int, tuple[Callable[[], str | None], Cell[str]]] = {}
         self._afterwards: list[Callable[[], None]] = []
 
     async def keep(self, fd: int, read: Callable[[], str | None]) -> str:
@@ -51,21 +54,9 @@ class Pump:
         Its owner closes `fd`, after this.
         """
         cell = Cell[str]()
-        self._pipes[fd] = read, cell
+        self.pipes[fd] = read, cell
         self._epoll.register(fd, select.EPOLLIN)
         return await cell.wait(partial(self._forget, fd))
-
-    def pause(self, fd: int) -> None:
-        """Leave what comes on `fd`, if it is kept, to somebody else."""
-        self.attended = True
-        if fd in self._pipes:
-            self._epoll.modify(fd, 0)
-
-    def resume(self, fd: int) -> None:
-        """Read `fd` again, if it is kept still."""
-        self.attended = False
-        if fd in self._pipes:
-            self._epoll.modify(fd, select.EPOLLIN)
 
     def afterwards(self, act: Callable[[], None]) -> None:
         """Call `act` once those have run whom this turn woke. What reads may say so."""
@@ -85,7 +76,7 @@ class Pump:
     async def _read(self, ready: Iterable[int]) -> None:
         until = perf_counter() + TURN
         for fd in ready:
-            pipe = self._pipes.get(fd)
+            pipe = self.pipes.get(fd)
             if pipe is None:
                 continue  # its connection has ended since
             read, cell = pipe
@@ -114,7 +105,7 @@ class Pump:
                 act()
 
     def _forget(self, fd: int) -> None:
-        if self._pipes.pop(fd, None) is not None and not self._epoll.closed:
+        if self.pipes.pop(fd, None) is not None and not self._epoll.closed:
             try:
                 self._epoll.unregister(fd)
             except OSError:
@@ -150,10 +141,13 @@ class Place:
 
     def take(self) -> Place | None:
         """Have the pump hear of nothing but the pipe's end; None if it had better go on."""
-        if self._pump.attended:
+        pump = self._pump
+        if pump.attended:
             return None
-        self.taken, self.over = True, False
-        self._pump.pause(self.fd)
+        pump.attended = self.taken = True
+        self.over = False
+        if self.fd in pump.pipes:
+            pump.heed(self.fd, 0)
         return self
 
     def pull(self) -> None:  # what comes on a pipe may be anybody's
@@ -161,8 +155,10 @@ class Place:
 
     def leave(self) -> None:
         if self.taken:
-            self.taken = False
-            self._pump.resume(self.fd)
+            pump = self._pump
+            pump.attended = self.taken = False
+            if self.fd in pump.pipes:
+                pump.heed(self.fd, select.EPOLLIN)
 
     def evict(self) -> None:
         if self.taken:

@@ -29,7 +29,9 @@ SMALL = ["demo", "--servers", "2", "--agents", "3", "--seconds", "0.5"]
 
 def arguments(**given: object) -> argparse.Namespace:
     """Parsed arguments of `demo`."""
-    return argparse.Namespace(**{"servers": 2, "agents": 3, "seconds": 30.0, "rate": 20.0, "json": True, **given})
+    return argparse.Namespace(
+        **{"servers": 2, "agents": 3, "seconds": 30.0, "rate": 20.0, "json": True, "nodes": None, **given}
+    )
 
 
 def test_json_has_the_figures_on_the_last_line(capsys: pytest.CaptureFixture[str]) -> None:

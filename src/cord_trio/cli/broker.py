@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +21,7 @@ from cord_trio.transports.guardian import open_guardian
 from cord_trio.transports.process import Graces, spawn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncGenerator, Mapping
 
     from cord_trio.transports.guardian import Guardian
     from cord_trio.transports.process import Child
@@ -121,10 +121,8 @@ class _Ended:
 
 async def _run(command: str, conf: str, ports: Path, guardian: Guardian, *, whole: bool) -> _Ended:
     """Run it once."""
-    child = await spawn(Server(command, ("-c", conf)), name="broker", cookie=guardian.cookie)
-    guardian.register(child.pid)
     port = 0
-    try:
+    async with _started(Server(command, ("-c", conf)), guardian) as child:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(child.drain_stderr)
             if not whole:
@@ -135,15 +133,10 @@ async def _run(command: str, conf: str, ports: Path, guardian: Guardian, *, whol
                 tell(f"broker with {clean(conf)}")
             status = await child.wait()
             nursery.cancel_scope.cancel("the broker has ended")
-        if port:
-            return _Ended(port)
-        why = _fatal(child.stderr_tail)
-        return _Ended(why=why or ("" if whole else f"exit status {status}"))
-    finally:
-        with trio.move_on_after(GRACES.bound + 1, shield=True):
-            await child.stop(GRACES)
-        child.close()
-        guardian.unregister(child.pid)
+    if port:
+        return _Ended(port)
+    why = _fatal(child.stderr_tail)
+    return _Ended(why=why or ("" if whole else f"exit status {status}"))
 
 
 def _fatal(said: str) -> str:
@@ -156,6 +149,51 @@ def _fatal(said: str) -> str:
         port = f"port {where[1]}" if where else "its port"
         return f"{port} is taken; does a broker run already? Else name another with --port, 0 for any free one"
     return one_line(words[-1])[-600:]
+
+
+@asynccontextmanager
+async def open_broker(guardian: Guardian, folder: Path) -> AsyncGenerator[str, None]:
+    """The URL of a NATS server on loopback, for as long as the block runs; it keeps its files in `folder`.
+
+    Raises:
+        OSError: there is none; says why, and what to do.
+
+    """
+    command = find_server()
+    if command is None:
+        raise OSError(f"no nats-server on this machine; {_INSTALL}")
+    ports = folder / "ports"
+    ports.mkdir()
+    (folder / "server.conf").write_text(_config(0, ports, folder / "store"), "utf-8")
+    async with _started(Server(command, ("-c", str(folder / "server.conf"))), guardian) as child:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(child.drain_stderr)
+            port = await _listening(child, ports)
+            failure: Exception | None = None
+            try:
+                if not port:
+                    raise OSError(f"the broker did not start: {_fatal(child.stderr_tail) or 'it says nothing'}")
+                yield f"nats://127.0.0.1:{port}"
+            # Cancelled must travel through the nursery.
+            except Exception as exc:
+                failure = exc
+            nursery.cancel_scope.cancel("the broker is not needed any more")
+        if failure is not None:
+            raise failure
+
+
+@asynccontextmanager
+async def _started(server: Server, guardian: Guardian) -> AsyncGenerator[Child, None]:
+    """The process, which is gone when the block ends."""
+    child = await spawn(server, name="broker", cookie=guardian.cookie)
+    guardian.register(child.pid)
+    try:
+        yield child
+    finally:
+        with trio.move_on_after(GRACES.bound + 1, shield=True):
+            await child.stop(GRACES)
+        child.close()
+        guardian.unregister(child.pid)
 
 
 async def _listening(child: Child, ports: Path) -> int:

@@ -18,7 +18,7 @@ import trio
 
 from cord_trio.cli import FAILED, INTERRUPTED, tell
 from cord_trio.cli.common import count, open_view, print_json, wrong_usage
-from cord_trio.cli.figures import RECENT, Figures, held, resident_mb
+from cord_trio.cli.figures import RECENT, Figures, held, resident_mb, say
 from cord_trio.config import Stdio
 from cord_trio.errors import CordError
 
@@ -39,6 +39,9 @@ MOST_SERVERS: Final = 1000
 MOST_AGENTS: Final = 1000
 """Agents that `--agents` may ask for: each has a call in flight, and a fabric bounds those."""
 
+MOST_NODES: Final = 16
+"""Nodes that `--nodes` may ask for: each is a fabric with processes of its own."""
+
 REFRESH: Final = 0.25
 """Seconds between two looks at the live table."""
 
@@ -54,6 +57,10 @@ SHOWN_EVENTS: Final = 5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--servers", type=int, default=50, metavar="N", help="MCP servers to start; default 50")
+    parser.add_argument(
+        "--nodes", type=int, metavar="N",
+        help="show a mesh instead: a broker, N fabrics with servers of their own, and one of them killed",
+    )  # fmt: skip
     parser.add_argument("--agents", type=int, default=16, metavar="M", help="agents that call them; default 16")
     parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="how long they work; default 5")
     parser.add_argument(
@@ -80,6 +87,10 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
 
     if wrong := _wrong(args):
         return wrong_usage(wrong)
+    if args.nodes is not None:
+        from cord_trio.cli.crossing import show
+
+        return await show(args, interrupted)
     before = held()
     figures = Figures()
     began = time.perf_counter()
@@ -92,7 +103,7 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
             tell(f"error: {len(down)} of {args.servers} servers did not start: {down[0].reason}")
             return FAILED
         servers, agents = count(args.servers, "server"), count(args.agents, "agent")
-        _say(args, f"{servers} connected in {connected:.2f} s; {agents} at work for {args.seconds:g} s")
+        say(args, f"{servers} connected in {connected:.2f} s; {agents} at work for {args.seconds:g} s")
         gc.collect()
         gc.freeze()
         started = time.perf_counter()
@@ -115,6 +126,8 @@ def _wrong(args: argparse.Namespace) -> str:
     """What is wrong with the arguments; "" for nothing."""
     if not 1 <= args.servers <= MOST_SERVERS:
         return f"--servers: give 1 to {MOST_SERVERS:,}"
+    if args.nodes is not None and not 2 <= args.nodes <= MOST_NODES:
+        return f"--nodes: give 2 to {MOST_NODES}"
     if not 1 <= args.agents <= MOST_AGENTS:
         return f"--agents: give 1 to {MOST_AGENTS:,}"
     if not args.seconds > 0:
@@ -224,8 +237,8 @@ async def _show(fabric: Fabric, args: argparse.Namespace, figures: Figures) -> N
         while True:
             await trio.sleep(LINE_EVERY)
             for event in figures.untold():
-                _say(args, event)
-            _say(args, "  ".join(_lines(fabric, figures)))
+                say(args, event)
+            say(args, "  ".join(_lines(fabric, figures)))
     from rich.live import Live
 
     with Live(auto_refresh=False, transient=True) as live:
@@ -271,7 +284,7 @@ def _report(args: argparse.Namespace, figures: Figures, ended: Ended) -> None:
     p50, p99, p999 = figures.latencies.percentiles_us(0.5, 0.99, 0.999)
     (handoff,) = figures.handoff_costs.percentiles_us(0.5)
     for event in figures.untold():
-        _say(args, event)
+        say(args, event)
     if args.json:
         print_json(
             {
@@ -306,10 +319,3 @@ def _report(args: argparse.Namespace, figures: Figures, ended: Ended) -> None:
     print(f"memory       {ended.memory:.1f} MB resident, the fabric's own process")
     print(f"start, stop  {ended.connected:.2f} s, {ended.closed:.2f} s")
     print(f"left behind  {', '.join(ended.left) or 'nothing: no process, descriptor, thread or task'}")
-
-
-def _say(args: argparse.Namespace, text: str) -> None:
-    if args.json:
-        tell(text)
-    else:
-        print(text, flush=True)

@@ -8,10 +8,15 @@ import re
 import sys
 import threading
 from array import array
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
+
+from cord_trio.cli import tell
+
+if TYPE_CHECKING:
+    import argparse
 
 SAMPLES: Final = 1_000_000
 """Measurements kept of each kind; beyond, each later one replaces a random one, so that all count alike."""
@@ -135,3 +140,11 @@ def _descriptors() -> list[int]:
             continue
         found.append(number)
     return found
+
+
+def say(args: argparse.Namespace, text: str) -> None:
+    """A line of the story: on stderr where the figures are JSON."""
+    if args.json:
+        tell(text)
+    else:
+        print(text, flush=True)

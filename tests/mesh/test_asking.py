@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from cord_trio.agents import Budget
+from cord_trio.agents import GRACE, Budget
 from cord_trio.errors import (
     AgentCrashed,
     AgentNotFound,
@@ -19,6 +19,7 @@ from cord_trio.errors import (
     ToolNotFound,
 )
 from cord_trio.mesh.local import open_broker
+from cord_trio.mesh.presence import LEASE
 from cord_trio.mesh_errors import NoOwner, NotJson, OwnerLost, OwnerRefused
 from cord_trio.protocol.mcp import ToolResult
 from cord_trio.trace import TraceContext
@@ -175,6 +176,30 @@ async def test_the_asker_deadline_is_its_own_scope_and_the_handler_has_ended_by_
         assert len(ended) == 2
         assert not b.fabric.agents.roots
         assert a.fabric.counters["mesh.join_expired"] == 0
+
+
+async def test_no_lease_is_anybodys_deadline(autojump_clock: MockClock) -> None:
+    async def slow(ctx: Context, payload: float) -> object:
+        assert ctx.deadline > trio.current_time() + 10 * LEASE
+        await trio.sleep(payload)
+        return payload
+
+    async with open_broker(Random(1)) as broker, member(broker, "a") as a, member(broker, "b") as b:
+        a.fabric.agent("slow", slow, turn=2)
+        b.fabric.agent("between", asks("slow@a"))
+        await has(a, "between")
+        assert await a.fabric.ask("between", 100) == 100
+        async with trio.open_nursery() as nursery:
+
+            async def ask() -> None:
+                with pytest.raises(OwnerLost):
+                    await a.fabric.ask("between", 100)
+
+            nursery.start_soon(ask)
+            await trio.sleep(1)
+            b.way.cut()
+            await trio.sleep(LEASE + GRACE)
+            assert not b.fabric.agents.roots  # it had to let go
 
 
 async def test_a_handler_that_does_not_end_is_waited_for_no_longer_than_its_grace(autojump_clock: MockClock) -> None:

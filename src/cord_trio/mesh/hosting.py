@@ -9,13 +9,15 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import trio
+
 from cord_trio.agents.agent import base_of
 from cord_trio.agents.budget import Account
 from cord_trio.agents.exporting import as_tool
 from cord_trio.agents.failing import cancelled_alone
 from cord_trio.agents.turn import Branch
 from cord_trio.call import Complete
-from cord_trio.errors import AgentNotFound
+from cord_trio.errors import AgentNotFound, DeadlineExceeded
 from cord_trio.mesh.asking import Tail
 from cord_trio.mesh.catalogues import encode_agents
 from cord_trio.mesh.letters import TELL, letter_in, refusal_of, reply_of, unpacked
@@ -23,7 +25,7 @@ from cord_trio.mesh.owning import HOPS, HandOn
 from cord_trio.trace import trace_of
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Awaitable, Generator
 
     from msgspec import Raw
 
@@ -78,7 +80,8 @@ class Hosting:
             if base_of(name) not in agents or not self._settings.lends(base_of(name)):
                 raise AgentNotFound(name)
             with self._fabric.accepting():
-                return Complete(await agents.serve(name, self._said(call, letter, onward, tail)))
+                said = agents.serve(name, self._said(call, letter, onward, tail))
+                return Complete(await within_its_own(call.deadline, said))
         except AgentNotFound as exc:
             return Complete(refusal_of(exc, name, self._settings.node, {}))
         finally:
@@ -115,6 +118,38 @@ class Hosting:
             if branch is not None:
                 return branch
         return None
+
+
+async def within_its_own(deadline: float, work: Awaitable[Raw]) -> Raw:
+    """What `work` gives, under `deadline` alone, and ended with us.
+
+    The scope of a lease has a deadline as well, which is moved on as long as it is renewed: it says nothing to whoever
+    asks how long there is, and must not go along to other nodes.
+    """
+    given: Raw | None = None
+    failure: Exception | None = None
+
+    async def end_with_us() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            own.cancel("the call ended")
+
+    own = trio.CancelScope(deadline=deadline, shield=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(end_with_us)
+        with own:
+            try:
+                given = await work
+            except Exception as exc:
+                failure = exc
+        nursery.cancel_scope.cancel("it has ended")
+    if failure is not None:
+        raise failure
+    if given is None:
+        await trio.lowlevel.checkpoint()  # it is the deadline of those around us too
+        raise DeadlineExceeded("its deadline passed where it ran", "unknown")
+    return given
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from cord_trio.errors import CallError, CallFailed, DeadlineExceeded, Overloaded
 from cord_trio.mesh import calling as calling_module
 from cord_trio.mesh.frames import Request, encode_request
 from cord_trio.mesh.local import open_broker
+from cord_trio.mesh.peers import RESERVE
 from cord_trio.mesh.pinning import marked
 from cord_trio.mesh.presence import LEASE
 from cord_trio.mesh_errors import NoOwner, OwnerFailed, OwnerLost, OwnerRefused
@@ -476,6 +477,25 @@ async def test_a_node_that_is_gone_is_left_for_another_at_once(autojump_clock: M
                 await here.calling.call(tool_call(b"%d" % number), ["b", "gone"])
                 assert trio.current_time() == began
             assert len(work.begun) == 10
+
+
+async def test_nodes_that_are_all_away_for_a_moment_are_waited_for_when_no_more_may_be_tried_elsewhere(
+    autojump_clock: MockClock,
+) -> None:
+    names, work = Names(), Work()
+    async with open_broker(Random(1)) as broker:
+        async with (
+            node(broker, names, "a") as here,
+            node(broker, names, "b", work) as one,
+            node(broker, names, "c", work) as other,
+        ):
+            one.way.reset()
+            other.way.reset()
+            async with trio.open_nursery() as nursery:
+                for number in range(40):
+                    nursery.start_soon(here.calling.call, tool_call(b"%d" % number), ["b", "c"])
+            assert len(work.begun) == 40
+            assert here.counters["mesh.elsewhere"] <= RESERVE + 4
 
 
 async def test_a_node_that_is_gone_costs_few_calls_a_second_try(autojump_clock: MockClock) -> None:

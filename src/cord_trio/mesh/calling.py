@@ -367,7 +367,9 @@ class Calling:
             return
         if flight.nobody_since < math.inf:
             long = now > max(flight.nobody_since + GRACE, self._link.returned + RETURN)
-            if not flight.maybe and (long or flight.may_go_on or flight.peer.absent):
+            # Where all that have it are away for a moment, as when a broker restarts, the budget is soon spent.
+            elsewhere = flight.may_go_on and self.peers.budget.some
+            if not flight.maybe and (long or elsewhere or flight.peer.absent):
                 flight.peer.missed(now, long=long)
                 raise NoOwner(flight.name, f"nobody listens at node {flight.node}")
             if long:

@@ -90,9 +90,14 @@ class Budget:
         """Count a call."""
         self._left = min(RESERVE, self._left + PART)
 
-    def spend(self) -> bool:
+    @property
+    def some(self) -> bool:
         """Whether one more may be made elsewhere."""
-        if self._left < 1:
+        return self._left >= 1
+
+    def spend(self) -> bool:
+        """Whether one more may be made elsewhere; counts it."""
+        if not self.some:
             return False
         self._left -= 1
         return True

@@ -53,6 +53,16 @@ APART: Final[list[tuple[str, str, str]]] = [
     ("layers/record.py", "            except BaseException as exc:\n                told(exc)\n                raise\n", "            except Exception as exc:\n                told(exc)\n                raise\n"),
     ("layers/record.py", "                    if len(events) < MAX_EVENTS:\n", "                    if True:\n"),
     ("layers/record.py", "                if len(parked) >= MAX_PARKED:\n                    del parked[next(iter(parked))]\n", ""),
+    # What crosses between nodes, and who calls
+    ("sources.py", "        self._lose(gone)\n", ""),
+    ("mesh/calling.py", "            return call, [node]\n", "            return call, owners\n"),
+    ("mesh/remote.py", "for kind in KINDS}", "for kind in self._catalogue.lists}"),
+    ("mesh/standing.py", "            if missing:\n", "            if False:\n"),
+    ("mesh/standing.py", "            told, missed = told + missed, 0\n", "            missed = 0\n"),
+    ("mesh/signing.py", "        if not window.take(number):\n", "        if False:\n"),
+    ("mesh/signing.py", "if number <= window.highest - WINDOW:", "if False:"),
+    ("mesh/signing.py", " + mesh.encode()", ""),
+    ("mesh/owning.py", "        WHO.set(owned.request.principal)\n", ""),
     # Presence
     ("mesh/presence.py", "        until = trio.current_time() + LEASE * (1 - MARGIN)\n", "        until = trio.current_time() + LEASE\n"),
     ("mesh/presence.py", "scope.deadline = asked + LEASE * (1 - MARGIN)", "scope.deadline = trio.current_time() + LEASE * (1 - MARGIN)"),

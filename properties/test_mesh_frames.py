@@ -42,6 +42,7 @@ CALLS = st.builds(
     method=texts().filter(bool), ttl=st.none() | NUMBERS, epoch=EPOCHS, hop=NUMBERS, window=NUMBERS,
     principal=texts(), trace=texts(), park=texts(), behalf=st.just("") | NODES,
     settled=st.lists(IDS, max_size=MAX_SETTLED).map(tuple), events=st.booleans(), bundle=st.none() | BUNDLES,
+    signature=st.sampled_from(["", "0badcafe.1.2.0.x"]),
 )  # fmt: skip
 OTHERS = st.builds(
     Request, st.sampled_from(["cancel", "ping", "credit", "done", "drop"]), IDS, st.binary(max_size=9),

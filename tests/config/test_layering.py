@@ -113,7 +113,7 @@ def test_rules_and_budgets_are_read() -> None:
         cache = 0
         read_only = true
         rules = [
-            { tools = ["s*"], arguments = { "to.name" = ["me"], all = ["true"] }, then = "ask" },
+            { tools = ["s*"], arguments = { "to.name" = ["me"], all = ["true"] }, principals = ["*@n"], then = "ask" },
             { then = "allow" },
         ]
         budget = { calls = 3, every = 60 }
@@ -124,7 +124,7 @@ def test_rules_and_budgets_are_read() -> None:
     """)
     a, b = config.sources.values()
     assert a.rules == (
-        Rule(tools=("s*",), arguments={"to.name": ("me",), "all": ("true",)}, then="ask"),
+        Rule(tools=("s*",), arguments={"to.name": ("me",), "all": ("true",)}, principals=("*@n",), then="ask"),
         Rule(then="allow"),
     )
     assert (a.budget, a.cache, a.read_only) == (Quota(calls=3, every=60.0), 0.0, True)

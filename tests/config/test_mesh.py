@@ -35,6 +35,18 @@ def test_a_mesh_alone_is_enough_and_its_token_is_shown_nowhere() -> None:
     assert NAME.fullmatch(default_node())
 
 
+def test_keys_are_read_one_or_several_and_shown_nowhere() -> None:
+    for text, keys in (('"${KEY}"', 1), ('["${KEY}", "${KEY}"]', 2)):
+        config = parse_config(
+            f'[mesh]\nservers = ["nats://a"]\nkey = {text}\ncallers = ["*@n"]\n',
+            format="toml", file="cord.toml", environ={"KEY": "k" * 32},
+        )  # fmt: skip
+        assert config.mesh is not None
+        assert config.mesh.key == ("k" * 32,) * keys
+        assert config.mesh.callers == ("*@n",)
+        assert "k" * 32 not in repr(config)
+
+
 def test_without_the_table_there_is_no_mesh() -> None:
     assert toml("[gateway]\n").mesh is None
 
@@ -50,6 +62,10 @@ def test_without_the_table_there_is_no_mesh() -> None:
         ('servers = ["a"]\nname = "a.b"', "mesh.name", "is no name"),
         ('servers = ["a"]\ngroups = { web = "" }', "mesh.groups.web", "is no name"),
         ('servers = ["a"]\ncredentials = "x"\ntoken = "y"', "mesh.token", "is given beside credentials"),
+        ('servers = ["a"]\nkey = ["short"]', "mesh.key[0]", "has 5 characters"),
+        ('servers = ["a"]\nkey = ""', "mesh.key[0]", "has 0 characters"),
+        ('servers = ["a"]\nkey = "${NOT_SET}"', "mesh.key", ""),
+        ('servers = ["a"]\ncallers = [""]', "mesh.callers[0]", "is an empty glob"),
         ('servers = ["a"]\nreplicas = 0', "mesh.replicas", ""),
         ('servers = ["a"]\ntoken = "${NOT_SET}"', "mesh.token", ""),
         ('servers = ["a"]\nnodes = "x"', "mesh.nodes", "is not known"),

@@ -97,6 +97,15 @@ async def test_the_first_rule_that_matches_decides() -> None:
             await handler(tool(arguments={"path": other}))
 
 
+async def test_a_rule_is_about_who_calls() -> None:
+    handler = around(Source(), Rule(principals=["ann", "*@n"], then="allow"), Rule(then="deny"))
+    for principal in ("ann", "eve@n"):
+        assert await handler(tool(principal=principal)) is DONE
+    for principal in ("eve", "ann@m"):
+        with pytest.raises(Denied):
+            await handler(tool(principal=principal))
+
+
 async def test_what_is_no_call_of_a_tool_has_no_rules() -> None:
     assert await around(Source(), Rule(then="deny"))(Call("resources/read", "x:y")) is DONE
 

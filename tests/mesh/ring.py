@@ -17,10 +17,11 @@ from cord_trio.mesh.calling import Calling, open_calling
 from cord_trio.mesh.owning import Owning
 from cord_trio.mesh.parts import Parts
 from cord_trio.mesh.presence import Presence, join
+from cord_trio.mesh.signing import Door, Signer
 from cord_trio.nats.kv import open_bucket
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator
+    from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 
     from cord_trio.call import EventSink, Handler, Outcome
     from cord_trio.mesh.local import LocalBroker, Way
@@ -84,15 +85,20 @@ async def node(
     direct: Handler | None = None,
     slots: int = 64,
     line: int = 64,
+    keys: Sequence[str] = (),
+    callers: Sequence[str] = ("*",),
 ) -> AsyncGenerator[Node]:
     """A node that does with calls what `handler` does."""
     way, wide, counters = broker.way(), broker.way(), Counters()
     async with way.open(name, counters=counters) as nats, wide.open(name) as bulk:
         bucket = await open_bucket(nats, "cord_m")
         parts = Parts(bulk, counters=counters)
+        signer = Signer(keys, "m", name) if keys else None
+        door = Door(signer, callers, counters)
         owning = Owning(
-            nats, handler or echo, names, parts=parts, admit=admit, drop=drop, slots=slots, line=line, counters=counters
-        )
+            nats, handler or echo, names, parts=parts, door=door, admit=admit, drop=drop, slots=slots, line=line,
+            counters=counters,
+        )  # fmt: skip
 
         def begun(lease: Lease) -> None:
             names.begun(lease)
@@ -113,6 +119,7 @@ async def node(
                 epoch=epoch,
                 parts=parts,
                 direct=direct,
+                signer=signer,
                 rng=Random(name),
                 counters=counters,
             ) as calling:

@@ -67,8 +67,8 @@ async def test_a_message_goes_into_the_mailbox_of_another_node_and_its_policy_is
             await a.fabric.tell("drops", object())
         gate.set()
         await b.fabric.agents.wait_quiet()
-        assert [each for each in got if "drops" in each] == [(number, "drops", "local") for number in range(3)]
-        assert [each for each in got if "refuses" in each] == [(number, "refuses", "local") for number in range(2)]
+        assert [each for each in got if "drops" in each] == [(number, "drops", "local@a") for number in range(3)]
+        assert [each for each in got if "refuses" in each] == [(number, "refuses", "local@a") for number in range(2)]
 
 
 async def test_who_tells_a_full_mailbox_of_another_node_waits_and_if_it_leaves_has_told_nothing(

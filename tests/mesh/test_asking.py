@@ -335,7 +335,7 @@ async def test_a_trace_and_the_principal_cross(autojump_clock: MockClock) -> Non
         a.fabric.agent("front", asks("seen"))
         await has(a, "seen")
         trace = TraceContext("1" * 32, "2" * 16, state="x=y")
-        assert await a.fabric.ask("front", trace=trace) == [trace.id, "x=y", "local", ["front", "seen"], 0]
+        assert await a.fabric.ask("front", trace=trace) == [trace.id, "x=y", "local@a", ["front", "seen"], 0]
 
 
 async def test_a_node_that_dies_in_the_middle_is_told_and_nothing_is_asked_again(autojump_clock: MockClock) -> None:

@@ -14,7 +14,7 @@ from msgspec import Raw
 
 from cord_trio.call import Call, Error, InputRequired, Task
 from cord_trio.errors import CallFailed
-from cord_trio.mesh import owning, standing
+from cord_trio.mesh import standing, tenure
 from cord_trio.mesh.local import open_broker
 from cord_trio.mesh.pinning import marked, pin_of
 from cord_trio.snapshot import KINDS
@@ -256,7 +256,7 @@ async def test_who_cannot_say_what_changes_is_asked_ever_more_rarely(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The owner has no room, or is of an older version."""
-    monkeypatch.setattr(owning, "MAX_STANDING", 0)
+    monkeypatch.setattr(tenure, "MAX_STANDING", 0)
     behind = far("modern")
     async with open_broker(Random(1)) as broker, member(broker, "owner", behind.source()) as owner:
         async with member(broker, "front") as front:

@@ -73,7 +73,8 @@ async def test_a_call_crosses_with_all_that_belongs_to_it(autojump_clock: MockCl
             (came,) = seen
             assert came.deadline == pytest.approx(call.deadline - 0.02)
             assert came.events is None
-            for field in ("method", "name", "params", "meta", "principal", "capabilities", "log_level", "revision"):
+            assert came.principal == "ann@x@a"  # as its node says
+            for field in ("method", "name", "params", "meta", "capabilities", "log_level", "revision"):
                 assert getattr(came, field) == getattr(call, field)
             assert came.trace == call.trace
 

@@ -169,8 +169,10 @@ def read_tools(table: Table) -> dict[str, ToolSettings]:
 def _read_rules(table: Table) -> tuple[Rule, ...] | None:
     rules: list[Rule] = []
     for entry in table.tables("rules") or ():
-        entry.only(("tools", "arguments", "then"))
-        given: dict[str, Json] = {"tools": entry.texts("tools"), "then": entry.text("then")}
+        entry.only(("tools", "arguments", "principals", "then"))
+        given: dict[str, Json] = {name: entry.texts(name) for name in ("tools", "principals")} | {
+            "then": entry.text("then")
+        }
         if (arguments := entry.table("arguments")) is not None:
             found = {name: arguments.texts(name) for name in arguments.members}
             given["arguments"] = {name: globs for name, globs in found.items() if globs is not None}

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from cord_trio.config.checks import Fault, check_numbers, raise_problems, texts
+from cord_trio.config.checks import Fault, check_numbers, glob_faults, raise_problems, texts
 from cord_trio.config.expand import expand
 from cord_trio.config.table import Table, move
 from cord_trio.errors import ConfigError
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 NAME: Final = re.compile(r"[a-z0-9_-]{1,48}")
 """Names of meshes, nodes and groups."""
+
+LEAST_KEY: Final = 32
+"""Characters of a key."""
 
 _REMEDY: Final = "use 1 to 48 of a-z, 0-9, `_` and `-`"
 
@@ -51,6 +54,9 @@ class MeshConfig:
         credentials: a file with an nkey's seed, or of NATS credentials; "" for none.
         token: shared with the server; "" for none.
         ca: a file with certificates that are trusted beside the system's; "" for none.
+        key: texts that all nodes of the mesh share, by which they know who calls: the first signs, any of them is
+            taken. None where each is taken at its word.
+        callers: globs over those of other nodes who may call what is here, each `WHO@NODE`.
         replicas: servers that keep what the nodes know of each other, where that is made anew.
         remote: sources of other nodes that are had here at most.
 
@@ -66,6 +72,8 @@ class MeshConfig:
     credentials: str = ""
     token: str = attrs.field(default="", repr=False)
     ca: str = ""
+    key: tuple[str, ...] = attrs.field(default=(), converter=texts, repr=False)
+    callers: tuple[str, ...] = attrs.field(default=("*",), converter=texts)
     replicas: int = 1
     remote: int = 1000
 
@@ -93,6 +101,10 @@ class MeshConfig:
                 yield f"groups.{source}", f"{group[:100]!r} is no name", _REMEDY
         if self.credentials and self.token:
             yield "token", "is given beside credentials", "keep one"
+        for place, key in enumerate(self.key):
+            if len(key) < LEAST_KEY:
+                yield f"key[{place}]", f"has {len(key)} characters", f"give {LEAST_KEY} random ones, or more"
+        yield from glob_faults("callers", self.callers)
         yield from check_numbers(self, {"replicas": 1, "remote": 0})
 
 
@@ -110,6 +122,11 @@ def _url_faults(path: str, url: str) -> Iterator[Fault]:
         yield path, "holds credentials", "put them into mesh.credentials or mesh.token"
 
 
+def _keys(table: Table) -> tuple[str, ...]:
+    """The keys, of which one may stand alone."""
+    return (str(table.members["key"]),) if isinstance(table.members.get("key"), str) else table.texts("key") or ()
+
+
 def read_mesh(top: Table, environ: Mapping[str, str]) -> MeshConfig | None:
     """The table `mesh`; None if there is none, or it cannot be used, which is reported."""
     table = top.table("mesh")
@@ -118,10 +135,14 @@ def read_mesh(top: Table, environ: Mapping[str, str]) -> MeshConfig | None:
     table.only(field.name for field in attrs.fields(MeshConfig))
 
     def expanded(name: str, *, home: bool = False) -> str | None:
-        value, faults = expand(table.text(name) or "", environ, home=home)
+        return filled(name, table.text(name) or "", home=home) or None
+
+    def filled(name: str, text: str, *, home: bool = False) -> str | None:
+        """What `text` is with its variables; None if one is not there, which is reported."""
+        value, faults = expand(text, environ, home=home)
         for what, remedy in faults:
             table.report.add(table.at(name), what, remedy)
-        return value or None
+        return None if faults else value
 
     servers = table.texts("servers")
     given: dict[str, Json] = {
@@ -135,6 +156,8 @@ def read_mesh(top: Table, environ: Mapping[str, str]) -> MeshConfig | None:
         "credentials": expanded("credentials", home=True),
         "token": expanded("token"),
         "ca": expanded("ca", home=True),
+        "key": [key for text in _keys(table) if (key := filled("key", text)) is not None],
+        "callers": table.texts("callers"),
         "replicas": table.count("replicas"),
         "remote": table.count("remote"),
     }

@@ -34,12 +34,14 @@ class Rule:
         tools: globs over the server's names.
         arguments: globs by argument, `a.b` for a member of `a`; all of them must match. Of a list each item must
             match where the rule allows, else any.
+        principals: globs over who calls, such as `*@NODE` for whoever another node of the mesh calls for.
         then: "allow", "deny", or "ask" a person.
 
     """
 
     tools: tuple[str, ...] = attrs.field(default=("*",), converter=texts)
     arguments: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict, converter=_globs)
+    principals: tuple[str, ...] = attrs.field(default=("*",), converter=texts)
     then: Then
 
     def __attrs_post_init__(self) -> None:
@@ -48,6 +50,10 @@ class Rule:
     def is_about(self, tool: str) -> bool:
         """Whether some calls of the server's `tool` are meant."""
         return any(fnmatchcase(tool, glob) for glob in self.tools)
+
+    def is_for(self, principal: str) -> bool:
+        """Whether some calls of `principal` are meant."""
+        return any(fnmatchcase(principal, glob) for glob in self.principals)
 
     def matches(self, arguments: Json) -> bool:
         """Whether a call with these arguments is meant."""
@@ -67,7 +73,10 @@ class Rule:
             yield "then", "is none of the three", 'write "allow", "deny" or "ask"'
         if not self.tools:
             yield "tools", "names no tool, so the rule is about none", 'write ["*"] for all of them, or remove the rule'
+        if not self.principals:
+            yield "principals", "names nobody, so the rule is about nothing", 'write ["*"] for all, or remove the rule'
         yield from glob_faults("tools", self.tools)
+        yield from glob_faults("principals", self.principals)
 
 
 @attrs.frozen(kw_only=True)

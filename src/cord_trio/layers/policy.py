@@ -109,7 +109,7 @@ class Policy:
             except (Malformed, msgspec.DecodeError):
                 return "deny", "its arguments cannot be read"
         for rule in rules:
-            if rule.matches(arguments):
+            if rule.is_for(call.principal) and rule.matches(arguments):
                 return rule.then, f"a rule of source {self._name!r} says so"
         return "allow", ""
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from cord_trio.mesh.frames import Bundle
     from cord_trio.mesh.owning import Roster
     from cord_trio.mesh.parts import Parts
+    from cord_trio.mesh.signing import Signer
     from cord_trio.nats.client import Stream
 
     Route: TypeAlias = Literal["owner", "direct"]
@@ -57,6 +58,9 @@ TICK: Final = 0.25
 
 MAX_FLIGHTS: Final = 16384
 """Calls to other nodes that are under way at once."""
+
+RENEWALS: Final = 3
+"""Times that one call is signed anew."""
 
 _ELSEWHERE: Final = (NoOwner, OwnerRefused, OwnerLost, SourceDown, Overloaded, Draining, ConnectionLost)
 """What another node that has the same may not say."""
@@ -73,6 +77,7 @@ class Calling:
         epoch: our incarnation now; "" while there is none.
         parts: sends and fetches what is large; None to refuse it.
         direct: makes calls of sources that every node can reach by itself.
+        signer: signs them; None where the mesh has no key.
         rng: draws ids, owners and pauses.
         counters: where to count.
 
@@ -88,6 +93,7 @@ class Calling:
         epoch: Callable[[], str],
         parts: Parts | None = None,
         direct: Handler | None = None,
+        signer: Signer | None = None,
         rng: random.Random,
         counters: Counters,
     ) -> None:
@@ -99,6 +105,7 @@ class Calling:
         self._epoch = epoch
         self._parts = parts
         self._direct = direct
+        self._signer = signer
         self._rng = rng
         self._counters = counters
         self._flights: dict[str, Flight] = {}
@@ -222,6 +229,8 @@ class Calling:
             method=call.method, ttl=ttl, epoch=ours, hop=HOPS.get(), principal=call.principal, trace=call.trace,
             park=call.park, settled=peer.take_settled(), events=call.events is not None, bundle=bundle,
         )  # fmt: skip
+        if self._signer is not None:
+            request = self._signer.signed(request, ours, node, epoch, peer.ahead)
         subject = self._subject(node, epoch)
         flight = Flight(name, peer, node, subject, request, call, now, may_go_on=may_go_on)
         if bundle is not None:
@@ -305,6 +314,8 @@ class Calling:
                 case "prog":
                     if flight.events is not None:
                         flight.events(frame.method, Raw(frame.body))
+                case "rej" if frame.reason == "expired" and self._renews(flight, frame, stream.inbox):
+                    pass  # it is signed anew
                 case "rej":
                     raise OwnerRefused(flight.node, frame.reason, frame.text, flight.before_this)
                 case "pong":
@@ -321,6 +332,17 @@ class Calling:
                         flight.end(f"its epoch {frame.epoch} is over")
                 case _:
                     pass  # it runs
+
+    def _renews(self, flight: Flight, frame: Frame, inbox: str) -> bool:
+        """Sign a call by the clock of who would not have it, and offer it once more; False if that does not help."""
+        if self._signer is None or flight.handed or flight.renewed >= RENEWALS:
+            return False
+        flight.renewed += 1
+        now = trio.current_time()
+        flight.peer.ahead = ahead = frame.seq / 1000 - now
+        flight.request = self._signer.signed(flight.request, self._epoch(), flight.node, flight.epoch, ahead)
+        self._publish(flight.subject, flight.again(now), reply=inbox)
+        return True
 
     async def _fetch(self, flight: Flight, frame: Frame, inbox: str) -> Frame:
         """The frame that holds a large result."""
@@ -429,12 +451,13 @@ async def open_calling(
     epoch: Callable[[], str],
     parts: Parts | None = None,
     direct: Handler | None = None,
+    signer: Signer | None = None,
     rng: random.Random | None = None,
     counters: Counters | None = None,
 ) -> AsyncGenerator[Calling]:
     """Calls to other nodes, for as long as the block runs; see `Calling`. The block's own errors leave as raised."""
     calling = Calling(
-        link, roster, mesh=mesh, node=node, epoch=epoch, parts=parts, direct=direct,
+        link, roster, mesh=mesh, node=node, epoch=epoch, parts=parts, direct=direct, signer=signer,
         rng=rng or random.Random(), counters=counters or Counters(),
     )  # fmt: skip
     failure: Exception | None = None

@@ -61,6 +61,7 @@ class Flight:
         nobody_since: Trio time since which nobody listens; infinite if somebody may.
         stream: its answers, while it is offered.
         pausing: scope of the pause that it is in.
+        renewed: how often it was signed anew.
         handed: whether one that had it handed it on.
         settled: whether its end is known, so that nobody needs to be told to stop.
 
@@ -69,7 +70,7 @@ class Flight:
     # What is so at first; few calls change more than two of these.
     large = b""
     spoken = maybe = pending = settled = handed = False
-    offers = 0
+    offers = renewed = 0
     nobody_since = math.inf
     stream: Stream | None = None
     pausing: trio.CancelScope | None = None

@@ -27,7 +27,7 @@ KINDS: Final = frozenset({"acc", "prog", "hb", "part", "end", "ok", "err", "rej"
 """Accepted; progress; still at it; a part; a result in parts; a result; an error; refused; ask another; the answer to
 a ping; parts of the arguments are wanted."""
 
-REASONS: Final = frozenset({"busy", "draining", "fenced", "nosuch", "unsupported", "denied"})
+REASONS: Final = frozenset({"busy", "draining", "fenced", "nosuch", "unsupported", "denied", "expired"})
 """Why a call is refused before it ran."""
 
 STATES: Final = frozenset({"running", "done", "unknown"})
@@ -103,6 +103,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
         first: the first part that is wanted.
         to: where parts are wanted.
         reason: why a call is ended.
+        signature: of the call; see `signing`.
 
     """
 
@@ -126,6 +127,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     first: int = 0
     to: str = ""
     reason: str = ""
+    signature: str = ""
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
@@ -143,7 +145,8 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
         reason: why it is refused, one of `REASONS`.
         text: that in words.
         state: what is known of the call, one of `STATES`.
-        seq: the number of the part, or of the first that is wanted.
+        seq: the number of the part, or of the first that is wanted; of a call whose signature is over, the time of
+            whoever judges that, in milliseconds.
         window: parts that are wanted.
         to: where they are wanted.
         bundle: the body that comes in parts.
@@ -187,6 +190,8 @@ def encode_request(request: Request) -> dict[str, str]:
             headers["C-Hop"] = str(request.hop)
         if request.principal:
             headers["C-Prin"] = said(request.principal)
+        if request.signature:
+            headers["C-Sig"] = request.signature
         if request.trace:
             headers["traceparent"] = said(request.trace)
         if request.settled:
@@ -252,6 +257,7 @@ def decode_request(head: bytes, body: bytes = b"") -> Request:
             settled=() if settled is None else _ids(settled),
             events="C-Events" in fields,
             bundle=_bundle(fields),
+            signature=fields.get("C-Sig", ""),
         )
     except BadFrame as exc:
         exc.id = id

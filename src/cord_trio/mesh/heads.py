@@ -24,7 +24,7 @@ from cord_trio.nats.wire import MAX_HEADERS, encode_headers
 _USUAL_CALL: Final = re.compile(
     r"NATS/1\.0\r\nC-Ver: 1\r\nC-Op: call\r\nC-Id: ([0-9a-f]{32})\r\n"
     r"(?:C-Srv: ([!-$&-~]+)\r\n)?(?:C-Tool: ([!-$&-~]+)\r\n)?(?:C-Ttl: ([0-9]{1,12})\r\n)?"
-    r"(?:C-Prin: ([!-$&-~]+)\r\n)?(?:traceparent: ([!-$&-~]+)\r\n)?"
+    r"(?:C-Prin: ([!-$&-~]+)\r\n)?(?:C-Sig: ([!-$&-~]+)\r\n)?(?:traceparent: ([!-$&-~]+)\r\n)?"
     rf"(?:C-Settled: ([0-9a-f]{{32}}(?:,[0-9a-f]{{32}}){{0,{MAX_SETTLED - 1}}})\r\n)?(C-Events: 1\r\n)?"
     r"C-From-Epoch: ([0-9a-f]{8})\r\n\r\n"
 )
@@ -53,6 +53,8 @@ def write_request(request: Request) -> bytes:
         text += f"\r\nC-Ttl: {request.ttl}"
     if request.principal:
         text += "\r\nC-Prin: " + said(request.principal)
+    if request.signature:
+        text += "\r\nC-Sig: " + request.signature
     if request.trace:
         text += "\r\ntraceparent: " + said(request.trace)
     if request.settled:
@@ -70,10 +72,11 @@ def read_request(head: bytes, body: bytes = b"") -> Request:
     found = _USUAL_CALL.fullmatch(head.decode("latin-1"))
     if found is None:
         return decode_request(head, body)
-    id, source, tool, ttl, principal, trace, settled, events, epoch = found.groups("")
+    id, source, tool, ttl, principal, signature, trace, settled, events, epoch = found.groups("")
     return Request(
         "call", id, body, source, tool or None, "tools/call", int(ttl) if ttl else None, epoch, 0, 0, principal,
         trace, "", "", tuple(settled.split(",")) if settled else (), bool(events),
+        signature=signature,
     )  # fmt: skip
 
 

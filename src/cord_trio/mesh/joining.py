@@ -341,6 +341,7 @@ async def join_mesh(
     failure: Exception | None = None
     async with open_node(
         link, store, bulk=bulk, mesh=settings.name, node=settings.node, handler=answer, labels=settings.labels,
+        keys=settings.key, callers=settings.callers,
         drop=fabric.abandon, rng=rng, counters=fabric.counters,
     ) as node:  # fmt: skip
         joined = Joined(fabric, node, settings, rng, hosting)

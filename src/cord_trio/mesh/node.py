@@ -18,12 +18,13 @@ from cord_trio.mesh.owning import Owning
 from cord_trio.mesh.parts import Parts
 from cord_trio.mesh.presence import NodeRecord, Presence, join
 from cord_trio.mesh.roster import Roster
+from cord_trio.mesh.signing import Door, Signer
 from cord_trio.mesh.telling import Teller
 from cord_trio.mesh.watchers import Watchers
 from cord_trio.mesh_errors import DuplicateName
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
     from cord_trio.call import Call, Handler, Outcome
     from cord_trio.mesh.contracts import Link, Store
@@ -101,6 +102,8 @@ async def open_node(
     handler: Handler | None = None,
     bulk: Link | None = None,
     labels: Mapping[str, str] | None = None,
+    keys: Sequence[str] = (),
+    callers: Sequence[str] = ("*",),
     admit: Admit | None = None,
     drop: Callable[[str, str], None] | None = None,
     begun: Callable[[Lease], None] | None = None,
@@ -117,6 +120,8 @@ async def open_node(
         handler: runs what others call; None for nothing.
         bulk: its way for large bodies, which then hold up nothing else; None to send them along with the rest.
         labels: what it is chosen by.
+        keys: that the nodes of the mesh share: the first signs whose calls are made, any of them is taken.
+        callers: globs over those who may call what is here, each `WHO@NODE`.
         admit: judges each call of others before it runs; None to let all run.
         drop: told that the caller of another node will not answer the question under this token.
         begun: told each incarnation.
@@ -135,8 +140,10 @@ async def open_node(
     record = NodeRecord(labels=dict(labels or {}))
     roster = Roster(store, counters=counters)
     parts = Parts(bulk or link, counters=counters)
+    signer = Signer(keys, mesh, node) if keys else None
     owning = Owning(
-        link, handler or _nothing_here, roster, parts=parts, admit=admit, drop=drop, counters=counters
+        link, handler or _nothing_here, roster, parts=parts, door=Door(signer, callers, counters), admit=admit,
+        drop=drop, counters=counters,
     )  # fmt: skip
     catalogues = Catalogues(store, rng=rng, counters=counters)
     failure: Exception | None = None
@@ -179,7 +186,7 @@ async def open_node(
                         try:
                             async with open_calling(
                                 link, roster, mesh=mesh, node=node, parts=parts, rng=rng, counters=counters,
-                                epoch=lambda: "" if presence.lease is None else presence.lease.epoch,
+                                signer=signer, epoch=lambda: "" if presence.lease is None else presence.lease.epoch,
                             ) as calling:  # fmt: skip
                                 yield Node(
                                     mesh, node, presence, roster, watchers, catalogues, teller, calling, owning,

@@ -21,6 +21,7 @@ from cord_trio.mesh.frames import MAX_HOPS, STANDING, Frame, Request
 from cord_trio.mesh.heads import read_request, write_frame, write_request
 from cord_trio.mesh.outcomes import HOP_COST, call_of, failure_of, frame_of, params_of
 from cord_trio.mesh.parts import ABOVE
+from cord_trio.mesh.signing import WHO, Door
 from cord_trio.mesh.tenure import MAX_REMEMBERED, Owned, Tenure
 from cord_trio.mesh_errors import BadFrame, NoOwner, OwnerFailed, OwnerRefused
 
@@ -44,9 +45,6 @@ SLOTS: Final = 256
 
 LINE: Final = 256
 """Calls of other nodes that wait for that."""
-
-MAX_STANDING: Final = 4096
-"""Calls of other nodes that only wait, such as for a resource to change."""
 
 HOPS: ContextVar[int] = ContextVar("cord_trio_mesh_hops", default=0)
 """Nodes that the call went through in which the running task is."""
@@ -89,6 +87,7 @@ class Owning:
         handler: runs what they call.
         roster: tells whose incarnation is over.
         parts: sends and fetches what is large; None to refuse it.
+        door: knows who calls, and who may; None to take whoever a node says it is.
         admit: judges each call before it runs; None to let all run.
         slots: that run at once.
         line: that wait for it.
@@ -107,6 +106,7 @@ class Owning:
         roster: Roster,
         *,
         parts: Parts | None = None,
+        door: Door | None = None,
         admit: Admit | None = None,
         drop: Callable[[str, str], None] | None = None,
         slots: int = SLOTS,
@@ -120,6 +120,7 @@ class Owning:
         self._handler = handler
         self._roster = roster
         self._admit = admit
+        self._door = door or Door()
         self._slots = slots
         self._line = line
         self._counters = counters or Counters()
@@ -195,6 +196,10 @@ class Owning:
             self._counters.add("mesh.remembered_full")
             self._say(reply, Frame("rej", request.id, reason="busy", text="too many calls are remembered"))
             return
+        request, refusal = self._door.judge(node, request, tenure.lease.epoch, now)
+        if refusal is not None:
+            self._say(reply, refusal)
+            return
         until = math.inf if request.ttl is None else now + request.ttl / 1000
         owned = Owned(caller, request, reply, until)
         tenure.known[caller, request.id] = owned
@@ -206,7 +211,10 @@ class Owning:
             self._end(tenure, owned, failure_of(DeadlineExceeded("nothing of it was left", "no")), now)
             return
         if request.method in STANDING:
-            self._stand(tenure, owned, now)
+            if tenure.stand(owned, now):
+                self._start(tenure, owned)
+            else:
+                self._refuse(tenure, owned, "busy")
             return
         verdict, pushed = tenure.admission.ask(caller, owned, until - now)
         if pushed is not None:
@@ -217,17 +225,6 @@ class Owning:
         tenure.runs(owned, now)
         if verdict == "run":
             self._start(tenure, owned)
-
-    def _stand(self, tenure: Tenure, owned: Owned, now: float) -> None:
-        """Run what only waits: it takes no slot, and nobody drains for it."""
-        if tenure.standing >= MAX_STANDING:
-            self._counters.add("mesh.standing_full")
-            self._refuse(tenure, owned, "busy")
-            return
-        tenure.standing += 1
-        owned.standing = True
-        tenure.runs(owned, now)
-        self._start(tenure, owned)
 
     def _judge(self, tenure: Tenure, node: str, owned: Owned) -> str:
         """Why it may not run; "" if it may."""
@@ -306,6 +303,7 @@ class Owning:
 
     async def _run(self, tenure: Tenure, owned: Owned) -> None:
         HOPS.set(owned.request.hop + 1)
+        WHO.set(owned.request.principal)
         began = trio.current_time()
         frame: Frame | None = None
         executed: Executed = "no"
@@ -322,7 +320,7 @@ class Owning:
             executed = "yes"
             frame = told if len(told.body) <= ABOVE or self._parts is None else await self._bundled(owned, told)
         except HandOn as exc:
-            frame = self._hand_on(owned, exc)
+            frame = self._hand_on(tenure, owned, exc)
         except CallError as exc:
             if executed != "unknown":  # it is about what came before the handler, or after it
                 exc.executed = executed
@@ -360,7 +358,7 @@ class Owning:
         log.error("a call of another node failed caller=%s tool=%s", caller, tool, exc_info=error)
         return failure_of(OwnerFailed("", type(error).__name__, "it failed here; its log says why", "unknown"))
 
-    def _hand_on(self, owned: Owned, to: HandOn) -> Frame:
+    def _hand_on(self, tenure: Tenure, owned: Owned, to: HandOn) -> Frame:
         """Let another node answer the caller; returns what tells it so."""
         now = trio.current_time()
         epoch, params = self._roster.epoch(to.node), params_of(to.call)
@@ -372,6 +370,7 @@ class Owning:
             epoch=owned.request.epoch, hop=owned.request.hop + 1, principal=to.call.principal, trace=to.call.trace,
             behalf=owned.caller, events=owned.request.events,
         )  # fmt: skip
+        request = self._door.signed(request, tenure.lease.epoch, to.node, epoch)
         # First its caller is told, so that it knows that something ran whatever the other says.
         self._say(owned.reply, Frame("moved", node=to.node, epoch=epoch))
         try:

@@ -31,6 +31,7 @@ class Peer:
         in_flight: our calls there.
         busy: its calls when it said so last.
         slots: those that it runs at once.
+        ahead: seconds by which its clock is ahead of ours; None while it has not said so.
         until: Trio time up to which it is avoided.
         absent: whether nobody listened there for as long as that is waited for, and nothing was heard of it since.
 
@@ -41,6 +42,7 @@ class Peer:
         self.in_flight = 0
         self.busy = 0
         self.slots = 1
+        self.ahead: float | None = None
         self.until = 0.0
         self.absent = False
         self._doubts = 0

@@ -39,6 +39,9 @@ MAX_KEPT: Final = 128 * 1024 * 1024
 MAX_PARKS: Final = 4096
 """Questions to callers that are known, so that they are let go of when their caller is no more."""
 
+MAX_STANDING: Final = 4096
+"""Calls of others that only wait, such as for a resource to change."""
+
 MAX_OVER: Final = 1024
 """Incarnations of callers that are known to be no more: what comes late of them does not run."""
 
@@ -126,6 +129,16 @@ class Tenure:
         self._new.append(owned)
         if owned.due < self.next:
             self.next = self.sleeping.deadline = owned.due
+
+    def stand(self, owned: Owned, now: float) -> bool:
+        """Let it run without a slot, since it only waits; False if too many do."""
+        if self.standing >= MAX_STANDING:
+            self._counters.add("mesh.standing_full")
+            return False
+        self.standing += 1
+        owned.standing = True
+        self.runs(owned, now)
+        return True
 
     def due(self, now: float) -> list[tuple[Owned, str]]:
         """Who is to be told now that it runs, and by which frame; `next` is when to ask again."""

@@ -57,7 +57,7 @@ BELOW: Final[list[tuple[str, str, str]]] = [
     ("layers/rate.py", "        if self._queue:\n            return False\n        now", "        now"),
     ("layers/rate.py", "self._slack = (burst - 1) * self._interval", "self._slack = burst * self._interval"),
     ("layers/rate.py", "        self._drop(cell)\n        self._arm()\n", "        self._drop(cell)\n"),
-    ("layers/rate.py", "        self.full = max(self.full, now) + self._interval\n        return True", "        self.full = self.full + self._interval\n        return True"),
+    ("layers/rate.py", "        self.full = max(self.full, now) + self._interval\n        self.free", "        self.full = self.full + self._interval\n        self.free"),
     ("layers/rate.py", "            cell, _ = self._queue.popitem(last=False)\n", "            cell, _ = self._queue.popitem()\n"),
     ("layers/retry.py", '        if error.executed == "unknown" and not may_run_twice(call):\n            return None\n', ""),
     ("layers/retry.py", "        if again + 1 > (self._reserve", "        if again > (self._reserve"),

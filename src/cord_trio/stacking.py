@@ -151,9 +151,13 @@ class _Builder:
             )  # fmt: skip
         self._limited = self._limit(self.slots, name)
         self._limits = [self._limited]
+        self._meter: layers.Meter | None = None
         if source.rate is not None or isinstance(source, Http):  # only HTTP has words for a pause
             per_second = math.inf if source.rate is None else source.rate
-            self._limits.insert(0, self._rate(per_second, source.burst, name))
+            self._meter = self._metered(per_second, source.burst, name)
+            self._limits = [layers.rate(self._meter, timer=timer, counters=counters, name=name), self._limited]
+        self._plainly = list(self._limits)
+        """All that nearly every source has around each attempt."""
         if source.adaptive:
             self._limits.append(layers.adapt(self.slots, most=source.slots, counters=counters, clock=clock))
         if source.shed:
@@ -208,14 +212,15 @@ class _Builder:
             annotations=self._ends.annotations, safe=own.repeatable, clock=clock, timer=around.timer,
             counters=around.counters,
         )  # fmt: skip
-        if once or each[0] is not self._limited:
+        usual = len(self._plainly)
+        if once or each[:usual] != self._plainly:
             retry = layers.attempts_of(after, budget=self._retries, clock=clock)
             return [self._deadline(own.deadline), *once, retry, *each]
         plain = layers.plain(
             self._seconds(own.deadline), longest=around.bounds.call_longest, budget=self._retries, after=after,
-            limit=self._limited, slots=self.slots, clock=clock,
+            limits=self._plainly, slots=self.slots, meter=self._meter, clock=clock,
         )  # fmt: skip
-        return [plain, *each[1:]]
+        return [plain, *each[usual:]]
 
     def forget(self, tools: Iterable[str]) -> set[str]:
         """Let go of what single tools have of their own, and none of whose calls waits; returns which those are."""
@@ -279,9 +284,13 @@ class _Builder:
 
     def _rate(self, per_second: float, burst: int | None, name: str) -> Layer:
         timer, counters = self._around.timer, self._around.counters
+        return layers.rate(self._metered(per_second, burst, name), timer=timer, counters=counters, name=name)
+
+    def _metered(self, per_second: float, burst: int | None, name: str) -> layers.Meter:
+        timer, counters = self._around.timer, self._around.counters
         meter = layers.Meter(per_second, burst, timer=timer, counters=counters, name=name, clock=self._clock)
         self.waits.meters.append(meter)
-        return layers.rate(meter, timer=timer, counters=counters, name=name)
+        return meter
 
     def _deadline(self, own: float | None) -> Layer:
         return layers.deadline(self._seconds(own), longest=self._around.bounds.call_longest, clock=self._clock)

@@ -16,7 +16,7 @@ from cord_trio.call import Call, Complete, stack
 from cord_trio.cell import Timer
 from cord_trio.counters import Counters
 from cord_trio.errors import CallError, ConnectionLost, Refused
-from cord_trio.layers import RetryBudget, Slots, attempts_of, deadline, limit, plain, retries
+from cord_trio.layers import Meter, RetryBudget, Slots, attempts_of, deadline, limit, plain, rate, retries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,8 +53,8 @@ asks = st.builds(
 )
 
 
-def run(asks: list[Ask], size: int, *, whole: bool) -> list[object]:
-    """What happens, and when: `whole` in one piece, else layer by layer."""
+def run(asks: list[Ask], size: int, per_second: float | None, *, whole: bool) -> list[object]:
+    """What happens, and when: `whole` in one piece, else layer by layer; with a rate unless that is None."""
     seen: list[object] = []
 
     async def main() -> None:
@@ -62,7 +62,11 @@ def run(asks: list[Ask], size: int, *, whole: bool) -> list[object]:
         start = clock()
         budget = RetryBudget(reserve=2, clock=clock)
         slots = Slots(size, waiting=2, timer=timer, counters=counters, name="web")
-        limited = limit(slots, timer=timer, counters=counters, name="web")
+        limits = [limit(slots, timer=timer, counters=counters, name="web")]
+        meter: Meter | None = None
+        if per_second is not None:
+            meter = Meter(per_second, None, timer=timer, counters=counters, name="web", clock=clock)
+            limits.insert(0, rate(meter, timer=timer, counters=counters, name="web"))
         after = retries(
             3, budget=budget, rng=Random(1), timer=timer, counters=counters, trusted=False, annotations=None,
             safe=False, clock=clock,
@@ -71,7 +75,8 @@ def run(asks: list[Ask], size: int, *, whole: bool) -> list[object]:
         async def server(call: Call) -> Outcome:
             ask = asks[int(call.name or "")]
             times = [time if time == math.inf else round(time - start, 6) for time in (call.deadline, call.latest)]
-            seen.append((round(clock() - start, 6), call.name, call.attempt, call.patience, *times, slots.taken))
+            taken = 0 if per_second == math.inf else slots.taken
+            seen.append((round(clock() - start, 6), call.name, call.attempt, call.patience, *times, taken))
             await trio.sleep(ask.takes)
             end = ask.ends[min(call.attempt, len(ask.ends)) - 1]
             if end in ENDS:
@@ -80,11 +85,13 @@ def run(asks: list[Ask], size: int, *, whole: bool) -> list[object]:
 
         handler: Handler
         if whole:
-            layer = plain(6.0, longest=20.0, budget=budget, after=after, limit=limited, slots=slots, clock=clock)
+            layer = plain(
+                6.0, longest=20.0, budget=budget, after=after, limits=limits, slots=slots, meter=meter, clock=clock
+            )
             handler = layer(server)
         else:
             first = attempts_of(after, budget=budget, clock=clock)
-            handler = stack(server, deadline(6.0, longest=20.0, clock=clock), first, limited)
+            handler = stack(server, deadline(6.0, longest=20.0, clock=clock), first, *limits)
 
         async def make(number: int, ask: Ask) -> None:
             await trio.sleep(ask.at + number * 1e-3)
@@ -112,6 +119,10 @@ def run(asks: list[Ask], size: int, *, whole: bool) -> list[object]:
 
 
 @settings(deadline=None)
-@given(st.lists(asks, min_size=1, max_size=6), st.integers(1, 3))
-def test_in_one_piece_they_do_what_they_do_one_within_the_other(asks: list[Ask], size: int) -> None:
-    assert run(asks, size, whole=True) == run(asks, size, whole=False)
+@given(st.lists(asks, min_size=1, max_size=6), st.integers(1, 3), st.sampled_from([None, math.inf, 0.5, 3.0]))
+def test_in_one_piece_they_do_what_they_do_one_within_the_other(
+    asks: list[Ask], size: int, per_second: float | None
+) -> None:
+    if per_second == math.inf:
+        size = len(asks)  # all go at once after a pause, in Trio's order, which is random
+    assert run(asks, size, per_second, whole=True) == run(asks, size, per_second, whole=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from cord_trio.cell import Cell
-from cord_trio.errors import Overloaded, Refused, TooLate
+from cord_trio.errors import CallError, Overloaded, Refused, TooLate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +34,7 @@ class Meter:
 
     Attributes:
         full: Trio time at which `burst` calls could go at once.
+        free: whether a call may go now, and need not be counted: there is no rate and was no pause.
 
     """
 
@@ -53,6 +54,7 @@ class Meter:
         if not per_second > 0 or burst < 1:
             raise ValueError("the rate must be above 0 and the burst at least 1")
         self.full = -math.inf
+        self.free = math.isinf(per_second)
         self._interval = 1 / per_second
         self._slack = (burst - 1) * self._interval
         self._per_second = per_second
@@ -77,6 +79,7 @@ class Meter:
         if self.full - self._slack > now:
             return False
         self.full = max(self.full, now) + self._interval
+        self.free = not self._interval
         return True
 
     async def wait(self, deadline: float) -> None:
@@ -106,6 +109,7 @@ class Meter:
             return
         self._counters.add("rate.paused")
         self.full = until
+        self.free = False
         moment = until - self._slack
         for cell, deadline in list(self._queue.items()):
             if moment >= deadline:
@@ -114,6 +118,11 @@ class Meter:
             else:
                 moment += self._interval
         self._arm()
+
+    def heed(self, error: CallError) -> None:
+        """Pause if this is how the server has asked for it."""
+        if isinstance(error, Refused) and error.retry_after is not None and error.retry_after > 0:
+            self.pause(error.retry_after)
 
     def lift(self) -> None:
         """Limit nothing from here on: the source has ended, and what waits is to learn that."""
@@ -178,13 +187,12 @@ def rate(
 
     def layer(handler: Handler) -> Handler:
         async def metered(call: Call) -> Outcome:
-            if not meter.take():
+            if not (meter.free or meter.take()):
                 await meter.wait(call.deadline)
             try:
                 return await handler(call)
-            except Refused as exc:
-                if exc.retry_after is not None and exc.retry_after > 0:
-                    meter.pause(exc.retry_after)
+            except CallError as exc:
+                meter.heed(exc)
                 raise
 
         return metered

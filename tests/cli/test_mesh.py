@@ -23,6 +23,7 @@ from cord_trio.fabric import open_fabric
 from cord_trio.mesh.joining import open_store
 from cord_trio.mesh_errors import DuplicateName, NotPermitted
 from cord_trio.nats.keys import make_key
+from cord_trio.trace import TraceContext
 from tests.cli.helpers import Said, command_line, configure, server, until
 from tests.cli.test_serve import arguments
 
@@ -164,6 +165,16 @@ async def test_two_nodes_over_a_broker_that_is_killed_serve_a_client_on_either(
                 "a": ("answers", [1, 1]),
                 "b": ("answers", [1, 1]),
             }
+            trace = TraceContext("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7")
+            assert (await client.call("notes__add", {"a": 1, "b": 2}, trace=trace)).text == "3"
+            args = argparse.Namespace(what="trace", id=str(trace), mesh=[url], name=None, config=None, json=False)
+            assert await mesh.run(args, trio.Event()) == 0
+            assert "executed=yes  answered" in await said.wait_for("a  made notes__add over to b")
+            await said.wait_for("b  ran notes__add for a")
+            args = argparse.Namespace(what="trace", id="0" * 32, mesh=[url], name=None, config=None, json=True)
+            assert await mesh.run(args, trio.Event()) == 1
+            args.id = "nothing"
+            assert await mesh.run(args, trio.Event()) == 2
             args = argparse.Namespace(what="audit", mesh=[url], name=None, config=None, json=False)
             assert await mesh.run(args, trio.Event()) == 0
             await said.wait_for("mesh cord: 2 nodes, 2 leases, 2 catalogues, 0 agents; nothing wrong")

@@ -7,9 +7,11 @@ keys it looks as the node that is configured.
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Final
 
 import attrs
+import msgspec
 import trio
 
 from cord_trio.cli import DONE, FAILED, tell
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from cord_trio.config import MeshConfig
     from cord_trio.mesh.presence import NodeRecord
+    from cord_trio.mesh.recent import Step
     from cord_trio.mesh.sounding import Answer
     from cord_trio.nats.client import Nats
     from cord_trio.nats.kv import Bucket
@@ -36,6 +39,7 @@ DIGEST: Final = 8
 
 NO_MESH: Final = "no mesh: name a server with --mesh nats://HOST:4222, or configure [mesh]"
 
+_ID: Final = re.compile(r"[0-9a-f]{32}")
 _STATES: Final = {
     "answers": "",
     "absent": "nobody listens there",
@@ -133,6 +137,53 @@ def _node_line(record: NodeRecord, answer: Answer) -> str:
     labels = " ".join(f"{key}={value}" for key, value in record.labels.items())
     state = "drains" if record.draining else "ready "
     return f"{record.epoch}  {state}  {', '.join(offers) or '-'}  {labels or '-'}  {', '.join(facts)}"
+
+
+async def trace(args: argparse.Namespace, settings: MeshConfig, nats: Nats, bucket: Bucket) -> int:
+    """Follow a call over the mesh: ask all nodes what they know of it."""
+    from cord_trio.mesh.recent import STEPS, trace_of
+    from cord_trio.mesh.sounding import ask_all
+
+    id = trace_of(args.id) or args.id
+    if not _ID.fullmatch(id):
+        return wrong_usage(
+            f"{args.id}: give a traceparent, the id of a trace, or that of a call: 32 hexadecimal digits"
+        )
+    found = await members(bucket)
+    answers = await ask_all(nats, found, mesh=settings.name, node=settings.node, op="trace", body=id.encode())
+    steps: list[tuple[str, Step]] = []
+    untold: dict[str, str] = {}
+    for name, answer in sorted(answers.items()):
+        try:
+            if answer.message is None or answer.message.header("C-K") != "trace":
+                untold[name] = _STATES[answer.state] or "it keeps none"
+            else:
+                steps += [(name, step) for step in STEPS.decode(answer.message.data)]
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            untold[name] = "its answer cannot be read"
+    steps.sort(key=lambda each: -each[1].ago)
+    if args.json:
+        print_json(
+            {"id": id, "steps": [{"at": name, **msgspec.to_builtins(step)} for name, step in steps], "untold": untold}
+        )
+    else:
+        for name, step in steps:
+            print(clean(_step_line(name, step)))
+    for name, why in untold.items():
+        tell(f"node {name} tells nothing: {why}")
+    if not steps:
+        tell(f"no node knows a call of {id}: only those that are part of a trace are kept, the last of each node")
+    return DONE if steps else FAILED
+
+
+def _step_line(at: str, step: Step) -> str:
+    over = "over to" if step.side == "made" else "for"
+    again = f", sent {step.offers} times" if step.offers > 1 else ""
+    what = f"{at}  {step.side} {step.name} {over} {step.node}"
+    return (
+        f"{what}  {step.ago:.1f} s ago, took {step.took * 1e3:.1f} ms{again}  "
+        f"executed={step.executed}  {step.how}  epoch {step.epoch}  call {step.id}"
+    )
 
 
 async def audit(args: argparse.Namespace, settings: MeshConfig, nats: Nats, bucket: Bucket) -> int:

@@ -27,7 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     nodes = verbs.add_parser("nodes", help="who is in the mesh, what each offers, and how it is")
     audit = verbs.add_parser("audit", help="what is wrong in what the mesh keeps; exit code 1 if anything is")
-    for each in (nodes, audit):
+    trace = verbs.add_parser(
+        "trace", help="follow a call over the mesh: which nodes it went to, and how it ended there"
+    )
+    trace.add_argument("id", metavar="ID", help="a traceparent, the id of a trace, or that of a call")
+    for each in (nodes, audit, trace):
         add_config(each)
         each.add_argument("--mesh", metavar="URL", action="append", help="a NATS server; default: as configured")
         each.add_argument("--name", metavar="MESH", help="of the mesh; default: as configured, else cord")
@@ -49,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     broker.add_argument("--port", type=int, default=PORT, help=f"default {PORT}; 0 for any free one")
     broker.add_argument("--store", metavar="FOLDER", help="what it keeps; default a new folder, gone at the end")
     broker.add_argument("--conf", metavar="FILE", help="a configuration of nats-server, in place of all that")
-    for each in (nodes, audit, permissions, broker):
+    for each in (nodes, audit, trace, permissions, broker):
         each.add_argument("--debug", action="store_true", default=False, help="show traces and debug logs on stderr")
 
 
@@ -57,6 +61,8 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
     match args.what:
         case "nodes":
             return await looking.look(args, looking.nodes)
+        case "trace":
+            return await looking.look(args, looking.trace)
         case "audit":
             return await looking.look(args, looking.audit)
         case "permissions":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -34,6 +35,7 @@ from cord_trio.mesh.owning import HOPS
 from cord_trio.mesh.parts import ABOVE
 from cord_trio.mesh.peers import Peers
 from cord_trio.mesh.pinning import STATE, marked, pin_of
+from cord_trio.mesh.recent import Recent
 from cord_trio.mesh.withdrawals import PAUSE, Withdrawals
 from cord_trio.mesh_errors import BadFrame, NoOwner, NoResponders, OwnerFailed, OwnerLost, OwnerRefused
 from cord_trio.routing import TASKS
@@ -98,6 +100,7 @@ class Calling:
         counters: Counters,
     ) -> None:
         self.peers = Peers(rng)
+        self.recent = Recent()  # the calls of traces
         self._link = link
         self._roster = roster
         self._root = f"c1.{mesh}.call"
@@ -252,6 +255,8 @@ class Calling:
         finally:
             peer.in_flight -= 1
             del self._flights[request.id]
+            if request.trace:
+                self.recent.made(flight, frame, sys.exception())
             if frame is not None:
                 flight.settled = True
                 peer.answered(request.id if flight.offers == 1 and flight.node == node else "")

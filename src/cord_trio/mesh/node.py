@@ -188,6 +188,7 @@ async def open_node(
                                 link, roster, mesh=mesh, node=node, parts=parts, rng=rng, counters=counters,
                                 signer=signer, epoch=lambda: "" if presence.lease is None else presence.lease.epoch,
                             ) as calling:  # fmt: skip
+                                calling.recent = presence.recent
                                 yield Node(
                                     mesh, node, presence, roster, watchers, catalogues, teller, calling, owning,
                                     counters,

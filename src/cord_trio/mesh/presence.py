@@ -22,6 +22,7 @@ import trio
 
 from cord_trio.counters import Counters
 from cord_trio.errors import CallError
+from cord_trio.mesh.recent import Recent
 from cord_trio.mesh_errors import Conflict, DuplicateName, NoResponders
 
 if TYPE_CHECKING:
@@ -99,12 +100,14 @@ class Lease:
         node: its name.
         epoch: which incarnation.
         nursery: of what others asked of it; cancelled when it has to let go.
+        recent: the calls that went through the node.
 
     """
 
     node: str
     epoch: str
     nursery: trio.Nursery
+    recent: Recent = attrs.field(factory=Recent)
 
 
 class Presence:
@@ -115,6 +118,7 @@ class Presence:
         node: its name in it.
         lease: the incarnation that holds the name now; None between two.
         margin: seconds that were left of the lease when it was last renewed; small ones are the early warning.
+        recent: the calls that went through the node, over all incarnations.
 
     """
 
@@ -135,6 +139,7 @@ class Presence:
         self.node = node
         self.lease: Lease | None = None
         self.margin = math.inf
+        self.recent = Recent()
         self._link = link
         self._store = store
         self._record = record
@@ -215,7 +220,7 @@ class Presence:
                 await self._claim(epoch)
                 self._missed = trio.Event()
                 async with trio.open_nursery() as nursery:
-                    self.lease = Lease(self.node, epoch, nursery)
+                    self.lease = Lease(self.node, epoch, nursery, self.recent)
                     nursery.start_soon(self._renew, key, revision, scope)
                     log.info("holds the name node=%s epoch=%s", self.node, epoch)
                     if self._begun is not None:
@@ -333,7 +338,11 @@ class Presence:
         return True
 
     def _told(self, message: Message) -> None:
-        if message.header("C-Op") == "ping" and message.header("C-Id") is None:
+        op = message.header("C-Op")
+        if op == "trace":
+            if message.reply:
+                self._link.publish(message.reply, self.recent.answer(message.data), headers={"C-K": "trace"})
+        elif op == "ping" and message.header("C-Id") is None:
             if message.reply:
                 margin = {} if self.margin == math.inf else {"C-Margin": f"{self.margin:.1f}"}
                 self._link.publish(message.reply, headers={"C-K": "pong", **margin})

@@ -122,10 +122,13 @@ class Tenure:
         self._over: OrderedDict[tuple[str, str], None] = OrderedDict()  # incarnations of callers that are no more
         self._new: deque[Owned] = deque()  # who are told that they run, in the order in which that is due
         self._old: deque[Owned] = deque()  # who are told so again
+        self._came: dict[Owned, float] = {}  # when those of traces did
 
     def runs(self, owned: Owned, now: float) -> None:
         """It is to be told that it runs."""
         owned.due = now + ACCEPT
+        if owned.request.trace:
+            self._came[owned] = now
         self._new.append(owned)
         if owned.due < self.next:
             self.next = self.sleeping.deadline = owned.due
@@ -160,6 +163,9 @@ class Tenure:
         owned.state = "done"
         owned.scope = None
         request = owned.request
+        if request.trace:
+            began = self._came.pop(owned, now)
+            self.lease.recent.ran(request, owned.caller, self.lease.epoch, began, frame, now)
         owned.request = Request("call", request.id, hop=request.hop) if request.hop else _FORGOTTEN
         self._ended[owned.caller, request.id] = now + REMEMBERED
         owned.end = frame

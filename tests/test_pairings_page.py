@@ -164,10 +164,16 @@ ACROSS_PREFACE = """
 
 The same with two nodes of a [mesh](mesh.md): the client is at the gateway of one, and the server is the other's.
 **memory**: the tests of the matrix once more, with both nodes and a broker in one process
-(`tests/mesh/test_bridge.py`).
+(`tests/mesh/test_bridge.py`). **SDKs**: the official Python SDK 2.x on both sides, held to the two eras, and two
+processes that meet at a real nats-server and sign their calls (`tests/real/test_mesh_bridge.py`).
 """
 
-REAL_ACROSS: list[tuple[str, str, str, tuple[int, ...]]] = []
+BETWEEN = "tests/real/test_mesh_bridge.py::test_its_rows_cross_between_two_nodes"
+REAL_ACROSS: list[tuple[str, str, str, tuple[int, ...]]] = [
+    ("SDKs", BETWEEN, "L→M", (1, 2, 5, 7, 14, 15, 18, 23, 24)),
+    ("SDKs", BETWEEN, "M→L", (3, 4, 8, 11, 13)),
+    ("SDKs", BETWEEN, "L→L M→M", (6, 9, 12, 16, 19, 20, 23, 27, 29, 32)),
+]
 
 
 def numbers(test: str) -> list[int]:

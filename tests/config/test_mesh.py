@@ -15,12 +15,14 @@ def test_a_mesh_is_read_with_all_that_it_says() -> None:
     config = toml(
         '[mesh]\nservers = ["nats://a:4222", "b"]\nname = "m"\nnode = "n"\nshare = ["w*"]\nagents = ["c*"]\n'
         'groups = { web = "pool" }\n'
-        'labels = { region = "north" }\ncredentials = "~/n.nk"\nca = "~/ca.pem"\nreplicas = 3\nremote = 5\n'
+        'region = "north"\nlabels = { disk = "big" }\n'
+        'credentials = "~/n.nk"\nca = "~/ca.pem"\nreplicas = 3\nremote = 5\n'
     )
     assert config.mesh == MeshConfig(
         servers=("nats://a:4222", "b"), name="m", node="n", share=("w*",), agents=("c*",), groups={"web": "pool"},
-        labels={"region": "north"}, credentials="/home/me/n.nk", ca="/home/me/ca.pem", replicas=3, remote=5,
+        region="north", labels={"disk": "big"}, credentials="/home/me/n.nk", ca="/home/me/ca.pem", replicas=3, remote=5,
     )  # fmt: skip
+    assert config.mesh.told == {"region": "north", "disk": "big"}
     assert (config.mesh.shares("web"), config.mesh.shares("notes")) == (True, False)
     assert (config.mesh.lends("clerk"), config.mesh.lends("web")) == (True, False)
 
@@ -62,6 +64,7 @@ def test_without_the_table_there_is_no_mesh() -> None:
         ('servers = ["a"]\nname = "a.b"', "mesh.name", "is no name"),
         ('servers = ["a"]\ngroups = { web = "" }', "mesh.groups.web", "is no name"),
         ('servers = ["a"]\ncredentials = "x"\ntoken = "y"', "mesh.token", "is given beside credentials"),
+        ('servers = ["a"]\nregion = "a"\nlabels = { region = "b" }', "mesh.labels.region", "is not what region says"),
         ('servers = ["a"]\nkey = ["short"]', "mesh.key[0]", "has 5 characters"),
         ('servers = ["a"]\nkey = ""', "mesh.key[0]", "has 0 characters"),
         ('servers = ["a"]\nkey = "${NOT_SET}"', "mesh.key", ""),

@@ -178,6 +178,21 @@ async def test_servers_of_one_group_that_list_the_same_share_calls_and_one_that_
         assert first.received["call echo"] + second.received["call echo"] == 50
 
 
+async def test_calls_stay_in_their_region_while_there_is_somebody(autojump_clock: MockClock) -> None:
+    north, south = server("web"), server("web")
+    groups = {"web": "pool"}
+    async with open_broker(Random(1)) as broker, member(broker, "c", labels={"region": "north"}) as c:
+        async with member(broker, "b", south.in_process(), groups=groups, labels={"region": "south"}):
+            async with member(broker, "a", north.in_process(), groups=groups, labels={"region": "north"}):
+                await listed(c.fabric, "web__echo")
+                await trio.sleep(3)
+                for _ in range(20):
+                    await c.fabric.call("web__echo", {"text": "x"})
+                assert (north.received["call echo"], "call echo" in south.received) == (20, False)
+            await c.fabric.call("web__echo", {"text": "x"})
+            assert south.received["call echo"] == 1
+
+
 async def test_what_is_not_shared_cannot_be_called_by_others(autojump_clock: MockClock) -> None:
     async with open_broker(Random(1)) as broker:
         sources = (server("web").in_process(), server("secret").in_process())

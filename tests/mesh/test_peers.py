@@ -31,6 +31,27 @@ def test_one_whose_calls_end_in_doubt_is_avoided_for_a_while() -> None:
     assert ("a", "1") in {peers.choose(there, 50.0) for _ in range(9)}
 
 
+def test_those_that_are_near_are_chosen_first_until_they_have_too_much_to_do() -> None:
+    peers = Peers(Random(1))
+    there = [(node, "1") for node in ("far1", "near1", "far2", "near2")]
+    peers.near = lambda node: node.startswith("near")
+    near, far = {("near1", "1"), ("near2", "1")}, {("far1", "1"), ("far2", "1")}
+    for _, each in enumerate(there):
+        peers.get(*each).told(4, 4)
+    assert {peers.choose(there, 0.0) for _ in range(30)} == near
+    for each in near:
+        peers.get(*each).in_flight = 1
+    assert far <= {peers.choose(there, 0.0) for _ in range(30)}
+    peers.get("near1", "1").in_flight = 0
+    for _ in range(DOUBTS):
+        peers.get("near1", "1").doubted(1.0)
+    assert {peers.choose(there, 1.0) for _ in range(30)} == far  # it is near, but not well
+    peers.get("near1", "1").answered("")
+    assert ("near1", "1") in {peers.choose(there, 1.0 + AVOIDED) for _ in range(30)}
+    peers.near = lambda _: False
+    assert {peers.choose(there, 99.0) for _ in range(99)} == {("near1", "1"), *far}
+
+
 def test_a_later_incarnation_is_another() -> None:
     peers = Peers(Random(1))
     peers.get("a", "1").told(8, 4)

@@ -50,6 +50,8 @@ class MeshConfig:
         agents: globs over the names of the agents that others may ask, tell and hand to.
         groups: of sources that are the same wherever they run, by their names: those of one group that list the same
             stand for each other.
+        region: where the node is: of those that stand for each other, its calls go to one there before any other,
+            unless that has too much to do. "" where that makes no difference.
         labels: what the node is chosen by.
         credentials: a file with an nkey's seed, or of NATS credentials; "" for none.
         token: shared with the server; "" for none.
@@ -68,6 +70,7 @@ class MeshConfig:
     share: tuple[str, ...] = attrs.field(default=("*",), converter=texts)
     agents: tuple[str, ...] = attrs.field(default=("*",), converter=texts)
     groups: Mapping[str, str] = attrs.field(factory=dict, converter=_pairs)
+    region: str = ""
     labels: Mapping[str, str] = attrs.field(factory=dict, converter=_pairs)
     credentials: str = ""
     token: str = attrs.field(default="", repr=False)
@@ -79,6 +82,11 @@ class MeshConfig:
 
     def __attrs_post_init__(self) -> None:
         raise_problems("mesh", self._faults())
+
+    @property
+    def told(self) -> Mapping[str, str]:
+        """The labels by which others know the node."""
+        return {**self.labels, "region": self.region} if self.region else self.labels
 
     def shares(self, source: str) -> bool:
         """Whether others may call the source."""
@@ -99,6 +107,8 @@ class MeshConfig:
         for source, group in self.groups.items():
             if not NAME.fullmatch(group):
                 yield f"groups.{source}", f"{group[:100]!r} is no name", _REMEDY
+        if self.region and self.labels.get("region", self.region) != self.region:
+            yield "labels.region", "is not what region says", "keep one"
         if self.credentials and self.token:
             yield "token", "is given beside credentials", "keep one"
         for place, key in enumerate(self.key):
@@ -152,6 +162,7 @@ def read_mesh(top: Table, environ: Mapping[str, str]) -> MeshConfig | None:
         "share": table.texts("share"),
         "agents": table.texts("agents"),
         "groups": table.pairs("groups"),
+        "region": table.text("region"),
         "labels": table.pairs("labels"),
         "credentials": expanded("credentials", home=True),
         "token": expanded("token"),

@@ -340,7 +340,7 @@ async def join_mesh(
     answer = answering(fabric, settings, hosting)
     failure: Exception | None = None
     async with open_node(
-        link, store, bulk=bulk, mesh=settings.name, node=settings.node, handler=answer, labels=settings.labels,
+        link, store, bulk=bulk, mesh=settings.name, node=settings.node, handler=answer, labels=settings.told,
         keys=settings.key, callers=settings.callers,
         drop=fabric.abandon, rng=rng, counters=fabric.counters,
     ) as node:  # fmt: skip

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 LAST_CALLS: Final = 0.05
 """Seconds between two looks at whether others' calls still run here, while it drains."""
 
+REGION: Final = "region"
+"""Label that says where a node is."""
+
 SAYING: Final = 2.0
 """Seconds for saying that it drains."""
 
@@ -92,6 +95,14 @@ async def _nothing_here(call: Call) -> Outcome:
     raise ToolNotFound(call.name or call.method)
 
 
+def _near(roster: Roster, region: str) -> Callable[[str], bool] | None:
+    def near(node: str) -> bool:
+        record = roster.nodes.get(node)
+        return record is not None and record.labels.get(REGION) == region
+
+    return near if region else None
+
+
 @asynccontextmanager
 async def open_node(
     link: Link,
@@ -119,7 +130,7 @@ async def open_node(
         node: the node's name, unlike that of any other.
         handler: runs what others call; None for nothing.
         bulk: its way for large bodies, which then hold up nothing else; None to send them along with the rest.
-        labels: what it is chosen by.
+        labels: what it is chosen by; its calls go to nodes with the same `region`, if it has one, before others.
         keys: that the nodes of the mesh share: the first signs whose calls are made, any of them is taken.
         callers: globs over those who may call what is here, each `WHO@NODE`.
         admit: judges each call of others before it runs; None to let all run.
@@ -188,6 +199,7 @@ async def open_node(
                                 link, roster, mesh=mesh, node=node, parts=parts, rng=rng, counters=counters,
                                 signer=signer, epoch=lambda: "" if presence.lease is None else presence.lease.epoch,
                             ) as calling:  # fmt: skip
+                                calling.peers.near = _near(roster, record.labels.get(REGION, ""))
                                 calling.recent = presence.recent
                                 yield Node(
                                     mesh, node, presence, roster, watchers, catalogues, teller, calling, owning,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from cord_trio.mesh.frames import MAX_SETTLED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from random import Random
 
 DOUBTS: Final = 3
@@ -106,10 +106,19 @@ class Budget:
 
 
 class Peers:
-    """All that calls went to lately."""
+    """All that calls went to lately.
+
+    Args:
+        rng: draws.
+
+    Attributes:
+        near: whether a node is where we are; None where that makes no difference.
+
+    """
 
     def __init__(self, rng: Random) -> None:
         self.budget = Budget()
+        self.near: Callable[[str], bool] | None = None
         self._rng = rng
         self._peers: dict[str, Peer] = {}
 
@@ -127,11 +136,23 @@ class Peers:
             del self._peers[node]
 
     def choose(self, there: Sequence[tuple[str, str]], now: float) -> tuple[str, str]:
-        """Of two drawn at random the one with less to do; whoever is avoided only if all are."""
+        """Of two drawn at random the one with less to do; whoever is avoided only if all are.
+
+        Of those that are near first, unless the one that would be has more to do than it can do at once.
+        """
         if len(there) == 1:
             return there[0]
         well = [each for each in there if self.get(*each).until <= now] or there
-        if len(well) == 1:
-            return well[0]
-        one, other = self._rng.sample(well, 2)
+        if self.near is not None:
+            near = [each for each in well if self.near(each[0])]
+            if 0 < len(near) < len(well):
+                found = self._lighter(near)
+                if self.get(*found).load <= 1:
+                    return found
+        return self._lighter(well)
+
+    def _lighter(self, of: Sequence[tuple[str, str]]) -> tuple[str, str]:
+        if len(of) == 1:
+            return of[0]
+        one, other = self._rng.sample(of, 2)
         return one if self.get(*one).load <= self.get(*other).load else other

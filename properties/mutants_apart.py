@@ -13,8 +13,8 @@ APART: Final[list[tuple[str, str, str]]] = [
     ("layers/adapt.py", "max(1, int(gate.size * LESS))", "int(gate.size * LESS)"),
     ("layers/adapt.py", "call.attempt == 1 and began == cuts:\n                    fewer()", "began == cuts:\n                    fewer()"),
     # Names
-    ("names.py", "                elder._held = {**before, **elder._held} if elder._held else before\n", "                pass\n"),
-    ("names.py", "{**before, **elder._held} if elder._held else before", "{**elder._held, **before}"),
+    ("names.py", "                    held.setdefault(name, value)\n", "                    pass\n"),
+    ("names.py", "held.setdefault(name, value)", "held[name] = value"),
     ("names.py", "        for name in gone:\n            del names[name]\n", ""),
     ("names.py", "self._size - len(old) + len(part)", "self._size + len(part)"),
     ("names.py", "        if added and not names.keys().isdisjoint(added):", "        if False:"),

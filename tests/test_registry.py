@@ -265,3 +265,42 @@ async def test_what_the_link_before_still_says_of_a_source_with_other_settings_i
         await found.update(Update("web", (1 << 32) + 1, "ready", tools("new")))
         assert names(found.snapshot) == ["w__new"]
         nursery.cancel_scope.cancel("the test is over")
+
+
+def described(text: str, uri: str) -> tuple[Tool, ...]:
+    meta = {"ui": {"resourceUri": uri}}
+    listed = [
+        {"name": "get", "description": text, "inputSchema": {"type": "object"}},
+        {"name": "show", "description": text, "inputSchema": {"type": "object"}, "_meta": meta},
+    ]
+    return decode_tools_page(msgspec.Raw(msgspec.json.encode({"tools": listed}))).tools
+
+
+async def test_a_list_with_the_names_it_had_is_exported_as_it_is_now() -> None:
+    snapshot = await publish(
+        registry(source("web")),
+        Update("web", 1, "ready", described("old", "ui://a/old")[:1]),
+        Update("web", 2, "ready", described("new", "ui://a/new")[:1]),
+    )
+    assert [(public, route.tool.description) for public, route in snapshot.tools.items()] == [("web__get", "new")]
+    assert snapshot.listed_tools == 2
+
+
+async def test_the_page_of_a_tool_that_changes_is_exported_under_its_new_uri() -> None:
+    snapshot = await publish(
+        registry(source("web")),
+        Update("web", 1, "ready", described("old", "ui://a/old")),
+        Update("web", 2, "ready", described("new", "ui://a/new")),
+    )
+    shown = msgspec.json.decode(snapshot.encoded_tools)
+    assert [tool["description"] for tool in shown] == ["new", "new"]
+    assert shown[1]["_meta"]["ui"]["resourceUri"] == "ui://web/a/new"
+
+
+async def test_tools_that_change_places_are_exported_in_their_new_order() -> None:
+    snapshot = await publish(
+        registry(source("web")),
+        Update("web", 1, "ready", tools("a", "b")),
+        Update("web", 2, "ready", tools("b", "a")),
+    )
+    assert names(snapshot) == list(snapshot.tools) == ["web__b", "web__a"]

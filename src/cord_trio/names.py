@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 if TYPE_CHECKING:
@@ -71,12 +72,14 @@ class Names(Mapping[str, V]):
         if self._elders is None:  # not the newest of those that share the dict
             return Names({**self.parts, whose: part})
         names = self._names
-        before = dict(zip(old, old.values(), strict=True))  # a proxy's items, without asking for each
-        new = dict(zip(part, part.values(), strict=True))
-        added, gone = new.keys() - before.keys(), before.keys() - new.keys()
-        if added and not names.keys().isdisjoint(added):
-            raise ValueError(f"{min(added & names.keys())!r} is in two parts")
-        before.update(dict.fromkeys(added, _ABSENT))
+        before, new = _copy(old), _copy(part)
+        added: set[str] = set()
+        gone: set[str] = set()
+        if new.keys() != before.keys():
+            added, gone = new.keys() - before.keys(), before.keys() - new.keys()
+            if added and not names.keys().isdisjoint(added):
+                raise ValueError(f"{min(added & names.keys())!r} is in two parts")
+            before.update(dict.fromkeys(added, _ABSENT))
         elders, self._elders = [each for each in self._elders if each() is not None], None
         elders.append(weakref.ref(self))
         while elders and (len(elders) > ELDERS or self._differs_much(elders[0])):
@@ -86,7 +89,12 @@ class Names(Mapping[str, V]):
         for each in elders:
             elder = each()
             if elder is not None:
-                elder._held = {**before, **elder._held} if elder._held else before
+                held = elder._held
+                for (
+                    name,
+                    value,
+                ) in before.items():  # in place: what somebody keeps for long is to cost no more each time
+                    held.setdefault(name, value)
         for name in gone:
             del names[name]
         names.update(new)
@@ -136,3 +144,10 @@ class Names(Mapping[str, V]):
 
     def __repr__(self) -> str:
         return f"Names({dict(self)!r})"
+
+
+def _copy(part: Mapping[str, V]) -> dict[str, V]:
+    """A dict of one's own. Those who have a `copy`, as dicts and their proxies do, are not asked for each item."""
+    if isinstance(part, dict | MappingProxyType):
+        return part.copy()
+    return dict(part)

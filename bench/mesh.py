@@ -18,9 +18,11 @@ import traceback
 from pathlib import Path
 
 import trio
+from msgspec import Raw
 
 from bench import mesh_brokers, mesh_faults, report
 from bench.mesh_ground import LEASE, USUAL, Ground, Row, seen
+from cord_trio.call import Call
 from tests.real.mesh_node import asked
 from tests.real.nats_server import FOUND, running
 
@@ -47,18 +49,23 @@ async def timed(call, rounds):
 
 
 async def costs(url, ground, calls):
-    """A call against a bare request and reply, by the same client, in turns; and 64 of each in flight."""
+    """A call against a bare request and reply, by the same client, in turns; and 64 of each in flight.
+
+    Both bring 256 bytes to another process and have them back: the one by way of a function there that answers in the
+    reader's own turn, the other by way of a tool there that does nothing else.
+    """
     with ground.child(url, "owner"):
         async with ground.node(url) as (here, nats, _):
             await seen(here, "owner")
-            data = bytes(SMALL)
-            text = "x" * (SMALL - 20)
+            data = b'{"text":"%b"}' % (b"x" * (SMALL - 11))
+            params = {"arguments": Raw(data)}
 
             async def bare():
                 await nats.request("bare.owner", data)
 
             async def crossing():
-                await here.calling.call(asked(text=text), ["owner"])
+                call = Call("tools/call", "echo", params, deadline=trio.current_time() + 60)
+                await here.calling.call(call, ["owner"])
 
             ratios, ours, theirs = [], [], []
             for _ in range(9):

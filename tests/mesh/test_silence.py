@@ -16,6 +16,7 @@ from cord_trio.mesh import owning
 from cord_trio.mesh.flight import GRACE
 from cord_trio.mesh.frames import Request, encode_request
 from cord_trio.mesh.local import open_broker
+from cord_trio.mesh.tenure import REMEMBERED
 from cord_trio.mesh_errors import NoOwner, OwnerFailed, OwnerLost
 from cord_trio.nats import line
 from tests.mesh.ring import Names, node, tool_call
@@ -254,6 +255,10 @@ async def test_an_owner_remembers_so_many_and_no_more(
             await here.nats.flush()
             await wait_all_tasks_blocked()
             assert (len(tenure.known), there.counters["mesh.remembered_full"], work.begun) == (1, 1, [])
+            await trio.sleep(REMEMBERED + 1)
+            await here.calling.call(tool_call(), ["b"])
+            await here.calling.call(tool_call(), ["b"])  # says that the one before is settled
+            assert (len(tenure.known), len(work.begun)) == (1, 2)
 
 
 async def test_a_deadline_holds_while_a_large_result_comes(autojump_clock: MockClock) -> None:

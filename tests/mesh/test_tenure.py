@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
 
-async def nothing(_: Owned) -> None:
+async def nothing(_tenure: Tenure, _owned: Owned) -> None:
     await trio.lowlevel.checkpoint()
 
 

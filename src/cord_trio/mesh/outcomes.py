@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec import Raw
 
-from cord_trio.call import Call, Complete, Error, InputRequired, Task
+from cord_trio.call import NO_MEMBERS, Call, Complete, Error, InputRequired, Task
 from cord_trio.errors import (
     BadReply,
     CallError,
@@ -85,7 +85,12 @@ def call_of(request: Request, body: bytes, deadline: float, events: EventSink | 
     """
     try:
         params = members(body)
-        meta = members(params.pop(_META)) if _META in params else {}
+        if _META not in params:  # as of most callers within a fabric
+            return Call(
+                request.method, request.tool, params, NO_MEMBERS, request.principal, deadline, events,
+                park=request.park, trace=request.trace,
+            )  # fmt: skip
+        meta = members(params.pop(_META))
         capabilities = bytes(meta.pop(META_CAPABILITIES, b"{}"))
         level = parse(meta.pop(META_LOG_LEVEL, b"null"))
         revision = parse(meta.pop(META_VERSION, b'""'))
@@ -110,8 +115,8 @@ def call_of(request: Request, body: bytes, deadline: float, events: EventSink | 
 def frame_of(outcome: Outcome) -> Frame:
     """What tells a caller how its call ended."""
     match outcome:
-        case Complete(result):
-            return Frame("ok", body=bytes(result))
+        case Complete():
+            return Frame("ok", "", bytes(outcome.result))
         case InputRequired(result, park):
             return Frame("ok", body=bytes(result), type="input_required", park=park)
         case Task(result):

@@ -134,11 +134,7 @@ class Owning:
 
     def begun(self, lease: Lease) -> None:
         """Take what is asked of this incarnation, until it has to let go. For `presence.join`."""
-
-        async def run(owned: Owned) -> None:
-            await self._run(tenure, owned)
-
-        tenure = self._tenure = Tenure(lease, self._slots, self._line, run, self._counters)
+        tenure = self._tenure = Tenure(lease, self._slots, self._line, self._run, self._counters)
         lease.nursery.start_soon(self._keep, tenure)
 
     def take(self, message: Message) -> None:
@@ -159,7 +155,6 @@ class Owning:
                 self._say(message.reply, Frame("rej", request.id, reason="fenced"))
             return
         now = trio.current_time()
-        tenure.forget(now)
         if request.op == "call":
             self._call(tenure, node, request, message.reply, now)
             return
@@ -183,8 +178,6 @@ class Owning:
 
     def _call(self, tenure: Tenure, node: str, request: Request, reply: str, now: float) -> None:
         caller = request.behalf or node
-        for id in request.settled:
-            tenure.settle(caller, id)
         known = tenure.known.get((caller, request.id))
         if known is not None and _comes_back(request, known):
             tenure.settle(caller, request.id)
@@ -193,9 +186,11 @@ class Owning:
             self._ping(tenure, request, known, reply)
             return
         if len(tenure.known) >= MAX_REMEMBERED:
-            self._counters.add("mesh.remembered_full")
-            self._say(reply, Frame("rej", request.id, reason="busy", text="too many calls are remembered"))
-            return
+            tenure.make_room(caller, request.settled, now)
+            if len(tenure.known) >= MAX_REMEMBERED:
+                self._counters.add("mesh.remembered_full")
+                self._say(reply, Frame("rej", request.id, reason="busy", text="too many calls are remembered"))
+                return
         request, refusal = self._door.judge(node, request, tenure.lease.epoch, now)
         if refusal is not None:
             self._say(reply, refusal)
@@ -212,7 +207,7 @@ class Owning:
             return
         if request.method in STANDING:
             if tenure.stand(owned, now):
-                self._start(tenure, owned)
+                self._start(tenure, owned, now)
             else:
                 self._refuse(tenure, owned, "busy")
             return
@@ -224,13 +219,11 @@ class Owning:
             return
         tenure.runs(owned, now)
         if verdict == "run":
-            self._start(tenure, owned)
+            self._start(tenure, owned, now)
 
     def _judge(self, tenure: Tenure, node: str, owned: Owned) -> str:
         """Why it may not run; "" if it may."""
         request = owned.request
-        if tenure.lease.nursery.cancel_scope.cancel_called:
-            return "fenced"
         # One that is there again never left: the store was lost, and it has said again what it is.
         if tenure.is_over(owned.caller, request.epoch) and self._roster.epoch(owned.caller) != request.epoch:
             return "fenced"
@@ -297,14 +290,14 @@ class Owning:
 
     # Running
 
-    def _start(self, tenure: Tenure, owned: Owned) -> None:
+    def _start(self, tenure: Tenure, owned: Owned, now: float) -> None:
         owned.state = "running"
+        owned.began = now
         tenure.workers.begin(owned)
 
     async def _run(self, tenure: Tenure, owned: Owned) -> None:
         HOPS.set(owned.request.hop + 1)
         WHO.set(owned.request.principal)
-        began = trio.current_time()
         frame: Frame | None = None
         executed: Executed = "no"
         try:
@@ -342,14 +335,16 @@ class Owning:
                     frame = _ended(owned.why, executed)
                 elif owned.scope is not None and owned.scope.cancel_called:
                     frame = failure_of(DeadlineExceeded("its deadline passed where it ran", executed))
+                elif executed == "no" and not owned.request.behalf:
+                    frame = Frame("rej", reason="fenced")
                 else:
                     frame = _ended("the node had to let go of it", executed)
             now = trio.current_time()
             self._end(tenure, owned, frame, now)
             if owned.standing:
                 tenure.standing -= 1
-            elif (after := tenure.admission.leave(now - began)) is not None:
-                self._start(tenure, after)
+            elif (after := tenure.admission.leave(now - owned.began)) is not None:
+                self._start(tenure, after, now)
 
     def _failed(self, owned: Owned, error: Exception) -> Frame:
         """Tell of what a handler must not raise."""
@@ -419,10 +414,10 @@ class Owning:
         self._end(tenure, owned, frame, trio.current_time())
 
     def _end(self, tenure: Tenure, owned: Owned, frame: Frame, now: float) -> None:
-        """Tell the caller, and remember."""
-        tenure.end(owned, frame, now)
+        """Tell the caller, who waits for it, and remember."""
         if owned.reply and (not owned.why or owned.joined) and frame.kind != "moved":
             self._say(owned.reply, frame)
+        tenure.end(owned, frame, now)
 
     def _send(self, subject: str, request: Request) -> None:
         try:

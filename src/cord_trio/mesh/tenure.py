@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -63,6 +64,7 @@ class Owned:
         joined: whether its caller waits for its end all the same.
         end: the frame that ended it; None while it has not ended, or if its result was let go of.
         large: its result, where that goes in parts.
+        began: Trio time at which it ran.
         due: Trio time at which its caller is told next that it runs.
         standing: whether it only waits, and has no slot.
 
@@ -78,6 +80,7 @@ class Owned:
     joined: bool = False
     end: Frame | None = None
     large: bytes = b""
+    began: float = 0.0
     due: float = math.inf
     standing: bool = False
 
@@ -105,11 +108,11 @@ class Tenure:
     """
 
     def __init__(
-        self, lease: Lease, slots: int, line: int, run: Callable[[Owned], Awaitable[None]], counters: Counters
+        self, lease: Lease, slots: int, line: int, run: Callable[[Tenure, Owned], Awaitable[None]], counters: Counters
     ) -> None:
         self.lease = lease
         self.admission: Admission[Owned] = Admission(slots, line)
-        self.workers = Workers(lease.nursery, run)
+        self.workers: Workers[Owned] = Workers(lease.nursery, partial(run, self))
         self.known: dict[tuple[str, str], Owned] = {}
         self.standing = 0
         self.next = math.inf
@@ -159,7 +162,8 @@ class Tenure:
         return told
 
     def end(self, owned: Owned, frame: Frame, now: float) -> None:
-        """It ended so."""
+        """It ended so. What its caller said to be over is forgotten, and what nobody can ask for any more."""
+        self.make_room(owned.caller, owned.request.settled, now)
         owned.state = "done"
         owned.scope = None
         request = owned.request
@@ -196,6 +200,12 @@ class Tenure:
         if owned is not None and owned.state == "done":
             self.let_go(owned)
             del self.known[caller, id], self._ended[caller, id]
+
+    def make_room(self, caller: str, settled: tuple[str, ...], now: float) -> None:
+        """Forget what `caller` has `settled`, and what nobody can ask for any more."""
+        for id in settled:
+            self.settle(caller, id)
+        self.forget(now)
 
     def forget(self, now: float) -> None:
         """Know no more of those that nobody can ask for."""

@@ -74,7 +74,7 @@ class Workers(Generic[T]):
         with scope:
             while True:
                 await self._do(work)
-                if scope.cancel_called or len(self._idle) >= IDLE:
+                if len(self._idle) >= IDLE:
                     return
-                self._idle.append(me)
+                self._idle.append(me)  # not for long if the scope was cancelled: then so is the wait, before any other
                 work = await trio.lowlevel.wait_task_rescheduled(abort)

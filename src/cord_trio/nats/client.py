@@ -307,9 +307,10 @@ class Nats(Owner):
         """Send it; returns where it ends in the connection's bytes."""
         if headers:
             head = encode_headers(headers)
-        if self.line.connected and len(head) + len(data) > self.max_payload:
+        line = self.line
+        if len(head) + len(data) > line.info.max_payload and line.connected:
             raise Overloaded("nats_payload", self.max_payload)
-        return self.line.send(encode_publish(subject, data, reply=reply, head=head))
+        return line.send(encode_publish(subject, data, reply=reply, head=head))
 
     def _command(self, line: bytes) -> None:
         """Tell the server, if there is one."""

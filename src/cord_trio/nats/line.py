@@ -154,9 +154,8 @@ class Line:
             Overloaded: too much waits already.
 
         """
-        if self._wire is None:
-            raise ConnectionLost(self.why, "no")
-        if self._wire.waiting + self._held_bytes + len(data) > self._outbox:
+        wire = self._wire
+        if wire is not None and wire.waiting + self._held_bytes + len(data) > self._outbox:
             self._counters.add("nats.outbox_full")
             raise Overloaded("nats_outbox", self._outbox)
         return self.command(data)

@@ -69,7 +69,7 @@ async def test_many_nodes_at_once_are_one_line(capsys: pytest.CaptureFixture[str
         "node c has left",
         "node b has started again",
         "of the nodes 1,000 joined; there are 1,003 now",
-        "node b is lost",
+        "node b is gone",
         "node c has left",
     ]
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 VERBS: Final = {
     "demo": "show the topology at work, without any set-up",
     "serve": "serve the configured sources to MCP clients as one endpoint",
-    "tools": "list the tools of all configured sources",
+    "tools": "list the tools of all configured sources, and of a mesh with --mesh",
     "call": "call one tool and print its result",
     "run": "run an agent and print its answer",
     "tree": "print the tree of a running fabric: what runs, who waits for whom, what is left",

@@ -9,9 +9,10 @@ import attrs
 import msgspec
 
 from cord_trio.cli import FAILED, tell
-from cord_trio.cli.common import add_config, clean, given, load, wrong_usage
+from cord_trio.cli.common import add_config, clean, given, wrong_usage
 from cord_trio.cli.person import find_person
-from cord_trio.errors import ToolNotFound
+from cord_trio.cli.visiting import add_visit, load_visited, visit_of
+from cord_trio.errors import CallError, ToolNotFound
 from cord_trio.protocol import jsonrpc
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     import trio
 
+    from cord_trio.cli.visiting import Visit
     from cord_trio.config import Config
     from cord_trio.protocol.mcp import Content, ToolResult
 
@@ -30,21 +32,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "arguments", metavar="JSON", nargs="?", default="{}", help="an object; @FILE reads it from a file, - from stdin"
     )
+    add_visit(parser)
 
 
 async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
-    from cord_trio.fabric import open_fabric
-
     try:
         arguments = _object(await given(args.arguments))
     except OSError as exc:
         return wrong_usage(f"{exc.filename}: {exc.strerror}")
     except ValueError as exc:
         return wrong_usage(f'arguments: {exc}; give an object such as \'{{"text": "hello"}}\'')
-    config = load(args)
+    config = load_visited(args)
+    visit = visit_of(args, config)
     try:
-        async with open_fabric(_only_needed(config, args.tool)) as fabric:
-            result = await fabric.call(args.tool, arguments, answer=find_person(args.tool))
+        result = await _result(config, visit, args.tool, arguments)
     except ToolNotFound as exc:
         more = "" if exc.near else "; `python -m cord_trio tools` lists what there is"
         tell(f"error: {clean(str(exc))}{more}")
@@ -57,6 +58,24 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
     return FAILED if result.is_error else 0
 
 
+async def _result(config: Config, visit: Visit | None, tool: str, arguments: dict[str, object]) -> ToolResult:
+    """What the tool answered. Raises as `Fabric.call` does."""
+    from cord_trio.fabric import open_fabric
+
+    if visit is None:
+        async with open_fabric(_only_needed(config, tool)) as fabric:
+            return await fabric.call(tool, arguments, answer=find_person(tool))
+    needed = _only_needed(config, tool, or_all=False)
+    async with open_fabric(needed, mesh=visit.mesh) as fabric:
+        if not needed.sources:
+            await visit.listed(fabric, tool)
+        try:
+            return await fabric.call(tool, arguments, answer=find_person(tool), trace=visit.trace)
+        except CallError:
+            visit.tell_trace()
+            raise
+
+
 def _object(text: str) -> dict[str, object]:
     try:
         value = jsonrpc.parse(text.encode("utf-8", "surrogateescape"))  # as it was typed, whatever the locale
@@ -67,14 +86,14 @@ def _object(text: str) -> dict[str, object]:
     return value
 
 
-def _only_needed(config: Config, tool: str) -> Config:
-    """`config` with only those sources that can own `tool`; all of them if none can by its name."""
+def _only_needed(config: Config, tool: str, *, or_all: bool = True) -> Config:
+    """`config` with only those sources that can own `tool`; all of them, or none, if none can by its name."""
     owners = {
         name: source
         for name, source in config.sources.items()
         if not source.export_prefix or tool.startswith(f"{source.export_prefix}__")
     }  # fmt: skip
-    return attrs.evolve(config, sources=owners or config.sources)
+    return attrs.evolve(config, sources=owners or (config.sources if or_all else {}))
 
 
 def _lines(result: ToolResult) -> Iterator[str]:

@@ -134,6 +134,6 @@ class Neighbours:
         for name in came:
             self._voice.say(f"node {name} has joined")
         for name in went:
-            self._voice.say(f"node {name} {'has left' if name in drain or before[name].draining else 'is lost'}")
+            self._voice.say(f"node {name} {'has left' if name in drain or before[name].draining else 'is gone'}")
         for name in again:
             self._voice.say(f"node {name} has started again")

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import attrs
 import msgspec
 
+from cord_trio.cli import FAILED
 from cord_trio.cli.common import add_config, clean, find_configured, given, load, open_view, print_json, wrong_usage
 from cord_trio.cli.person import find_person
+from cord_trio.cli.visiting import add_visit, visit_of
 from cord_trio.config import AgentConfig, Config
 from cord_trio.errors import ConfigError, Problem
 from cord_trio.protocol import jsonrpc
@@ -28,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "payload", metavar="PAYLOAD", nargs="?", default="null",
         help="JSON, else a text; @FILE reads it from a file, - from stdin; default null",
     )  # fmt: skip
+    add_visit(parser)
 
 
 async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
@@ -42,8 +45,14 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
     loaded = _loaded(args)
     config, name = _with(loaded, args.agent)
     handlers = find_configured(config, "" if name in loaded.agents else name)
-    async with open_fabric(config) as fabric, open_view(fabric, "run"):
+    visit = visit_of(args, config)
+    async with (
+        open_fabric(config, mesh=None if visit is None else visit.mesh) as fabric,
+        open_view(fabric, "run"),
+    ):
         fabric.add_configured(handlers)
+        if visit is not None and not await visit.listed(fabric):
+            return FAILED
         answer = await fabric.ask(name, payload, answer=find_person(name))
     if isinstance(answer, ToolResult):
         answer = jsonrpc.parse(answer.raw) if args.json else answer.text

@@ -1,4 +1,4 @@
-"""List the tools of all configured sources."""
+"""List the tools of all configured sources, and those of a mesh where asked."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from cord_trio.cli import tell
-from cord_trio.cli.common import add_config, clean, count, load, print_json, tell_failures, wrong_usage
+from cord_trio.cli import FAILED, tell
+from cord_trio.cli.common import add_config, clean, count, print_json, tell_failures, wrong_usage
+from cord_trio.cli.visiting import add_visit, load_visited, visit_of
 
 if TYPE_CHECKING:
     import argparse
@@ -21,12 +22,14 @@ SUMMARY = 100
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("--source", metavar="NAME", help="only this source's")
+    add_visit(parser)
 
 
 async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
     from cord_trio.fabric import open_fabric
 
-    config = load(args)
+    config = load_visited(args)
+    visit = visit_of(args, config)
     if args.source is not None:
         known = {**config.sources, **config.broken}
         if args.source not in known:
@@ -40,9 +43,11 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
             sources={name: source for name, source in config.sources.items() if name == args.source},
             broken={name: problems for name, problems in config.broken.items() if name == args.source},
         )
-    async with open_fabric(config) as fabric:
+    async with open_fabric(config, mesh=None if visit is None else visit.mesh) as fabric:
         fabric.start_unlisted()
         await fabric.wait_started()
+        if visit is not None and not await visit.listed(fabric):
+            return FAILED
         failures = tell_failures(fabric)
         routes = fabric.registry.snapshot.tools.values()
     if args.json:

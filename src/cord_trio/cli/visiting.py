@@ -1,0 +1,138 @@
+"""Being in a mesh for one command: `tools`, `call` and `run` with `--mesh`.
+
+Whoever visits is a node like any other, so that what is true of calls between nodes is true of theirs: it is known that
+they are gone, and what they asked ends with them. It offers nothing, and has a name of its own: where the broker knows
+nodes by their keys that has to be one with a key.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import trio
+
+from cord_trio.cli import tell
+from cord_trio.cli.common import clean, count, load
+from cord_trio.config import Config
+from cord_trio.errors import ConfigError, Problem
+from cord_trio.mesh_errors import DuplicateName
+from cord_trio.trace import TraceContext
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import AsyncGenerator
+
+    from cord_trio.config import MeshConfig
+    from cord_trio.fabric import Fabric
+    from cord_trio.mesh.node import Node
+
+PATIENCE: Final = 10.0
+"""Seconds to learn what the nodes of the mesh offer."""
+
+SHORT: Final = 43
+"""Characters of a node's name that leave room for what a visitor adds."""
+
+
+def add_visit(parser: argparse.ArgumentParser) -> None:
+    """Add what says which mesh is visited, and as whom."""
+    parser.add_argument(
+        "--mesh", metavar="URL", nargs="?", const="",
+        help="with what the nodes of a mesh offer: of the one at this NATS server, else of the one that is configured",
+    )  # fmt: skip
+    parser.add_argument("--node", metavar="NAME", help="be this node there, with a key of its own where there are keys")
+    parser.add_argument("--credentials", metavar="FILE", help="with that key; default: as configured")
+
+
+def load_visited(args: argparse.Namespace) -> Config:
+    """The configuration; with the URL of a mesh, none is needed. Raises `ConfigError`."""
+    none = args.config is None and not any(map(os.path.lexists, ("cord.toml", ".mcp.json")))
+    return Config() if none and args.mesh else load(args)
+
+
+class Visit:
+    """One visit of a mesh.
+
+    Attributes:
+        trace: that what is called there is part of.
+
+    Args:
+        settings: of the mesh.
+
+    """
+
+    def __init__(self, settings: MeshConfig) -> None:
+        self.trace = TraceContext(secrets.token_hex(16), secrets.token_hex(8))
+        self._settings = settings
+        self._node: Node | None = None
+
+    @asynccontextmanager
+    async def mesh(self, fabric: Fabric) -> AsyncGenerator[None]:
+        """For `open_fabric(mesh=…)`. Raises as `in_mesh` says."""
+        from cord_trio.mesh.joining import in_mesh
+
+        try:
+            async with in_mesh(self._settings)(fabric) as self._node:
+                yield
+        except DuplicateName as exc:
+            if not self._settings.credentials:
+                raise
+            name = self._settings.node
+            remedy = "give a visitor a key of its own: `mesh permissions … VISITOR`, then --node and --credentials"
+            raise ConfigError([Problem("", "mesh.node", f"node {name} is in the mesh already", remedy)]) from exc
+
+    async def listed(self, fabric: Fabric, tool: str = "") -> bool:
+        """Wait for all that the mesh offers to be had here, or for `tool`; False if it takes too long."""
+        from cord_trio.mesh.joining import offers_of
+
+        assert self._node is not None
+        missing: set[str] = set()
+        with trio.move_on_after(PATIENCE):
+            while True:
+                snapshot = fabric.registry.snapshot
+                ready = {name for name, view in snapshot.sources.items() if view.state == "ready"}
+                missing = {offer.name for offer in offers_of(self._node)} - ready
+                if not missing or tool in snapshot.tools:
+                    return True
+                await fabric.registry.changed(snapshot.version)
+        tell(
+            f"error: after {PATIENCE:g} s it is not known what {count(len(missing), 'source')} of the mesh list: "
+            + clean(", ".join(sorted(missing)))
+        )
+        return False
+
+    def tell_trace(self) -> None:
+        """Say how what was called can be followed."""
+        tell(f"`python -m cord_trio mesh trace {self.trace.id}` follows it over the mesh")
+
+
+def visit_of(args: argparse.Namespace, config: Config) -> Visit | None:
+    """The visit that is asked for; None if none is. Raises `ConfigError` if it cannot be made."""
+    from cord_trio.config import MeshConfig
+
+    if args.mesh is None:
+        if args.node is None and args.credentials is None:
+            return None
+        raise ConfigError([Problem("", "--node, --credentials", "no mesh is visited", "add --mesh")])
+    if args.mesh and "://" not in args.mesh:
+        remedy = "write nats://HOST:4222; without a URL, put --mesh behind all else"
+        raise ConfigError([Problem("", f"--mesh {args.mesh}", "is no URL of a NATS server", remedy)])
+    found = config.mesh
+    if found is None:
+        if not args.mesh:
+            remedy = "configure [mesh], or write --mesh nats://HOST:4222"
+            raise ConfigError([Problem(config.file, "mesh", "is not configured", remedy)])
+        found = MeshConfig(servers=[args.mesh])
+    elif args.mesh:
+        found = attrs.evolve(found, servers=[args.mesh])
+    credentials = found.credentials if args.credentials is None else args.credentials
+    name = args.node
+    if name is None:
+        # By a key the broker knows one name alone.
+        name = found.node if credentials else f"{found.node[:SHORT]}-{secrets.token_hex(2)}"
+    return Visit(
+        attrs.evolve(found, node=name, credentials=credentials, share=(), agents=(), groups={}, labels={})
+    )  # fmt: skip

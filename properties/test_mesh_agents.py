@@ -245,6 +245,10 @@ def searched(rng: Random, steps: list[Step], seed: int) -> None:
 @settings(max_examples=max(4, settings().max_examples // 12))
 @example(Random(1), [("talk", "a", (("ask", "b"), ("hand", "c"), ("hand", "a"), ("hand", "b")), 2.0, 0.0)], 0)
 @example(Random(1), [("talk", "a", (("ask", "b"), ("hand", "c")), 2.0, 3.0)], 0)
+@example(
+    Random(1), [("talk", "a", (("ask", "b"), ("hand", "c")), 2.0, 0.0), ("wait", "a", (), 0.0, 2.0),
+                ("wait", "a", (), 0.0, 0.5), ("cancel", "a", (), 0.0, 0.0)], 0,
+)  # fmt: skip
 def test_conversations_over_nodes_keep_their_laws(rng: Random, steps: list[Step], seed: int) -> None:
     searched(rng, steps, seed)
 

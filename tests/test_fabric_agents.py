@@ -208,7 +208,9 @@ async def test_configured_agents_live_under_their_supervisors() -> None:
     config = cord.Config(
         agents=[
             AgentConfig(name="ledger", handler="m:f", mailbox=MailboxConfig(size=8), supervisor="desk"),
-            AgentConfig(name="counts", handler="m:f", budget=BudgetConfig(tokens=1), supervisor="desk"),
+            AgentConfig(
+                name="counts", handler="m:f", budget=BudgetConfig(tokens=1), supervisor="desk", singleton=True
+            ),  # without a mesh it is here
         ],
         supervisors=[SupervisorConfig(name="desk", strategy="one_for_all", max_restarts=0)],
     )

@@ -82,6 +82,7 @@ class Fabric(Verbs, Sources):
     def __init__(self, config: Config, around: Surroundings, block: Block) -> None:
         super().__init__(config, around)
         self._block = block
+        self._alone = True
         self._exported: dict[str, Tool] = {}
         self._handlers[AGENTS] = self._ask_exported
         self._running = 0
@@ -108,7 +109,9 @@ class Fabric(Verbs, Sources):
         """
         supervisors = supervisors_of(self.config.supervisors)
         for name, function in handlers.items():
-            self.agent(name, function, **options_of(self.config.agents[name], supervisors))
+            agent = self.config.agents[name]
+            make = self.singleton if agent.singleton else self.agent
+            make(name, function, **options_of(agent, supervisors))
 
     def _export(self, agent: Agent) -> None:
         self._exported[agent.name] = as_tool(agent)
@@ -402,6 +405,7 @@ async def open_fabric(
             recorder.counters = counters
             await core.start(service, partial(recorder.run, registry))
         fabric = Fabric(config, around, block)
+        fabric._alone = mesh is None
         at_end.callback(fabric._stages.go_to, "closed")
         async with trio.open_nursery() as links:
             fabric.keep(links)

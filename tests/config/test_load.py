@@ -526,6 +526,7 @@ def test_agents_have_mailboxes_budgets_and_supervisors() -> None:
         [agents.triage]
         handler = "support:triage"
         mailbox = 16
+        singleton = true
 
         [supervisors.desk]
         strategy = "one_for_all"
@@ -550,6 +551,7 @@ def test_agents_have_mailboxes_budgets_and_supervisors() -> None:
         supervisor="desk",
     )
     assert config.agents["triage"].mailbox == MailboxConfig(size=16)
+    assert config.agents["triage"].singleton
     assert config.supervisors == {
         "desk": SupervisorConfig(name="desk", strategy="one_for_all", max_restarts=5, within=10.0, parent="all"),
         "all": SupervisorConfig(name="all", gives_up="fail"),

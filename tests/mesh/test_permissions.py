@@ -13,6 +13,7 @@ def test_a_node_may_do_what_is_its_own_and_call_whom_it_may() -> None:
                 "$KV.cord_m.up.a",
                 "$KV.cord_m.hb.a.*",
                 "$KV.cord_m.cat.>",
+                "$KV.cord_m.ag.*",
                 "$JS.API.STREAM.CREATE.KV_cord_m",
                 "$JS.API.STREAM.INFO.KV_cord_m",
                 "$JS.API.CONSUMER.CREATE.KV_cord_m",

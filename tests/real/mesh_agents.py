@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import trio
+
+from cord_trio.config import Config, MeshConfig
+from cord_trio.fabric import open_fabric
+from cord_trio.mesh import keeping, presence, singletons
+from cord_trio.mesh.joining import in_mesh
 
 if TYPE_CHECKING:
     from cord_trio import Context
@@ -39,3 +45,26 @@ class Clerk:
         await trio.lowlevel.checkpoint()
         self.told += payload == "one more"
         return self.told
+
+
+def hurry(lease: int) -> None:
+    """Let leases last so many seconds."""
+    for module in (presence, singletons, keeping):
+        module.LEASE = lease  # type: ignore[attr-defined]  # a test may
+
+
+async def main(url: str, node: str, keys: str, lease: str) -> None:
+    """Be a node that has, or stands by for, a clerk of which there is one."""
+    hurry(int(lease))
+    settings = MeshConfig(servers=[url], node=node, credentials=f"{keys}/{node}.nk")
+    async with open_fabric(Config(mesh=settings), mesh=in_mesh(settings)) as fabric:
+        fabric.singleton("clerk", Clerk)
+        while "clerk" not in fabric.agents:  # noqa: ASYNC110  # a real server
+            await trio.sleep(0.01)
+        print("has it", flush=True)  # noqa: T201  # its parent waits for it
+        await trio.sleep_forever()
+
+
+if __name__ == "__main__":
+    _, url, node, keys, lease = sys.argv
+    trio.run(main, url, node, keys, lease)

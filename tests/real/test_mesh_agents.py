@@ -20,7 +20,7 @@ from cord_trio.cli import main
 from cord_trio.config import Config, MeshConfig
 from cord_trio.errors import CallError, CordError
 from cord_trio.fabric import Fabric, open_fabric
-from cord_trio.mesh import calling
+from cord_trio.mesh import calling, keeping, presence, singletons
 from cord_trio.mesh.joining import in_mesh
 from cord_trio.mesh_errors import NoOwner, OwnerLost
 from tests.real import mesh_agents
@@ -65,7 +65,7 @@ def broker(keys: Path) -> Iterator[Broker]:
     """A server that was configured by `mesh permissions`: `c` may not bury the dead."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
-        named = ["a", "b", "c", "--registrar", "a", "--registrar", "b"]
+        named = ["a", "b", "c", "d", "--registrar", "a", "--registrar", "b"]
         assert main(["mesh", "permissions", *named, "--keys", str(keys)]) == 0
     text = re.sub(r"(?m)^(listen|jetstream).*\n", "", said.getvalue())  # the test's server has its own
     with running(text, jetstream=True) as broker:
@@ -96,6 +96,21 @@ def served(broker: Broker, keys: Path, folder: Path, node: str) -> Iterator[subp
         process.kill()
         process.wait()
         process.stderr.close()  # type: ignore[union-attr]  # it was made above
+
+
+@contextmanager
+def standing_by(broker: Broker, keys: Path, node: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A node that has an agent of which there is one, in a process of its own, killed with the block."""
+    command = [sys.executable, "-m", "tests.real.mesh_agents", broker.url, node, str(keys), "2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"has it\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()  # type: ignore[union-attr]  # it was made above
 
 
 async def test_agents_of_three_nodes_ask_tell_and_hand_on(broker: Broker, keys: Path) -> None:
@@ -157,6 +172,24 @@ async def test_agents_of_a_configuration_are_asked_and_a_killed_node_is_told(
                 with pytest.raises(NoOwner) as caught:
                     await a.ask("echo@b")
                 assert caught.value.executed == "no"
+
+
+@pytest.mark.limit(20)
+async def test_an_agent_of_which_there_is_one_is_taken_over_from_a_killed_node(
+    broker: Broker, keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (presence, singletons, keeping):
+        monkeypatch.setattr(module, "LEASE", 2)
+    with standing_by(broker, keys, "d") as process:
+        async with fabric(broker, keys, "a") as a:
+            with trio.fail_after(15):
+                a.singleton("clerk", mesh_agents.Clerk)
+                assert [await a.ask("clerk", "one more") for _ in range(2)] == [1, 2]
+                process.send_signal(signal.SIGKILL)
+                while "clerk" not in a.agents:  # noqa: ASYNC110  # a real server
+                    await trio.sleep(0.02)
+                assert await a.ask("clerk", "one more") == 1
+            assert a.counters["nats.not_permitted"] == 0
 
 
 async def _is_there(fabric: Fabric) -> bool:

@@ -104,6 +104,7 @@ class Agent:
         budget: of each of its runs; None for its asker's.
         plain: it is a function in its asker's task without deadline or budget: nothing to do beside running it.
         resident: its task, if it has one.
+        fence: of an agent of which there is one in the mesh: a number that each later owner has a higher one of.
 
     """
 
@@ -114,6 +115,7 @@ class Agent:
             "deadline",
             "every_agent",
             "every_tool",
+            "fence",
             "function",
             "generation",
             "grace",
@@ -152,6 +154,7 @@ class Agent:
         self.budget = budget
         self.plain = deadline == math.inf and budget is None
         self.resident: Resident | None = None
+        self.fence = 0
         self.granted: dict[str, bool] = {}
 
     def __repr__(self) -> str:

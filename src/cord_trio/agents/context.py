@@ -82,6 +82,11 @@ class Context(msgspec.Struct, eq=False):
         return self.branch.hops
 
     @property
+    def fence(self) -> int:
+        """Of an agent of which there is one in the mesh: higher with each owner, so that an old one can be refused."""
+        return self.agent.fence
+
+    @property
     def principal(self) -> str:
         """On whose behalf."""
         return self.branch.principal

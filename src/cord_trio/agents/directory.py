@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from cord_trio.agents.agent import AgentMade, Restart
     from cord_trio.agents.context import Context
-    from cord_trio.agents.elsewhere import Elsewhere
+    from cord_trio.agents.elsewhere import Elsewhere, Singleton
     from cord_trio.agents.job import Job
     from cord_trio.agents.journal import Journal
     from cord_trio.agents.mailbox import Mailbox
@@ -83,6 +83,7 @@ class Agents(Mapping[str, Agent]):
         served: the scopes of asks that came from outside: as calls of tools, and of tasks that may outlive us.
         cut_off: what those are told that did not end within the grace of a drain; None before.
         elsewhere: the agents of other nodes; None where there are none.
+        singletons: the agents of which there is one in the mesh that may be here.
 
     """
 
@@ -120,6 +121,7 @@ class Agents(Mapping[str, Agent]):
         self.cut_off: DrainTimeout | None = None
         self.nursery: trio.Nursery | None = None
         self.elsewhere: Elsewhere | None = None
+        self.singletons: dict[str, Singleton] = {}
         self._jobs: Jobs | None = None
         self._forwarded = 0
         self._groups: dict[int, Group] = {}

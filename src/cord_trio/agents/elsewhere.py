@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+import attrs
+
 from cord_trio.agents.agent import Agent, base_of
 from cord_trio.agents.turn import WAITING
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
-    from cord_trio.agents.agent import AgentFunction
+    from cord_trio.agents.agent import AgentFunction, AgentMade
     from cord_trio.agents.turn import Branch
+    from cord_trio.protocol.jsonrpc import Json
 
 Tell: TypeAlias = "Callable[[Branch, object], Awaitable[bool]]"
 
@@ -33,6 +36,20 @@ class Distant(Agent):
         self.name = self.turn.name = address
         self.generation = 0
         self.send = send
+
+
+@attrs.frozen(eq=False)
+class Singleton:
+    """An agent of which there is one in the mesh, as a node that stands by for it makes it.
+
+    Attributes:
+        function: its handler, or what makes one.
+        options: as `Fabric.agent` takes them.
+
+    """
+
+    function: AgentMade
+    options: Mapping[str, Json]
 
 
 class Elsewhere(Protocol):

@@ -6,17 +6,19 @@ import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
+import trio
+
 from cord_trio.agents.agent import GRACE
 from cord_trio.agents.answering import Answering
+from cord_trio.agents.elsewhere import Singleton
 from cord_trio.agents.monitor import Monitor
 from cord_trio.agents.stream import open_stream
+from cord_trio.config.agents import AGENT_NAME
 from cord_trio.errors import AgentNotFound, Draining
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractAsyncContextManager
-
-    import trio
 
     from cord_trio.agents.agent import Agent, AgentMade, Restart
     from cord_trio.agents.answering import Answer
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from cord_trio.agents.stream import Events
     from cord_trio.agents.supervisor import Supervisor
     from cord_trio.agents.turn import Sink
+    from cord_trio.protocol.jsonrpc import Json
     from cord_trio.trace import TraceContext
 
 
@@ -41,6 +44,7 @@ class Verbs(ABC):
 
     agents: Agents
     _block: Block
+    _alone: bool
 
     @abstractmethod
     def _enter(self) -> None:
@@ -141,6 +145,33 @@ class Verbs(ABC):
         finally:
             self._leave()
 
+    def singleton(self, name: str, function: AgentMade, **options: Json) -> None:
+        """Stand by for agent `name`, of which there is one in the mesh: it is here as long as this node owns it.
+
+        Without a mesh it is here at once. Where its owner is lost, another that stands by makes it anew, once the
+        lease of that has ended; `ctx.fence` tells owners apart.
+
+        Args:
+            name: of 1 to 64 letters, digits, `_` and `-`.
+            function: as `agent` takes it.
+            options: likewise.
+
+        Raises:
+            ValueError: the name is taken, or is none.
+
+        """
+        agents = self.agents
+        if name in agents or name in agents.singletons:
+            raise ValueError(f"there is an agent named {name!r} already")
+        if not AGENT_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name for an agent of which there is one: use letters, digits, `_`, `-`")
+        if self._alone:
+            self.agent(name, function, **options)
+            return
+        agents.singletons[name] = Singleton(function, options)
+        if agents.elsewhere is not None:
+            agents.elsewhere.changed()
+
     async def remove(self, name: str) -> None:
         """Stop agent `name` for good, within its grace, and forget it; it is no tool any more.
 
@@ -148,8 +179,17 @@ class Verbs(ABC):
             AgentNotFound: there is none.
 
         """
-        if name not in self.agents:
+        stood_by = self.agents.singletons.pop(name, None)
+        if stood_by is not None and self.agents.elsewhere is not None:
+            self.agents.elsewhere.changed()  # whoever has made it ends it
+        elif name in self.agents:
+            await self.retire(name)
+        elif stood_by is None:
             raise AgentNotFound(name)
+        await trio.lowlevel.checkpoint()
+
+    async def retire(self, name: str) -> None:
+        """Stop agent `name` here, within its grace. Raises `AgentNotFound` if it is not."""
         self._unexport(name)
         await self.agents.remove(name)
 

@@ -129,6 +129,7 @@ class AgentConfig:
         grace: seconds that a handler has to end when its agent is stopped, or its asker has gone.
         restart: when it is made anew: permanent, transient or temporary.
         supervisor: the name of who makes it anew, and what else with it; empty for itself alone.
+        singleton: whether there is one of it in the mesh, for which this node stands by.
 
     """
 
@@ -145,6 +146,7 @@ class AgentConfig:
     grace: float = 5.0
     restart: Literal["permanent", "transient", "temporary"] = "permanent"
     supervisor: str = ""
+    singleton: bool = False
 
     def __attrs_post_init__(self) -> None:
         raise_problems(f"agents.{self.name}", self._faults())
@@ -251,6 +253,7 @@ def _agent(name: str, table: Table) -> AgentConfig | None:
         "grace": table.number("grace"),
         "restart": table.text("restart"),
         "supervisor": table.text("supervisor"),
+        "singleton": table.flag("singleton"),
     }
     if table.members.get("handler") is None:
         table.report.add(table.path, "has no handler", 'write handler = "module:function"')

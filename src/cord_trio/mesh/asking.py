@@ -40,7 +40,7 @@ from cord_trio.protocol.jsonrpc import parse
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from decimal import Decimal
 
     from cord_trio.agents.agent import Step
@@ -93,20 +93,25 @@ class Asking:
         agents: ours.
         node: ours.
         asked: where asks are kept while they are under way, by their tokens.
+        locate: tells the node that has an agent of which there is one, or raises `NoOwner`.
         rng: draws tokens.
         stir: called when ours were added or removed.
 
     Attributes:
         here: the name of our node.
         offered: the nodes that have each agent, by its name.
+        standing: likewise, that stand by for it.
 
     """
 
     def __init__(
-        self, agents: Agents, node: Node, asked: dict[str, Branch], rng: random.Random, stir: Callable[[], None]
-    ) -> None:
+        self, agents: Agents, node: Node, asked: dict[str, Branch], locate: Callable[[str], Awaitable[str]],
+        rng: random.Random, stir: Callable[[], None],
+    ) -> None:  # fmt: skip
         self.here = node.name
         self.offered: Mapping[str, Sequence[str]] = {}
+        self.standing: Mapping[str, Sequence[str]] = {}
+        self._locate = locate
         self._agents = agents
         self._node = node
         self._asked_now = asked
@@ -120,7 +125,7 @@ class Asking:
     def find(self, address: str) -> Distant | None:
         known = self._known.get(address)
         name, _, place = address.partition(PLACE)
-        if not (is_name(place) if place else self.offered.get(base_of(name))):
+        if not (is_name(place) if place else self._is_known(base_of(name))):
             return None
         if known is not None:
             self._known.move_to_end(address)
@@ -133,6 +138,9 @@ class Asking:
         if len(self._known) > KNOWN:
             self._known.popitem(last=False)
         return distant
+
+    def _is_known(self, name: str) -> bool:
+        return name in self.offered or name in self.standing or name in self._agents.singletons
 
     def owners(self, address: str) -> Sequence[str]:
         """The nodes that an ask of this address may go to."""
@@ -149,7 +157,7 @@ class Asking:
         """What the agent at `address` answers. Raises what it raised, or a `CallError` if it could not be asked."""
         branch = context.branch
         if isinstance(branch.sink, Tail):  # whoever was asked has finished, and so have we
-            self._hand_on(address, branch.sink, context, payload)
+            await self._hand_on(address, branch.sink, context, payload)
         token = f"{self._rng.getrandbits(128):032x}"
         account = branch.account
         limits = limits_of(account)
@@ -219,7 +227,8 @@ class Asking:
 
     async def _called(self, address: str, call: Call) -> Raw:
         try:
-            outcome = await self._node.calling.call(call, self.owners(address), join=GRACE)
+            owners = self.owners(address) or [await self._locate(base_of(address))]
+            outcome = await self._node.calling.call(call, owners, join=GRACE)
         except DeadlineExceeded:
             # The time that went along was its asker's: whoever set it ends the ask.
             await trio.sleep_until(min(call.deadline, trio.current_time() + 1.0))
@@ -239,7 +248,7 @@ class Asking:
             raise error
         return answer is True
 
-    def _hand_on(self, address: str, tail: Tail, context: Context, payload: object) -> None:
+    async def _hand_on(self, address: str, tail: Tail, context: Context, payload: object) -> None:
         """Let another node answer whoever asked. Raises `HandOn`, or `HandoffRefused`."""
         branch = context.branch
         if HOPS.get() >= MAX_HOPS:
@@ -249,7 +258,8 @@ class Asking:
             address, branch, payload, context.transcript, tail.letter.ways, limits, spent=tail.spent
         )  # fmt: skip
         try:
-            node = self._node.calling.choose(address, self.owners(address))
+            owners = self.owners(address) or [await self._locate(base_of(address))]
+            node = self._node.calling.choose(address, owners)
         except CallError as exc:
             raise HandoffRefused(address, str(exc)) from exc
         raise HandOn(node, self._call(ASK, address, branch, letter, context.trace))

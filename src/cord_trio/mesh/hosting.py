@@ -7,32 +7,40 @@ ends the ask here, and that node answers whoever asked.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
+from msgspec import Raw
+from msgspec.structs import replace
 
-from cord_trio.agents.agent import base_of
+from cord_trio.agents.agent import Agent, base_of
 from cord_trio.agents.budget import Account
 from cord_trio.agents.exporting import as_tool
 from cord_trio.agents.failing import cancelled_alone
 from cord_trio.agents.turn import Branch
 from cord_trio.call import Complete
-from cord_trio.errors import AgentNotFound, DeadlineExceeded
+from cord_trio.errors import AgentNotFound, CallError, DeadlineExceeded
 from cord_trio.mesh.asking import Tail
 from cord_trio.mesh.catalogues import encode_agents
 from cord_trio.mesh.letters import TELL, letter_in, refusal_of, reply_of, unpacked
 from cord_trio.mesh.owning import HOPS, HandOn
+from cord_trio.mesh.singletons import locate
+from cord_trio.mesh_errors import NoOwner
 from cord_trio.trace import trace_of
+
+STANDBY: Final = "cord_trio/standby"
+"""What says in the `_meta` of an agent that is listed that its node only stands by for it."""
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Generator
 
-    from msgspec import Raw
-
+    from cord_trio.agents.agent import AgentMade
     from cord_trio.call import Call
     from cord_trio.config import MeshConfig
     from cord_trio.fabric import Fabric
-from cord_trio.mesh.letters import Letter
+    from cord_trio.mesh.contracts import Store
+    from cord_trio.mesh.letters import Letter
+    from cord_trio.protocol.mcp import Tool
 
 
 class Hosting:
@@ -41,20 +49,28 @@ class Hosting:
     Args:
         fabric: whose they are.
         settings: say which of them others may ask.
+        store: says whose those are of which there is one.
 
     Attributes:
         asked: the asks of ours that are under way at other nodes, by their tokens.
 
     """
 
-    def __init__(self, fabric: Fabric, settings: MeshConfig) -> None:
+    def __init__(self, fabric: Fabric, settings: MeshConfig, store: Store) -> None:
+        self._store = store
         self.asked: dict[str, Branch] = {}
         self._fabric = fabric
         self._settings = settings
 
     def offered(self) -> bytes | None:
         """The catalogue of those that others may ask; None if those are none. Raises `BadCatalogue`."""
-        tools = [as_tool(agent) for name, agent in self._fabric.agents.items() if self._settings.lends(name)]
+        agents = self._fabric.agents
+        tools = [as_tool(agent) for name, agent in agents.items() if self._settings.lends(name)]
+        tools += [
+            _standby(name, one.function)
+            for name, one in agents.singletons.items()
+            if name not in agents and self._settings.lends(name)
+        ]
         return encode_agents(tools) if tools else None
 
     async def answer(self, call: Call) -> Complete:
@@ -77,15 +93,35 @@ class Hosting:
         siblings = agents.roots if above is None else above.children
         siblings[onward] = None
         try:
-            if base_of(name) not in agents or not self._settings.lends(base_of(name)):
-                raise AgentNotFound(name)
+            await self._require(name, call)
             with self._fabric.accepting():
                 said = agents.serve(name, self._said(call, letter, onward, tail))
                 return Complete(await within_its_own(call.deadline, said))
-        except AgentNotFound as exc:
+        except (AgentNotFound, NoOwner) as exc:
             return Complete(refusal_of(exc, name, self._settings.node, {}))
         finally:
             del siblings[onward]
+
+    async def _require(self, name: str, call: Call) -> None:
+        """Return if the agent is here. Raises `HandOn` if another node is known to have the one that there is."""
+        base, agents = base_of(name), self._fabric.agents
+        if not self._settings.lends(base) or (base not in agents and base not in agents.singletons):
+            raise AgentNotFound(name)
+        if base not in agents:
+            node = await self.locate(base)
+            if node != self._settings.node:
+                raise HandOn(node, call)
+            raise NoOwner(base, "its node is about to have it, or has just had it")
+
+    async def locate(self, name: str) -> str:
+        """The node that has the agent of which there is one. Raises `NoOwner` if none has."""
+        try:
+            held = await locate(self._store, name)
+        except CallError as exc:
+            raise NoOwner(name, f"whose it is was not found out: {exc}") from exc
+        if held is None or not held.node:
+            raise NoOwner(name, "none has it now, of those that stand by for it")
+        return held.node
 
     async def _said(self, call: Call, letter: Letter, onward: Branch, tail: Tail) -> Raw:
         """What the agent answers, or why it does not, as it goes back."""
@@ -118,6 +154,12 @@ class Hosting:
             if branch is not None:
                 return branch
         return None
+
+
+def _standby(name: str, function: AgentMade) -> Tool:
+    """What is listed of an agent that is not here, and might be."""
+    tool = as_tool(Agent(name, function))
+    return replace(tool, members={**tool.members, "_meta": Raw(b'{"%b":true}' % STANDBY.encode())})
 
 
 async def within_its_own(deadline: float, work: Awaitable[Raw]) -> Raw:

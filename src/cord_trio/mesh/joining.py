@@ -24,6 +24,7 @@ from cord_trio.errors import ConfigError, Draining, Problem, ToolNotFound
 from cord_trio.mesh.catalogues import Pins, encode_catalogue
 from cord_trio.mesh.frames import STANDING
 from cord_trio.mesh.hosting import Hosting
+from cord_trio.mesh.keeping import Keeping
 from cord_trio.mesh.lending import Lending
 from cord_trio.mesh.letters import ASK, TELL
 from cord_trio.mesh.node import open_node
@@ -105,9 +106,11 @@ class Joined:
     """What ties one fabric to one node."""
 
     def __init__(
-        self, fabric: Fabric, node: Node, settings: MeshConfig, rng: random.Random, hosting: Hosting
+        self, fabric: Fabric, node: Node, settings: MeshConfig, rng: random.Random, hosting: Hosting,
+        keeping: Keeping,
     ) -> None:  # fmt: skip
-        self.lending = Lending(fabric.agents, node, rng, hosting)
+        self.lending = Lending(fabric.agents, node, rng, hosting, keeping)
+        self._keeping = keeping
         self._fabric = fabric
         self._node = node
         self._settings = settings
@@ -129,6 +132,7 @@ class Joined:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._offer)
             nursery.start_soon(self.lending.run)
+            nursery.start_soon(self._keeping.run, self._node)
             nursery.start_soon(self._adopt, nursery)
             nursery.start_soon(self._hear)
             await self._fabric.draining.wait()
@@ -336,15 +340,15 @@ async def join_mesh(
     fabric: Fabric, settings: MeshConfig, link: Link, store: Store, rng: random.Random, *, bulk: Link | None = None
 ) -> AsyncGenerator[Node]:
     """`fabric` as a node of a mesh for as long as the block runs. Raises as `open_node` does."""
-    hosting = Hosting(fabric, settings)
+    hosting, keeping = Hosting(fabric, settings, store), Keeping(fabric, store, rng)
     answer = answering(fabric, settings, hosting)
     failure: Exception | None = None
     async with open_node(
         link, store, bulk=bulk, mesh=settings.name, node=settings.node, handler=answer, labels=settings.told,
         keys=settings.key, callers=settings.callers,
-        drop=fabric.abandon, rng=rng, counters=fabric.counters,
+        drop=fabric.abandon, begun=keeping.begun, rng=rng, counters=fabric.counters,
     ) as node:  # fmt: skip
-        joined = Joined(fabric, node, settings, rng, hosting)
+        joined = Joined(fabric, node, settings, rng, hosting, keeping)
         fabric.elsewhere = joined
         fabric.agents.elsewhere = joined.lending.asking
 

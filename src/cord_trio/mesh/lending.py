@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from cord_trio.mesh.asking import Asking
+from cord_trio.mesh.hosting import STANDBY
 from cord_trio.mesh_errors import BadCatalogue
+from cord_trio.protocol.jsonrpc import members
 
 if TYPE_CHECKING:
     import random
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from cord_trio.agents.directory import Agents
     from cord_trio.mesh.catalogues import Catalogue
     from cord_trio.mesh.hosting import Hosting
+    from cord_trio.mesh.keeping import Keeping
     from cord_trio.mesh.node import Node
 
 log = logging.getLogger("cord_trio.mesh")
@@ -33,14 +36,16 @@ class Lending:
         node: ours.
         rng: draws tokens.
         hosting: knows which of ours others may ask.
+        keeping: has those of which there is one in the mesh.
 
     Attributes:
         asking: those of others, as ours ask them.
 
     """
 
-    def __init__(self, agents: Agents, node: Node, rng: random.Random, hosting: Hosting) -> None:
-        self.asking = Asking(agents, node, hosting.asked, rng, self._stir)
+    def __init__(self, agents: Agents, node: Node, rng: random.Random, hosting: Hosting, keeping: Keeping) -> None:
+        self.asking = Asking(agents, node, hosting.asked, hosting.locate, rng, self._stir)
+        self._keeping = keeping
         self._node = node
         self._hosting = hosting
         self._stirred = trio.Event()
@@ -64,6 +69,7 @@ class Lending:
 
     def _stir(self) -> None:
         self._stirred.set()
+        self._keeping.stir()
 
     def see(self, catalogue_of: Callable[[str], Catalogue | None]) -> None:
         """Take over what the nodes of the mesh say of their agents now.
@@ -73,9 +79,11 @@ class Lending:
 
         """
         found: dict[str, list[str]] = {}
+        standing: dict[str, list[str]] = {}
         for name, record in sorted(self._node.roster.nodes.items()):
             catalogue = catalogue_of(record.agents) if record.agents and name != self._node.name else None
             if catalogue is not None and "tools" in catalogue.lists:
                 for tool in catalogue.lists["tools"].items:
-                    found.setdefault(tool.key, []).append(name)
-        self.asking.offered = found
+                    where = standing if STANDBY in members(tool.members.get("_meta", b"")) else found
+                    where.setdefault(tool.key, []).append(name)
+        self.asking.offered, self.asking.standing = found, standing

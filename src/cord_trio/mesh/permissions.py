@@ -46,7 +46,7 @@ def permissions_of(member: Member, mesh: str) -> dict[str, object]:
     publish = [f"c1.{mesh}.call.{target}.*.{name}" for target in member.calls or ("*",)]
     if member.calls and name not in member.calls:
         publish.append(f"c1.{mesh}.call.{name}.*.{name}")  # whether the one before it is still there
-    publish += [f"{keys}.up.{name}", f"{keys}.hb.{name}.*", f"{keys}.cat.>"]
+    publish += [f"{keys}.up.{name}", f"{keys}.hb.{name}.*", f"{keys}.cat.>", f"{keys}.ag.*"]
     if member.registrar:
         publish += [f"{keys}.up.*", f"{keys}.hb.*.*"]
     publish += [

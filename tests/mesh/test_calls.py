@@ -581,17 +581,6 @@ async def test_a_call_goes_through_8_nodes_at_most(autojump_clock: MockClock) ->
             assert len(hops) == 8
 
 
-async def test_a_source_that_every_node_reaches_is_called_without_another(autojump_clock: MockClock) -> None:
-    work = Work()
-    names = Names()
-    async with open_broker(Random(1)) as broker:
-        async with node(broker, names, "a", direct=work) as here, node(broker, names, "b") as there:
-            await here.calling.call(tool_call(b"7"), ["b"], route="direct")
-            assert work.begun == [b"7"]
-            with pytest.raises(NoOwner, match="no way of its own"):
-                await there.calling.call(tool_call(), ["a"], route="direct")
-
-
 async def test_garbage_is_refused_and_disturbs_nothing(autojump_clock: MockClock) -> None:
     names, work = Names(), Work()
     async with open_broker(Random(1)) as broker:

@@ -159,6 +159,25 @@ async def test_a_name_that_two_export_stays_with_the_first_and_is_told(autojump_
                 assert a.fabric.registry.snapshot.tools["web__tool_1"].source == "web@b"
 
 
+async def test_a_server_that_both_have_is_called_by_each_itself(autojump_clock: MockClock) -> None:
+    here, there = server("web"), server("web")
+    async with open_broker(Random(1)) as broker, member(broker, "b", there.in_process()) as b:
+        async with member(broker, "a", here.in_process(), share="none") as a:
+            await trio.sleep(10)
+            assert [*a.fabric.links, *b.fabric.links] == ["web", "web"]
+            assert not a.fabric.registry.snapshot.problems
+            assert (await a.fabric.call("web__echo", {"text": "x"})).text == "x"
+            assert (here.received["call echo"], "call echo" in there.received) == (1, False)
+            # Without one of its own it has that of the other again.
+            await a.fabric.disconnect("web")
+            await listed(a.fabric, "web__echo")
+            assert (await a.fabric.call("web__echo", {"text": "x"})).text == "x"
+            assert there.received["call echo"] == 1
+            await a.fabric.connect(here.in_process())
+            await trio.sleep(5)
+            assert [*a.fabric.links] == ["web"]
+
+
 async def test_servers_of_one_group_that_list_the_same_share_calls_and_one_that_leaves_hurts_nobody(
     autojump_clock: MockClock,
 ) -> None:

@@ -12,7 +12,7 @@ import math
 import random
 import sys
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 import trio
 from msgspec import Raw
@@ -43,15 +43,13 @@ from cord_trio.routing import TASKS
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
 
-    from cord_trio.call import Call, Handler, Outcome
+    from cord_trio.call import Call, Outcome
     from cord_trio.mesh.contracts import Link
     from cord_trio.mesh.frames import Bundle
     from cord_trio.mesh.owning import Roster
     from cord_trio.mesh.parts import Parts
     from cord_trio.mesh.signing import Signer
     from cord_trio.nats.client import Stream
-
-    Route: TypeAlias = Literal["owner", "direct"]
 
 log = logging.getLogger("cord_trio.mesh")
 
@@ -78,7 +76,6 @@ class Calling:
         node: ours.
         epoch: our incarnation now; "" while there is none.
         parts: sends and fetches what is large; None to refuse it.
-        direct: makes calls of sources that every node can reach by itself.
         signer: signs them; None where the mesh has no key.
         rng: draws ids, owners and pauses.
         counters: where to count.
@@ -94,7 +91,6 @@ class Calling:
         node: str,
         epoch: Callable[[], str],
         parts: Parts | None = None,
-        direct: Handler | None = None,
         signer: Signer | None = None,
         rng: random.Random,
         counters: Counters,
@@ -107,7 +103,6 @@ class Calling:
         self._node = node
         self._epoch = epoch
         self._parts = parts
-        self._direct = direct
         self._signer = signer
         self._rng = rng
         self._counters = counters
@@ -116,9 +111,7 @@ class Calling:
         self._next = math.inf
         self._sleeping = trio.CancelScope()
 
-    async def call(
-        self, call: Call, owners: Sequence[str], *, source: str = "", route: Route = "owner", join: float = 0.0
-    ) -> Outcome:
+    async def call(self, call: Call, owners: Sequence[str], *, source: str = "", join: float = 0.0) -> Outcome:
         """How `call` ended on one of `owners`, which all can do it alike.
 
         Cancelled, it tells the owner so, and returns at once, unless it is to `join`.
@@ -127,7 +120,6 @@ class Calling:
             call: of any method; one that answers a question goes to who asked it.
             owners: names of nodes.
             source: whose object it is about, where they call it alike.
-            route: "direct" for a source that this node reaches by itself.
             join: seconds for which it waits, cancelled or late, until the owner has ended it.
 
         Raises:
@@ -135,10 +127,6 @@ class Calling:
 
         """
         name = call.name or call.method
-        if route == "direct":
-            if self._direct is None:
-                raise NoOwner(name, "this node has no way of its own to its server")
-            return await self._direct(call)
         self.peers.budget.earn()
         left = list(owners)
         if call.park or call.method != "tools/call" or STATE in call.params:
@@ -455,14 +443,13 @@ async def open_calling(
     node: str,
     epoch: Callable[[], str],
     parts: Parts | None = None,
-    direct: Handler | None = None,
     signer: Signer | None = None,
     rng: random.Random | None = None,
     counters: Counters | None = None,
 ) -> AsyncGenerator[Calling]:
     """Calls to other nodes, for as long as the block runs; see `Calling`. The block's own errors leave as raised."""
     calling = Calling(
-        link, roster, mesh=mesh, node=node, epoch=epoch, parts=parts, direct=direct, signer=signer,
+        link, roster, mesh=mesh, node=node, epoch=epoch, parts=parts, signer=signer,
         rng=rng or random.Random(), counters=counters or Counters(),
     )  # fmt: skip
     failure: Exception | None = None

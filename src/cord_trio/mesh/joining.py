@@ -21,7 +21,7 @@ import trio
 from cord_trio.call import Call
 from cord_trio.config import Foreign
 from cord_trio.errors import ConfigError, Draining, Problem, ToolNotFound
-from cord_trio.mesh.catalogues import Pins, encode_catalogue
+from cord_trio.mesh.catalogues import Pins, digest_of, encode_catalogue
 from cord_trio.mesh.frames import STANDING
 from cord_trio.mesh.hosting import Hosting
 from cord_trio.mesh.keeping import Keeping
@@ -116,7 +116,9 @@ class Joined:
         self._settings = settings
         self._rng = rng
         self._pins = Pins(counters=fabric.counters)
-        self._texts: dict[str, tuple[list[object], bytes]] = {}  # of our sources, with what they were made from
+        # Of our sources: what their catalogues were made from, those, and their digests.
+        self._texts: dict[str, tuple[list[object], bytes, str]] = {}
+        self._ours: frozenset[str] = frozenset()  # the digests of what our sources list
         self._bad: dict[str, float] = {}  # catalogues, and when they are looked for again
         self._fetching: set[str] = set()
         self._free = trio.CapacityLimiter(AT_ONCE)
@@ -147,12 +149,16 @@ class Joined:
             snapshot = await self._fabric.registry.changed(version)
             version = snapshot.version
             texts: dict[str, bytes] = {}
+            ours: set[str] = set()
             for name, link in self._fabric.links.items():
-                if isinstance(link.source, Foreign) or not self._settings.shares(name):
-                    continue
-                text = self._text(name)
+                text = None if isinstance(link.source, Foreign) else self._text(name)
                 if text is not None:
-                    texts[name] = text
+                    ours.add(self._texts[name][2])
+                    if self._settings.shares(name):
+                        texts[name] = text
+            if ours != self._ours:
+                self._ours = frozenset(ours)
+                self._stirred.set()
             if texts != offered:
                 offered = texts
                 groups = {name: group for name, group in self._settings.groups.items() if name in texts}
@@ -175,7 +181,7 @@ class Joined:
             log.warning("a source is not offered: %s", exc)
             return None
         if text is not None:
-            self._texts[name] = (made_from, text)
+            self._texts[name] = (made_from, text, digest_of(text))
         return text
 
     # Theirs
@@ -203,6 +209,8 @@ class Joined:
             places = {name: place for place, name in enumerate(self._adopted)}
             before = sorted((offer for offer in offers if offer.name in places), key=lambda offer: places[offer.name])
             for offer in (*before, *(offer for offer in offers if offer.name not in places)):
+                if offer.digest in self._ours:
+                    continue  # one of ours lists the very same, and keeps all names: it is nearer
                 if len(ready) >= self._settings.remote:
                     self._tell_full(len(offers))
                     break

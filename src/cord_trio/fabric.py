@@ -109,7 +109,9 @@ class Fabric(Verbs, Sources):
         """
         supervisors = supervisors_of(self.config.supervisors)
         for name, function in handlers.items():
-            agent = self.config.agents[name]
+            agent, mesh = self.config.agents[name], self.config.mesh
+            if not agent.belongs(None if mesh is None else mesh.told):
+                continue
             make = self.singleton if agent.singleton else self.agent
             make(name, function, **options_of(agent, supervisors))
 

@@ -527,6 +527,7 @@ def test_agents_have_mailboxes_budgets_and_supervisors() -> None:
         handler = "support:triage"
         mailbox = 16
         singleton = true
+        where = { region = "north" }
 
         [supervisors.desk]
         strategy = "one_for_all"
@@ -552,6 +553,11 @@ def test_agents_have_mailboxes_budgets_and_supervisors() -> None:
     )
     assert config.agents["triage"].mailbox == MailboxConfig(size=16)
     assert config.agents["triage"].singleton
+    assert [config.agents["triage"].belongs(labels) for labels in (None, {}, {"region": "north"})] == [
+        True,
+        False,
+        True,
+    ]
     assert config.supervisors == {
         "desk": SupervisorConfig(name="desk", strategy="one_for_all", max_restarts=5, within=10.0, parent="all"),
         "all": SupervisorConfig(name="all", gives_up="fail"),

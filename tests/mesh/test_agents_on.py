@@ -1,4 +1,4 @@
-"""Agents that are told, and handed to, on other nodes, over a broker in this process."""
+"""Agents that are told, handed to, and placed, on other nodes, over a broker in this process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from cord_trio.agents import Budget, Mailbox, last
-from cord_trio.errors import BudgetExceeded, CallCycle, HandoffRefused, NoMailbox, Overloaded
+from cord_trio.config import AgentConfig, Config, MeshConfig
+from cord_trio.errors import AgentNotFound, BudgetExceeded, CallCycle, HandoffRefused, NoMailbox, Overloaded
+from cord_trio.fabric import open_fabric
 from cord_trio.mesh.local import open_broker
 from cord_trio.mesh_errors import NotJson, OwnerLost
 from tests.mesh.members import has, member, server
@@ -264,3 +266,47 @@ async def test_a_handoff_that_comes_back_to_who_waits_for_it_is_refused(autojump
         await has(b, "waits")
         with pytest.raises(CallCycle):
             await a.fabric.ask("waits")
+
+
+# Placing
+
+
+async def test_an_address_with_labels_means_one_of_the_nodes_that_have_them(autojump_clock: MockClock) -> None:
+    def named(name: str) -> Callable[[Context, object], Awaitable[object]]:
+        async def which(ctx: Context, payload: object) -> object:
+            await trio.lowlevel.checkpoint()
+            return name
+
+        return which
+
+    async with open_broker(Random(1)) as broker, member(broker, "a", labels={"in": "north"}) as a:
+        async with (
+            member(broker, "b", labels={"in": "south", "has": "gpu"}) as b,
+            member(broker, "c", labels={"in": "south"}) as c,
+            member(broker, "d", labels={"in": "south"}) as d,
+        ):
+            for one in (a, b, c):
+                one.fabric.agent("who", named(one.node.name))
+            await has(a, "who@in=south", "who@has=gpu")
+            await has(d, "who@in=north")
+            await trio.sleep(5)
+            assert await a.fabric.ask("who@in=north") == "a"
+            assert {await a.fabric.ask("who@in=south") for _ in range(20)} == {"b", "c"}
+            assert {await d.fabric.ask("who@in=south") for _ in range(20)} == {"b", "c"}  # it has none itself
+            assert {await a.fabric.ask("who@in=south,has=gpu") for _ in range(5)} == {"b"}
+            for nowhere in ("who@in=west", "who@has=", "other@in=south"):
+                with pytest.raises(AgentNotFound):
+                    await a.fabric.ask(nowhere)
+
+
+async def test_a_configured_agent_is_only_where_the_labels_are_that_it_wants(autojump_clock: MockClock) -> None:
+    agents = [
+        AgentConfig(name="here", handler="m:f", where={"in": "north"}),
+        AgentConfig(name="there", handler="m:f", where={"in": "south"}),
+        AgentConfig(name="anywhere", handler="m:f"),
+    ]
+    mesh = MeshConfig(servers=["nats://x"], labels={"in": "north"})
+    for settings, expected in ((mesh, ["here", "anywhere"]), (None, ["here", "there", "anywhere"])):
+        async with open_fabric(Config(agents=agents, mesh=settings)) as fabric:
+            fabric.add_configured(dict.fromkeys(("here", "there", "anywhere"), echo))
+            assert list(fabric.agents) == expected

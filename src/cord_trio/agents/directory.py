@@ -211,7 +211,7 @@ class Agents(Mapping[str, Agent]):
         elsewhere = self.elsewhere
         if elsewhere is not None:
             there, _, place = address.partition(PLACE)
-            if place and place == elsewhere.here:
+            if place and elsewhere.covers(place) and (base_of(there) in self.by_name or place == elsewhere.here):
                 return self.find(there)
             distant = None if base_of(address) in self.by_name and not place else elsewhere.find(address)
             if distant is not None:

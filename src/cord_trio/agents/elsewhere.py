@@ -63,7 +63,10 @@ class Elsewhere(Protocol):
     here: str
 
     def find(self, address: str) -> Distant | None:
-        """Who stands for the agent at `name` or `name@node`; None if nobody is known to have it."""
+        """Who stands for the agent at `name`, `name@node` or `name@key=value`; None if nobody is known to have it."""
+
+    def covers(self, place: str) -> bool:
+        """Whether a place, a node or the labels of one, is here."""
 
     def changed(self) -> None:
         """Take note that agents of ours were added or removed."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import attrs
 
-from cord_trio.config.checks import Fault, check_numbers, raise_problems, texts
+from cord_trio.config.checks import Fault, check_numbers, pairs, raise_problems, texts
 from cord_trio.config.table import Table, below, kind, move
 from cord_trio.errors import ConfigError
 
@@ -130,6 +130,7 @@ class AgentConfig:
         restart: when it is made anew: permanent, transient or temporary.
         supervisor: the name of who makes it anew, and what else with it; empty for itself alone.
         singleton: whether there is one of it in the mesh, for which this node stands by.
+        where: labels that a node of a mesh must have for it to be there; empty for any.
 
     """
 
@@ -147,6 +148,7 @@ class AgentConfig:
     restart: Literal["permanent", "transient", "temporary"] = "permanent"
     supervisor: str = ""
     singleton: bool = False
+    where: Mapping[str, str] = attrs.field(factory=dict, converter=pairs)
 
     def __attrs_post_init__(self) -> None:
         raise_problems(f"agents.{self.name}", self._faults())
@@ -154,6 +156,10 @@ class AgentConfig:
     def may_call(self, tool: str) -> bool:
         """Whether it may call the tool of this exported name."""
         return any(fnmatchcase(tool, pattern) for pattern in self.tools)
+
+    def belongs(self, labels: Mapping[str, str] | None) -> bool:
+        """Whether it is on a node with these labels; None for no node of a mesh."""
+        return labels is None or all(labels.get(key) == value for key, value in self.where.items())
 
     def _faults(self) -> Iterator[Fault]:
         if not AGENT_NAME.fullmatch(self.name):
@@ -254,6 +260,7 @@ def _agent(name: str, table: Table) -> AgentConfig | None:
         "restart": table.text("restart"),
         "supervisor": table.text("supervisor"),
         "singleton": table.flag("singleton"),
+        "where": table.pairs("where"),
     }
     if table.members.get("handler") is None:
         table.report.add(table.path, "has no handler", 'write handler = "module:function"')

@@ -38,6 +38,11 @@ def check_numbers(value: object, least: Mapping[str, int | float]) -> Iterator[F
             yield name, "is too large", f"give {MAX_SECONDS if above else MAX_COUNT:g} or less"
 
 
+def pairs(values: Mapping[str, str]) -> Mapping[str, str]:
+    """A mapping of our own."""
+    return dict(values)
+
+
 def glob_faults(place: str, globs: Iterable[str]) -> Iterator[Fault]:
     """A fault for each of `globs` that matches no name at all."""
     for index, glob in enumerate(globs):

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from cord_trio.config.checks import Fault, check_numbers, glob_faults, raise_problems, texts
+from cord_trio.config.checks import Fault, check_numbers, glob_faults, pairs, raise_problems, texts
 from cord_trio.config.expand import expand
 from cord_trio.config.table import Table, move
 from cord_trio.errors import ConfigError
@@ -27,10 +27,6 @@ LEAST_KEY: Final = 32
 """Characters of a key."""
 
 _REMEDY: Final = "use 1 to 48 of a-z, 0-9, `_` and `-`"
-
-
-def _pairs(values: Mapping[str, str]) -> Mapping[str, str]:
-    return dict(values)
 
 
 def default_node() -> str:
@@ -69,9 +65,9 @@ class MeshConfig:
     node: str = attrs.field(factory=default_node)
     share: tuple[str, ...] = attrs.field(default=("*",), converter=texts)
     agents: tuple[str, ...] = attrs.field(default=("*",), converter=texts)
-    groups: Mapping[str, str] = attrs.field(factory=dict, converter=_pairs)
+    groups: Mapping[str, str] = attrs.field(factory=dict, converter=pairs)
     region: str = ""
-    labels: Mapping[str, str] = attrs.field(factory=dict, converter=_pairs)
+    labels: Mapping[str, str] = attrs.field(factory=dict, converter=pairs)
     credentials: str = ""
     token: str = attrs.field(default="", repr=False)
     ca: str = ""
@@ -114,6 +110,7 @@ class MeshConfig:
         for place, key in enumerate(self.key):
             if len(key) < LEAST_KEY:
                 yield f"key[{place}]", f"has {len(key)} characters", f"give {LEAST_KEY} random ones, or more"
+        yield from glob_faults("agents", self.agents)
         yield from glob_faults("callers", self.callers)
         yield from check_numbers(self, {"replicas": 1, "remote": 0})
 

@@ -125,7 +125,7 @@ class Asking:
     def find(self, address: str) -> Distant | None:
         known = self._known.get(address)
         name, _, place = address.partition(PLACE)
-        if not (is_name(place) if place else self._is_known(base_of(name))):
+        if not (self._may_be(place, base_of(name)) if place else self._is_known(base_of(name))):
             return None
         if known is not None:
             self._known.move_to_end(address)
@@ -139,16 +139,28 @@ class Asking:
             self._known.popitem(last=False)
         return distant
 
+    def covers(self, place: str) -> bool:
+        if "=" not in place:
+            return place == self.here
+        record = self._node.roster.nodes.get(self.here)
+        return record is not None and _has(record.labels, place)
+
+    def _may_be(self, place: str, name: str) -> bool:
+        """Whether an agent may be at that place, which may be labels."""
+        return bool(self.owners(f"{name}{PLACE}{place}")) if "=" in place else is_name(place)
+
     def _is_known(self, name: str) -> bool:
         return name in self.offered or name in self.standing or name in self._agents.singletons
 
     def owners(self, address: str) -> Sequence[str]:
         """The nodes that an ask of this address may go to."""
         name, _, place = address.partition(PLACE)
-        if place:
+        if place and "=" not in place:
             return (place,)
         nodes = self._node.roster.nodes
         owners = self.offered.get(base_of(name), ())
+        if place:
+            owners = [each for each in owners if each in nodes and _has(nodes[each].labels, place)]
         return [each for each in owners if each in nodes and not nodes[each].draining] or owners
 
     # Verbs
@@ -226,14 +238,17 @@ class Asking:
         return result
 
     async def _called(self, address: str, call: Call) -> Raw:
+        late: DeadlineExceeded | None = None
         try:
             owners = self.owners(address) or [await self._locate(base_of(address))]
             outcome = await self._node.calling.call(call, owners, join=GRACE)
-        except DeadlineExceeded:
+        except DeadlineExceeded as exc:
+            late = exc
+        if late is not None:
             # The time that went along was its asker's: whoever set it ends the ask.
             await trio.sleep_until(min(call.deadline, trio.current_time() + 1.0))
             await trio.lowlevel.checkpoint()
-            raise
+            raise late
         if type(outcome) is not Complete:
             raise BadReply(f"agent {address} answered as no agent does")
         return outcome.result
@@ -287,6 +302,12 @@ def ways_of(branch: Branch) -> tuple[str, ...]:
             return above.sink.letter.ways
         above = above.parent
     return ()
+
+
+def _has(labels: Mapping[str, str], wanted: str) -> bool:
+    """Whether `labels` are as `wanted` says: `key=value`, several with commas between."""
+    pairs = (each.partition("=") for each in wanted.split(","))
+    return all(labels.get(key) == value for key, _, value in pairs)
 
 
 def _was_handed(branch: Branch) -> bool:

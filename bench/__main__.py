@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+import math
 import signal
 import sys
 import time
+from pathlib import Path
 
 from bench import build, processes, report
 from bench.tables import TABLES, Plan
@@ -20,7 +23,9 @@ def parse(argv):
     parser = argparse.ArgumentParser(prog="python -m bench", description="cord_trio, floors and peers in one run.")
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"which of {', '.join(names)}; all unless named")
     parser.add_argument("--quick", action="store_true", help="under two minutes, to see that it works")
-    parser.add_argument("--json", metavar="FILE", help="write every figure of every round")
+    parser.add_argument("--json", metavar="FILE", help="write every figure of every round, after each table")
+    parser.add_argument("--resume", action="store_true", help="leave out the tables that FILE has already")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no further round after that many")
     parser.add_argument("--rounds", type=int, help="rounds of each table")
     parser.add_argument("--seconds", type=float, help="seconds of each measurement")
     parser.add_argument("--servers", type=int, default=50, help="servers in the tables with many (50)")
@@ -28,6 +33,8 @@ def parse(argv):
     parser.add_argument("--awake", action="store_true", help="keep the cores from sleeping between calls")
     parser.add_argument("--only", action="append", metavar="NAME", help="only contestants whose name contains NAME")
     args = parser.parse_args(argv)
+    if args.resume and not args.json:
+        parser.error("--resume needs --json FILE")
     if unknown := set(args.tables) - set(names):
         parser.error(f"no table {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     return args
@@ -50,11 +57,13 @@ def missing_peers(tables):
     return missing
 
 
-def run_table(table, plan, contestants, missing, own):
-    """Rounds of one table, contestants taking turns. Returns the figures and failures of each."""
+def run_table(table, plan, contestants, missing, own, until=math.inf):
+    """Rounds of one table, contestants taking turns, one at least. Returns the figures and failures of each."""
     results = {contestant.name: [] for contestant in contestants}
     failures = {c.name: missing[c.peer] for c in contestants if c.peer in missing}
     for round in range(plan.rounds):
+        if round and time.monotonic() > until:
+            break
         for contestant in contestants:
             if contestant.name in failures:
                 continue
@@ -73,10 +82,8 @@ def run_table(table, plan, contestants, missing, own):
 
 
 def main(argv):
-    if argv[:1] == ["mesh"]:
-        from bench import mesh
-
-        return mesh.main(argv[1:])
+    if argv[:1] in (["mesh"], ["growth"], ["page"]):
+        return importlib.import_module(f"bench.{argv[0]}").main(argv[1:])
     args = parse(argv)
     plan = plan_of(args)
     tables = [table for table in TABLES if not args.tables or {table.name, table.part_of} & set(args.tables)]
@@ -87,18 +94,28 @@ def main(argv):
     except build.CannotBuild as exc:
         print(f"bench: {exc}", file=sys.stderr)
         return 1
-    missing = missing_peers(tables)
+    out = {"tables": {}}
+    if args.resume and Path(args.json).exists():
+        out = json.loads(Path(args.json).read_text())
+    missing = missing_peers([table for table in tables if table.name not in out["tables"]])
     started, about = time.monotonic(), {**report.machine(), "awake": args.awake}
-    ratios, grids, out = [], [], {"machine": about, "plan": vars(plan), "tables": {}}
+    out |= {"machine": about, "plan": vars(plan), "not_here": build.NOT_HERE}
+    ratios, grids = [], []
     failed = False
     try:
         with processes.awake(about["cores"] if args.awake else 0) as own:
             for table in tables:
-                chosen = [c for c in table.contestants if not args.only or any(part in c.name for part in args.only)]
-                results, failures = run_table(table, plan, chosen, missing, own)
+                if table.name not in out["tables"]:
+                    chosen = [
+                        c for c in table.contestants if not args.only or any(part in c.name for part in args.only)
+                    ]
+                    results, failures = run_table(table, plan, chosen, missing, own, started + 60 * args.minutes)
+                    out["tables"][table.name] = {"rounds": results, "failures": failures}
+                    if args.json:  # now, so that whoever is interrupted can go on here
+                        Path(args.json).write_text(json.dumps(out, indent=1))
+                results, failures = out["tables"][table.name]["rounds"], out["tables"][table.name]["failures"]
                 ratios += report.ratios(table, results)
                 grids += ["", *report.grid(table, results, failures)]
-                out["tables"][table.name] = {"rounds": results, "failures": failures}
                 failed |= any(reason.startswith("failed") for reason in failures.values())
     except KeyboardInterrupt:
         print("bench: interrupted", file=sys.stderr)
@@ -109,9 +126,6 @@ def main(argv):
     print("\n".join([*ratios, *grids, "", *(f"{name}: not run, {why}" for name, why in build.NOT_HERE.items())]))
     versions = report.versions(out["tables"])
     print(f"\neach cell median / best of {plan.rounds} rounds; {time.monotonic() - started:.0f} s; {about}; {versions}")
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump(out, file, indent=1)
     return int(failed)
 
 

@@ -1,4 +1,4 @@
-"""How cost grows with size: `python -m bench.growth [WHAT …] [--quick] [--svg FOLDER]`.
+"""How cost grows with size: `python -m bench growth [WHAT …] [--quick] [--svg FOLDER] [--json FILE] [--minutes M]`.
 
 Each size is measured in a process of its own, all sizes in turn, three rounds; the least of each counts. The exponent
 is the slope between the last sizes on logarithmic scales: 0 is constant, 1 linear. Anything that grows faster than
@@ -8,7 +8,6 @@ linearly is a fault, and the exit status is 1. With `--svg` the curves are drawn
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
 import sys
@@ -25,6 +24,9 @@ LINEAR = 1.15
 """The largest exponent that counts as linear: a machine is never quiet."""
 
 ROUNDS = 3
+MINUTES = 9.0
+"""After so many no further round begins, and each curve has had one."""
+
 TAIL = 3
 """Sizes between which the exponent is taken, the last ones."""
 
@@ -89,15 +91,19 @@ def exponent(sizes, values):
     return sum((x - middle_x) * (y - middle_y) for x, y in pairs) / spread
 
 
-def run(curve, sizes, rounds):
-    """The least time and memory at each size."""
-    found = {size: [] for size in sizes}
-    for number in range(rounds):
-        for size in sizes:
-            print(f"growth: {curve.name} {number + 1}/{rounds} {size:,}", file=sys.stderr)
-            found[size].append(measure(curve, size))
-            processes.reap()
-    return {key: [min(each[key] for each in found[size]) for size in sizes] for key in ("time", "memory")}
+def run_round(curve, found):
+    """Measure each size of `curve` once more."""
+    for size, measured in found.items():
+        print(f"growth: {curve.name} {len(measured) + 1} {size:,}", file=sys.stderr)
+        measured.append(measure(curve, size))
+        processes.reap()
+
+
+def slopes(curve, found):
+    """Of time and memory: what it is, the values as they are shown, and the exponent."""
+    for key, title, unit in (("time", curve.time, curve.unit), ("memory", curve.memory, 1.0)):
+        values = [value * unit for value in found[key]]
+        yield key, title, values, exponent(found["sizes"], values)
 
 
 WIDTH, HEIGHT, EDGE = 360, 240, 44
@@ -139,31 +145,39 @@ def svg(title, sizes, values):
 
 def main(argv):
     names = [curve.name for curve in CURVES]
-    parser = argparse.ArgumentParser(prog="python -m bench.growth", description="How cost grows with size.")
+    parser = argparse.ArgumentParser(prog="python -m bench growth", description="How cost grows with size.")
     parser.add_argument("what", nargs="*", help=f"which of {', '.join(names)}; all unless named")
     parser.add_argument("--quick", action="store_true", help="one round, without the largest sizes")
     parser.add_argument("--svg", type=Path, metavar="FOLDER", help="draw the curves there")
-    parser.add_argument("--json", metavar="FILE", help="write every figure")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
+    parser.add_argument(
+        "--minutes", type=float, default=MINUTES, help=f"begin no further round after that ({MINUTES:g})"
+    )
     args = parser.parse_args(argv)
     if unknown := set(args.what) - set(names):
         parser.error(f"no curve {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     processes.adopt_orphans()
     build.build_c()
+    until = time.monotonic() + 60 * args.minutes
+    chosen = [curve for curve in CURVES if not args.what or curve.name in args.what]
+    found = {curve: {size: [] for size in (curve.sizes[:-2] if args.quick else curve.sizes)} for curve in chosen}
     steep, figures = [], {}
-    for curve in CURVES:
-        if args.what and curve.name not in args.what:
+    for number in range(1 if args.quick else ROUNDS):
+        for curve in chosen:
+            if curve.name in steep or (number and time.monotonic() > until):
+                continue
+            try:
+                run_round(curve, found[curve])
+            except processes.Failed as exc:
+                print(f"{curve.name}: failed: {exc}")
+                steep.append(curve.name)
+    for curve in chosen:
+        if curve.name in steep:
             continue
-        sizes = curve.sizes[:-2] if args.quick else curve.sizes
-        try:
-            found = run(curve, sizes, 1 if args.quick else ROUNDS)
-        except processes.Failed as exc:
-            print(f"{curve.name}: failed: {exc}")
-            steep.append(curve.name)
-            continue
-        figures[curve.name] = {"sizes": sizes, **found}
-        for key, title, unit in (("time", curve.time, curve.unit), ("memory", curve.memory, 1.0)):
-            values = [value * unit for value in found[key]]
-            slope = exponent(sizes, values)
+        least = {key: [min(each[key] for each in some) for some in found[curve].values()] for key in ("time", "memory")}
+        figures[curve.name] = {"sizes": list(found[curve]), **least}
+        for key, title, values, slope in slopes(curve, figures[curve.name]):
+            sizes = figures[curve.name]["sizes"]
             row = "  ".join(f"{size:,}: {report.number(value)}" for size, value in zip(sizes, values, strict=True))
             print(f"{curve.name:8} {title:40} exponent {slope:5.2f}   {row}")
             if slope > LINEAR:
@@ -172,8 +186,7 @@ def main(argv):
                 args.svg.mkdir(parents=True, exist_ok=True)
                 (args.svg / f"{curve.name}-{key}.svg").write_text(svg(f"{curve.name}: {title}", sizes, values))
     if args.json:
-        with contextlib.closing(Path(args.json).open("w")) as file:
-            json.dump({"machine": report.machine(), "curves": figures}, file, indent=1)
+        args.json.write_text(json.dumps({"machine": report.machine(), "curves": figures}, indent=1))
     print(f"worse than linear: {', '.join(steep) or 'nothing'}; {report.machine()}")
     return int(bool(steep))
 

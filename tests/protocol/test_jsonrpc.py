@@ -220,3 +220,18 @@ def test_what_is_too_deep_leaves_the_id_readable() -> None:
     with pytest.raises(Malformed, match="deeper") as caught:
         decode(b'{"jsonrpc":"2.0","id":7,"method":"m","params":{"a":%b}}' % (b"[" * 200 + b"]" * 200))
     assert caught.value.id == 7
+
+
+@pytest.mark.parametrize(("levels", "deep"), [(127, False), (128, True)])
+@pytest.mark.parametrize("around", [b"[%b]", b'{"a":%b}'])
+def test_a_long_message_is_as_deep_as_a_short_one(levels: int, deep: bool, around: bytes) -> None:
+    text = b'{"jsonrpc":"2.0","id":1,"result":%b}'
+    value = b'"%b"' % (b"x" * 70_000)
+    for _ in range(levels):
+        value = around % value
+    assert too_deep(text % value) is deep
+
+
+@pytest.mark.parametrize(("brackets", "deep"), [(b"", False), (b"[]" * 200, False), (b"[" * 200, True)])
+def test_a_long_message_with_many_brackets_is_looked_at_in_full(brackets: bytes, deep: bool) -> None:
+    assert too_deep(b'["%b",%b' % (b"[" * 70_000, brackets)) is deep

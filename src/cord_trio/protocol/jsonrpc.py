@@ -66,6 +66,8 @@ _decode_id = msgspec.json.Decoder(int | str).decode
 _encode = msgspec.json.Encoder().encode
 encode: Final = _encode
 """JSON text of plain values, structs and `Raw`; never NaN (`null` instead), never a raw newline."""
+_LONG: Final = 64 * 1024
+"""Bytes of a text from which on its brackets are not counted: in one of 12 MB that took 11 ms."""
 _OPEN: Final = ord("[")
 _LF: Final = 10
 _CR: Final = 13
@@ -140,7 +142,10 @@ def decoder(depth: int) -> Callable[[bytes], Envelope]:
 
 def too_deep(text: bytes, depth: int = MAX_DEPTH) -> bool:
     """Whether JSON `text` has more than `depth` levels. Linear, and quick for plain data."""
-    if text.count(b"{") + text.count(b"[") <= depth:
+    if len(text) > _LONG:
+        if _few(text, depth):
+            return False
+    elif text.count(b"{") + text.count(b"[") <= depth:
         return False
     if b"\\" in text:
         text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
@@ -160,6 +165,18 @@ def too_deep(text: bytes, depth: int = MAX_DEPTH) -> bool:
         if level > depth:
             return True
     return False
+
+
+def _few(text: bytes, most: int) -> bool:
+    """Whether there are at most so many opening brackets. CPython finds ten times as fast as it counts."""
+    for bracket in (b"{", b"["):
+        at = text.find(bracket)
+        while at >= 0:
+            if not most:
+                return False
+            most -= 1
+            at = text.find(bracket, at + 1)
+    return True
 
 
 def decode_error(raw: Raw) -> RpcError:

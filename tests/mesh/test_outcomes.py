@@ -48,7 +48,9 @@ def test_of_another_error_its_name_and_text_remain() -> None:
     known = back(OwnerLost("c", "0badcafe", "it went", "no"))
     assert isinstance(known, OwnerFailed)
     assert (known.node, known.kind, known.executed) == ("b", "OwnerLost", "no")
-    assert str(known) == "on node 'b': node 'c' (epoch 0badcafe) was lost: it went"
+    assert str(known) == (
+        "on node 'b': node 'c' (epoch 0badcafe) was lost: it went; the call did not run: make it again"
+    )
     # From further away it is told as it was there.
     again = back(known)
     assert isinstance(again, OwnerFailed)

@@ -2,15 +2,27 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import trio
 
+from cord_trio.counters import Counters
 from cord_trio.mesh.local import Way, open_broker
-from cord_trio.mesh.presence import LEASE, MARGIN, REJOIN, STEADY, TAKEN, NodeRecord, Presence, decode_record, join
+from cord_trio.mesh.presence import (
+    LEASE,
+    MARGIN,
+    REJOIN,
+    RENEWALS,
+    STEADY,
+    TAKEN,
+    NodeRecord,
+    Presence,
+    decode_record,
+    join,
+)
 from cord_trio.mesh_errors import DuplicateName, NoResponders
-from cord_trio.nats.kv import Bucket, open_bucket
+from cord_trio.nats.kv import Bucket, Entry, open_bucket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -18,6 +30,10 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
     from cord_trio.mesh.presence import Lease
+
+
+ELECTION = 8.0
+"""Seconds for which a store of three replicas may be without a leader."""
 
 
 @asynccontextmanager
@@ -150,7 +166,7 @@ async def test_the_holder_lets_go_a_margin_before_its_lease_ends_since_it_asked(
             store: Any = Slow(await open_bucket(nats, "cord_m"))
             store.asked = trio.current_time()
             async with join(nats, store, mesh="m", node="a", rng=Random(1)) as presence:
-                await trio.sleep(renewed * LEASE / 3 + 2)
+                await trio.sleep(renewed * LEASE / RENEWALS + 2)
                 way.cut()
                 while presence.lease is not None:  # noqa: ASYNC110  # no event tells
                     await trio.sleep(0.01)
@@ -198,6 +214,47 @@ async def test_a_lost_store_is_filled_again_without_letting_go(autojump_clock: M
             assert await up(bucket) == NodeRecord(epoch=epoch)
 
 
+class Electing:
+    """A store that for a time answers nothing of what it is asked, nor afterwards: it is without a leader."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+        self.until = 0.0
+
+    async def _lead(self) -> None:
+        if trio.current_time() < self.until:
+            await trio.sleep_forever()
+
+    async def put(self, key: str, value: bytes, *, revision: int | None = None, ttl: int | None = None) -> int:
+        await self._lead()
+        return await self._bucket.put(key, value, revision=revision, ttl=ttl)
+
+    async def create(self, key: str, value: bytes, *, ttl: int | None = None) -> int:
+        return await self.put(key, value, revision=0, ttl=ttl)
+
+    async def get(self, key: str) -> Entry | None:
+        await self._lead()
+        return await self._bucket.get(key)
+
+    async def delete(self, key: str, *, revision: int | None = None) -> None:
+        await self._bucket.delete(key, revision=revision)
+
+    def watch(self, pattern: str = ">") -> NoReturn:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_an_election_in_the_store_ends_no_lease(seed: int, autojump_clock: MockClock) -> None:
+    async with open_broker(Random(seed)) as broker, broker.way().open() as nats:
+        store, counters = Electing(await open_bucket(nats, "cord_m")), Counters()
+        async with join(nats, store, mesh="m", node="a", rng=Random(seed), counters=counters):
+            for after in range(20):
+                await trio.sleep(LEASE + after / 4)
+                store.until = trio.current_time() + ELECTION
+            await trio.sleep(LEASE)
+        assert counters["mesh.fences"] == 0
+
+
 async def test_who_loses_its_lease_again_and_again_comes_back_later_and_later(autojump_clock: MockClock) -> None:
     async with open_broker(Random(1)) as broker:
         begun: list[float] = []
@@ -213,12 +270,12 @@ async def test_who_loses_its_lease_again_and_again_comes_back_later_and_later(au
                 await bucket.put(f"hb.a.{leases[-1].epoch}", TAKEN)
                 while len(begun) == len(pauses) + 1:  # noqa: ASYNC110  # on a virtual clock
                     await trio.sleep(0.1)
-                pauses.append(begun[-1] - begun[-2] - LEASE / 3)
+                pauses.append(begun[-1] - begun[-2] - LEASE / RENEWALS)
             assert pauses[0] <= REJOIN[1] + 1
             assert REJOIN[1] * 2 + 1 < max(pauses) <= LEASE + 1
             await trio.sleep(STEADY + 1)
             await bucket.put(f"hb.a.{leases[-1].epoch}", TAKEN)
-            await trio.sleep(LEASE / 3 + REJOIN[1] + 1)
+            await trio.sleep(LEASE / RENEWALS + REJOIN[1] + 1)
             assert len(begun) == 14
 
 
@@ -247,7 +304,7 @@ async def test_whose_lease_was_proved_to_have_ended_lets_go(autojump_clock: Mock
             assert presence.lease is not None
             epoch = presence.lease.epoch
             await bucket.put(f"hb.a.{epoch}", b"taken", ttl=60)
-            await trio.sleep(LEASE / 3 + 0.4)
+            await trio.sleep(LEASE / RENEWALS + 0.4)
             assert presence.lease is None
             with pytest.raises(NoResponders):  # nobody answers for that incarnation any more
                 await other.request(f"{presence.subject(epoch)}.b", headers={"C-Op": "ping"})

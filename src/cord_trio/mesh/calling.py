@@ -322,7 +322,7 @@ class Calling:
                     flight.moved(frame.node, frame.epoch)
                     flight.subject = self._subject(flight.node, flight.epoch)
                     if self._roster.epoch(frame.node) not in (frame.epoch, None):
-                        flight.end(f"its epoch {frame.epoch} is over")
+                        flight.end(f"it ended, or lost its lease (epoch {frame.epoch} is over)")
                 case _:
                     pass  # it runs
 
@@ -419,7 +419,7 @@ class Calling:
         self.peers.forget(node, epoch)
         for flight in self._flights.values():
             if (flight.node, flight.epoch) == (node, epoch):
-                flight.end(f"its epoch {epoch} is over")
+                flight.end(f"it ended, or lost its lease (epoch {epoch} is over)")
 
     def _publish(self, subject: str, request: Request, *, reply: str = "") -> None:
         try:

@@ -48,6 +48,17 @@ PING_PATIENCE: Final = 1.0
 AGAIN: Final = (0.2, 2.0)
 """Seconds before a name is asked for again, at least and at most."""
 
+RENEWALS: Final = 4
+"""Renewals in one lease. With what is given up of its end, and the time of a try, each of them may be 8 s late: a store
+of three replicas elects a leader within that, and no less than that is certain to outlive it."""
+
+TRY: Final = 1.0
+"""Seconds that one try to renew it takes: what is asked while a leader is elected is answered neither then nor
+later."""
+
+RENEW_AGAIN: Final = (0.1, 0.5)
+"""Seconds before a renewal that was not done is tried again, at least and at most."""
+
 REJOIN: Final = (0.5, 5.0)
 """Seconds before a node that lost its lease comes back, at least and at most; twice as many each time that it loses it
 soon again, up to a lease: whoever has no time to renew has less to do so."""
@@ -196,7 +207,7 @@ class Presence:
                     raise
                 reason = str(exc)
             self._counters.add("mesh.fences")
-            log.warning("let go of the name node=%s reason=%s", self.node, reason)
+            log.warning("let go of the name, and comes back by itself node=%s reason=%s", self.node, reason)
             fences = 0 if trio.current_time() - began > STEADY else fences
             least, most = REJOIN
             await trio.sleep(self._rng.uniform(least, min(LEASE, most * 2**fences)))
@@ -232,7 +243,7 @@ class Presence:
 
     async def _renew(self, key: str, revision: int, scope: trio.CancelScope) -> None:
         """Hold the lease, and have the record there, until somebody else has the lease."""
-        pause = LEASE / 3
+        pause = LEASE / RENEWALS
         while True:
             with trio.move_on_after(pause):
                 # Where our record was lost the lease is too, and those who watch doubt us from now on.
@@ -240,13 +251,13 @@ class Presence:
             self._missed = trio.Event()
             asked = trio.current_time()
             self.margin = scope.deadline - asked
-            pause = self._rng.uniform(*AGAIN)  # unless it is done, when there is more time
+            pause = self._rng.uniform(*RENEW_AGAIN)  # unless it is done, when there is more time
             try:
-                with trio.move_on_after(LEASE / 3):
+                with trio.move_on_after(TRY):
                     revision = await self._again(key, revision)
                     scope.deadline = asked + LEASE * (1 - MARGIN)
                     await self._claim(key.rpartition(".")[2], only_lost=True)
-                    pause = LEASE / 3
+                    pause = LEASE / RENEWALS
             except (Conflict, DuplicateName) as exc:
                 scope.cancel(f"another has the lease: {exc}")
                 return

@@ -6,6 +6,7 @@ Source: ADR-8 (key-value stores), ADR-43 (time to live of messages), ADR-48 (mar
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from cord_trio.nats.wire import Message
 
 Json: TypeAlias = Any
+
+log = logging.getLogger("cord_trio.nats")
 
 MARKERS: Final = 60
 """Seconds that what is known of a deleted key is kept, so that watchers hear of it."""
@@ -91,6 +94,7 @@ class Bucket:
         self._options = options
         self._prefix = f"$KV.{name}."
         self._stream = f"KV_{name}"
+        self._told = False  # that it has fewer replicas than it should
 
     async def put(self, key: str, value: bytes, *, revision: int | None = None, ttl: int | None = None) -> int:
         """Let `key` hold `value`; returns the new revision.
@@ -185,6 +189,13 @@ class Bucket:
             info = await self.api(f"STREAM.INFO.{self._stream}")
         if not (info["config"].get("allow_msg_ttl") and info["config"].get("allow_direct")):
             raise StoreFailed(0, f"bucket {self.name} was made by others, without keys that end; use another name")
+        has = info["config"].get("num_replicas", 1)
+        if has < options.replicas and not self._told:
+            self._told = True
+            log.warning(
+                "a bucket has fewer replicas than are configured, and keeps them bucket=%s has=%d configured=%d",
+                self.name, has, options.replicas,
+            )  # fmt: skip
         self.created = info["created"]
 
     async def api(self, what: str, body: Json = None) -> Json:

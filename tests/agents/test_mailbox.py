@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 from cord_trio.agents import GRACE, Context, Handoff, Mailbox, converse, latest
 from cord_trio.agents import mailbox as mailbox_room
 from cord_trio.agents.mailbox import Box, Envelope, Lane
+from cord_trio.agents.post import QUANTUM
 from cord_trio.errors import AgentCrashed, AgentDown, CallCycle, DeadlineExceeded, Draining, NoMailbox, Overloaded
 from cord_trio.testing.schedule import scheduled
 from tests.agents.world import at_rest, echo, hang, world
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from cord_trio.agents import Agents
 
 WHO: ContextVar[str] = ContextVar("WHO", default="nobody")
+NOTES: ContextVar[list[object]] = ContextVar("NOTES")
 
 
 class Gate:
@@ -36,6 +39,15 @@ class Gate:
         self.seen.append(payload)
         await self.open.wait()
         return payload
+
+
+class Turns(trio.abc.Instrument):
+    """Counts the turns of the loop."""
+
+    turns = 0
+
+    def after_io_wait(self, timeout: float) -> None:
+        self.turns += 1
 
 
 def gated(
@@ -97,6 +109,52 @@ async def test_whoever_is_cancelled_has_told_nothing() -> None:
         gate.open.set()
         await wait_all_tasks_blocked()
     assert gate.seen == []
+    assert at_rest(agents)
+
+
+async def test_who_is_behind_handles_a_quantum_of_messages_in_one_turn_of_the_loop_and_no_more() -> None:
+    opened, loop, handled = trio.Event(), Turns(), Counter[int]()
+
+    async def takes(ctx: Context, payload: object) -> None:
+        if payload == "first":
+            await opened.wait()
+        else:
+            handled[loop.turns] += 1
+
+    async with world() as agents:
+        agents.add("takes", takes, mailbox=Mailbox(64))
+        await agents.tell("takes", "first")
+        for number in range(4 * QUANTUM):
+            await agents.tell("takes", number)
+        trio.lowlevel.add_instrument(loop)
+        opened.set()
+        await agents.wait_quiet()
+        trio.lowlevel.remove_instrument(loop)
+    assert max(handled.values()) == QUANTUM
+    assert sum(handled.values()) == 4 * QUANTUM
+    assert at_rest(agents)
+
+
+async def test_who_is_behind_takes_no_context_variable_of_one_for_an_equal_one_of_another() -> None:
+    opened, given, seen = trio.Event(), dict[int, list[object]](), dict[int, list[object]]()
+
+    async def notes(ctx: Context, number: int) -> None:
+        if number == 0:
+            await opened.wait()
+        seen[number] = NOTES.get()
+
+    async def tell(number: int) -> None:
+        given[number] = []
+        NOTES.set(given[number])
+        await agents.tell("notes", number)
+
+    async with world() as agents:
+        agents.add("notes", notes, mailbox=Mailbox())
+        for number in range(4):
+            await tell(number)
+        opened.set()
+        await agents.wait_quiet()
+    assert all(seen[number] is given[number] for number in range(4))
     assert at_rest(agents)
 
 

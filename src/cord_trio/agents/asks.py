@@ -29,7 +29,7 @@ LOOKED_AT: Final = 10_000
 """Agents with a task of their own that are looked at to see whether they run: the rest is shown as it comes."""
 
 RUN_HANDLERS: Final = frozenset(
-    function.__code__ for function in (conversation.converse, conversation._run, Post._handle)
+    function.__code__ for function in (conversation.converse, conversation._run, Post._work)
 )
 """Functions that await a handler, and have its `agent`."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -37,11 +36,6 @@ if TYPE_CHECKING:
     from cord_trio.protocol.mcp import ToolResult
     from cord_trio.registry import Route, Snapshot
     from cord_trio.trace import TraceContext
-
-
-def begin_run(agents: Agents, branch: Branch, agent: Agent, transcript: tuple[Step, ...]) -> Context:
-    """What `agent` is given for a run that begins now."""
-    return Context(agents, branch, agent, transcript, agents.snapshot())
 
 
 class Context(msgspec.Struct, eq=False):
@@ -202,8 +196,9 @@ class Context(msgspec.Struct, eq=False):
 
         """
         self._require(agent)
+        branch = self.branch
         return await self._agents.tell(
-            agent, payload, principal=self.principal, parent=self.branch, account=self.branch.account
+            agent, payload, principal=branch.principal, parent=branch, account=branch.account
         )
 
     def broadcast(self, topic: str, payload: object = None) -> int:
@@ -346,8 +341,7 @@ class Context(msgspec.Struct, eq=False):
             raise NoMailbox(self.agent.name)
         branch = Branch(None, (self.agent.name,), 0, self.principal, self.branch.account)
         branch.follow(self.branch.trace, self._agents.spans)
-        begin = partial(begin_run, self._agents, branch, self.agent, ())
-        return resident.post.after(seconds, branch, begin, payload)
+        return resident.post.after(seconds, branch, payload)
 
     def stop(self) -> None:
         """End this agent when this run has: `restart` says whether it is made anew.

@@ -306,7 +306,7 @@ class Agents(Mapping[str, Agent]):
             self.monitors.tell(Notice(giver.name, giver.generation, "handoff_refused", refused))
             return
         self._forwarded += 1
-        self.told()
+        self.untold += 1
         self.jobs.nursery.start_soon(self._forward, giver, context, payload, answer)
 
     async def _forward(self, giver: Agent, context: Context, payload: object, handoff: Handoff) -> None:
@@ -370,12 +370,8 @@ class Agents(Mapping[str, Agent]):
         for job in tuple(self.jobs.running.values()):
             job.cut(why.reason)
 
-    def told(self) -> None:
-        """One more message is under way that nobody waits for."""
-        self.untold += 1
-
     def untell(self) -> None:
-        """It is over."""
+        """A message that nobody waits for is over."""
         self.untold -= 1
         if not self.untold and self.quiet is not None:
             self.quiet.set()

@@ -23,7 +23,8 @@ class Life:
     Attributes:
         generation: its number.
         handler: what it is made of, once that is made.
-        over: set when it takes nothing more.
+        ended: whether it takes nothing more.
+        over: set then.
         cause: the crash that ended it, if one did.
         reason: why it ended, in words.
         stopped: whether someone wanted it to end, and sees to what comes next.
@@ -31,11 +32,12 @@ class Life:
 
     """
 
-    __slots__ = ("_idle", "cause", "generation", "handler", "over", "reason", "stopped", "users")
+    __slots__ = ("_idle", "cause", "ended", "generation", "handler", "over", "reason", "stopped", "users")
 
     def __init__(self, generation: int) -> None:
         self.generation = generation
         self.handler: AgentFunction | None = None
+        self.ended = False
         self.over = trio.Event()
         self.cause: Exception | None = None
         self.reason = ""
@@ -45,8 +47,9 @@ class Life:
 
     def end(self, reason: str, *, cause: Exception | None = None, stopped: bool = False) -> bool:
         """Take nothing more. Returns False if it was over already."""
-        if self.over.is_set():
+        if self.ended:
             return False
+        self.ended = True
         self.reason = reason
         self.cause = cause
         self.stopped = stopped
@@ -56,6 +59,10 @@ class Life:
     def leave(self, branch: Branch) -> None:
         """A run has ended."""
         del self.users[branch]
+        self.left()
+
+    def left(self) -> None:
+        """A run has ended and is no user any more; nobody needs to know before the life is over."""
         if self._idle is not None and not self.users:
             self._idle.set()
 

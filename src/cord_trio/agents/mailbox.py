@@ -13,16 +13,16 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import msgspec
+import outcome
 import trio
 
-from cord_trio import cell
 from cord_trio.cell import Cell
 from cord_trio.errors import Overloaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping
 
-    from cord_trio.agents.context import Context
+    from cord_trio.agents.agent import Step
     from cord_trio.agents.turn import Branch, Turn
     from cord_trio.counters import Counters
 
@@ -79,7 +79,7 @@ class Envelope(msgspec.Struct, eq=False):
         branch: which ask it belongs to, or the branch of its own of a `tell`.
         payload: for the handler.
         reply: settled with the answer; None if nobody waits for one.
-        begin: makes the handler's `Context`, when it starts.
+        transcript: what its handler sees of those that handed it on.
         deadline: Trio time by which its handler ends.
         generation: of the agent that alone may take it; 0 for any.
         over: called, synchronously, when nothing more will happen with it.
@@ -88,14 +88,14 @@ class Envelope(msgspec.Struct, eq=False):
         ended: set when the handler has ended, if someone waits for that.
         abandoned: nobody wants it any more.
         room: settled when it has room, if it had to wait for some.
-        place: the lane that it is queued in, and under which key; None if it is not.
+        key: of which only the newest message is kept, if it is queued so.
 
     """
 
     branch: Branch
     payload: object
     reply: Cell[object] | None
-    begin: Callable[[], Context]
+    transcript: tuple[Step, ...] = ()
     deadline: float = math.inf
     generation: int = 0
     over: Callable[[], None] | None = None
@@ -104,7 +104,7 @@ class Envelope(msgspec.Struct, eq=False):
     scope: trio.CancelScope | None = None
     ended: trio.Event | None = None
     abandoned: bool = False
-    place: tuple[OrderedDict[Hashable, Envelope], Hashable] | None = None
+    key: Hashable = None
 
     def answer(self, value: object) -> None:
         """Deliver the answer, if anyone waits for it."""
@@ -117,13 +117,11 @@ class Envelope(msgspec.Struct, eq=False):
             self.reply.fail(error)
 
     def finish(self) -> None:
-        """Say that it is over."""
-        self.scope = None
+        """Say that it is over; once."""
         if self.ended is not None:
             self.ended.set()
-        over, self.over = self.over, None
-        if over is not None:
-            over()
+        if self.over is not None:
+            self.over()
 
 
 class Box:
@@ -141,8 +139,8 @@ class Box:
     """
 
     __slots__ = (
-        *("_control", "_counters", "_full", "_lanes", "_normal", "_overflow", "_takers", "_transfer", "_turn"),
-        *("dropped", "name", "peak", "size"),
+        *("_control", "_counters", "_full", "_keyed", "_lanes", "_normal", "_overflow", "_takers", "_transfer"),
+        *("_turn", "dropped", "name", "peak", "size"),
     )
 
     def __init__(self, mailbox: Mailbox, turn: Turn, counters: Counters) -> None:
@@ -153,12 +151,13 @@ class Box:
         self._full = mailbox.full
         self._turn = turn
         self._counters = counters
-        self._control: OrderedDict[Hashable, Envelope] = OrderedDict()
-        self._transfer: OrderedDict[Hashable, Envelope] = OrderedDict()
-        self._normal: OrderedDict[Hashable, Envelope] = OrderedDict()
-        self._lanes: Mapping[Lane, OrderedDict[Hashable, Envelope]] = {
+        self._control: deque[Envelope] = deque()
+        self._transfer: deque[Envelope] = deque()
+        self._normal: deque[Envelope] = deque()
+        self._lanes: Mapping[Lane, deque[Envelope]] = {
             "control": self._control, "transfer": self._transfer, "normal": self._normal,
         }  # fmt: skip
+        self._keyed: dict[Hashable, Envelope] = {}
         self._overflow: OrderedDict[Envelope, None] = OrderedDict()
         self._takers: deque[trio.lowlevel.Task] = deque()
 
@@ -173,19 +172,14 @@ class Box:
     def queued(self) -> Iterator[Envelope]:
         """All messages, the next one first."""
         for queue in self._lanes.values():
-            yield from queue.values()
+            yield from queue
         yield from self._overflow
 
     @trio.lowlevel.enable_ki_protection
-    def put(self, envelope: Envelope, *, lane: Lane = "normal", key: Hashable = None) -> bool:
+    def put(self, envelope: Envelope, lane: Lane = "normal") -> bool:
         """Take `envelope`, as the lane wants it. Returns False if it was dropped.
 
         It may be left waiting for room: then its `room` is a cell, settled when it has some.
-
-        Args:
-            envelope: the message.
-            lane: where to.
-            key: of the lane's other messages, the one with this key is replaced; None for none.
 
         Raises:
             Overloaded: there is no room, or too many wait for some.
@@ -195,46 +189,64 @@ class Box:
         if self._takers:  # then nothing is queued
             task = self._takers.popleft()
             task.context = envelope.context
-            cell.resume(task, envelope)
+            trio.lowlevel.reschedule(task, outcome.Value(envelope))
             return True
-        queue = self._lanes[lane]
-        if lane == "normal" and isinstance(self._full, Latest):
-            key = ("key", self._full.key(envelope.payload))
-        same = old = None if key is None else queue.get(key)
-        if lane == "normal" and old is None and len(queue) >= self.size:
-            if self._full == "wait":
+        if lane == "normal":
+            return self._put_normal(envelope)
+        if envelope.reply is not None:
+            self._turn.park(envelope.branch)
+        self._lanes[lane].append(envelope)
+        return True
+
+    def _put_normal(self, envelope: Envelope) -> bool:
+        queue = self._normal
+        full = self._full
+        old = None
+        if isinstance(full, Latest):
+            envelope.key = ("key", full.key(envelope.payload))
+            old = self._keyed.get(envelope.key)
+        same = old is not None
+        if old is None and len(queue) >= self.size:
+            if full == "wait":
                 self._wait_for_room(envelope)
                 return True
-            if self._full == "fail":
+            if full == "fail":
                 self._counters.add("agents.mailbox_full")
                 raise self._overloaded()
-            if self._full == "drop_newest":
+            if full == "drop_newest":
                 self._count_drop()
                 if envelope.reply is not None:
                     raise self._overloaded()
                 return False
-            old = next(iter(queue.values()))
+            old = queue[0]
         if envelope.reply is not None:
             self._turn.park(envelope.branch)
-        if old is not None:
-            if old is same:
-                old.place = None
-            else:
-                self.remove(old)
-            if lane == "normal":
-                self._count_drop()
-            self._give_up(old, self._overloaded())
-        self._store(envelope, queue, envelope if key is None else key)
+        if old is None:
+            self._store(envelope)
+            return True
+        if same:  # it takes its place
+            queue[queue.index(old)] = envelope
+            self._keyed[envelope.key] = envelope
+        else:
+            self.remove(old)
+            self._store(envelope)
+        self._count_drop()
+        self._give_up(old, self._overloaded())
         return True
 
     @trio.lowlevel.enable_ki_protection
-    async def take(self) -> Envelope | None:
-        """The next message, in whose context the task goes on; None to stop. Cancelled, it takes none."""
-        task = trio.lowlevel.current_task()
-        if self._control or self._transfer or self._normal or self._overflow:
+    async def take(self, task: trio.lowlevel.Task, *, on: bool = False) -> Envelope | None:
+        """The next message, in whose context `task`, the present one, goes on; None to stop.
+
+        Lets others run, unless `on`, and a message waits whose context variables are those of the last. Cancelled, it
+        takes none.
+        """
+        queue = self._control or self._transfer or self._normal
+        if queue:
+            if on and _same(queue[0].context, task.context):
+                return self._pop(queue)
             await trio.lowlevel.checkpoint_if_cancelled()
-            envelope = self._pop()
-            assert envelope is not None  # nobody ran meanwhile
+            envelope = self._pop(queue)
             task.context = envelope.context  # in force after the next checkpoint
             await trio.lowlevel.cancel_shielded_checkpoint()
             return envelope
@@ -250,7 +262,7 @@ class Box:
     def wake(self) -> None:
         """End all waits of `take` with None."""
         while self._takers:
-            cell.resume(self._takers.popleft(), None)
+            trio.lowlevel.reschedule(self._takers.popleft())
 
     @trio.lowlevel.enable_ki_protection
     def remove(self, envelope: Envelope) -> bool:
@@ -259,19 +271,16 @@ class Box:
         if envelope in self._overflow:
             del self._overflow[envelope]
             return True
-        if envelope.place is None:
-            return False
-        queue, key = envelope.place
-        del queue[key]
-        envelope.place = None
-        self._refill()
-        return True
+        for queue in self._lanes.values():
+            if envelope in queue:
+                queue.remove(envelope)
+                self._left(envelope)
+                return True
+        return False
 
     def put_back(self, envelope: Envelope) -> None:
         """Take back what was taken last and not begun: it is accepted, so it waits in the transfer lane, first."""
-        queue = self._lanes["transfer"]
-        self._store(envelope, queue, envelope)
-        queue.move_to_end(envelope, last=False)
+        self._transfer.appendleft(envelope)
         if envelope.reply is not None:
             envelope.branch.waits = self._turn
 
@@ -288,13 +297,14 @@ class Box:
 
     def forget(self, lane: Lane) -> None:
         """Forget the messages of one lane."""
-        for envelope in list(self._lanes[lane].values()):
+        for envelope in list(self._lanes[lane]):
             self.remove(envelope)
             envelope.finish()
 
-    def _store(self, envelope: Envelope, queue: OrderedDict[Hashable, Envelope], key: Hashable) -> None:
-        queue[key] = envelope
-        envelope.place = (queue, key)
+    def _store(self, envelope: Envelope) -> None:
+        self._normal.append(envelope)
+        if envelope.key is not None:
+            self._keyed[envelope.key] = envelope
         length = len(self._normal)
         if length > self.peak:  # most often it is not; `max` costs more
             self.peak = length
@@ -322,22 +332,27 @@ class Box:
             envelope.room.fail(error)
         envelope.finish()
 
-    def _pop(self) -> Envelope | None:
-        for queue in self._lanes.values():
-            if queue:
-                _, envelope = queue.popitem(last=False)
-                envelope.place = None
-                envelope.branch.waits = None
-                self._refill()
-                return envelope
-        return None
+    def _pop(self, queue: deque[Envelope]) -> Envelope:
+        envelope = queue.popleft()
+        envelope.branch.waits = None
+        if self._overflow or envelope.key is not None:
+            self._left(envelope)
+        return envelope
 
-    def _refill(self) -> None:
-        normal = self._lanes["normal"]
-        while self._overflow and len(normal) < self.size:
-            envelope, _ = self._overflow.popitem(last=False)
-            self._store(envelope, normal, envelope)
-            if envelope.reply is None:  # its sender goes on
-                envelope.branch.waits = envelope.branch.parent = None
-            assert envelope.room is not None
-            envelope.room.settle(None)
+    def _left(self, envelope: Envelope) -> None:
+        """It is queued no more: there may be room."""
+        if envelope.key is not None:
+            del self._keyed[envelope.key]
+            envelope.key = None
+        while self._overflow and len(self._normal) < self.size:
+            waiter, _ = self._overflow.popitem(last=False)
+            self._store(waiter)
+            if waiter.reply is None:  # its sender goes on
+                waiter.branch.waits = waiter.branch.parent = None
+            assert waiter.room is not None
+            waiter.room.settle(None)
+
+
+def _same(one: ContextVars, other: ContextVars) -> bool:
+    """Whether both hold the same objects; `==` would take equal ones for the same."""
+    return len(one) == len(other) and (not one or all(other.get(var, other) is value for var, value in one.items()))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from cord_trio.agents.agent import Handoff
+from cord_trio.agents.context import Context
 from cord_trio.agents.life import Alarm
 from cord_trio.agents.mailbox import Box, Envelope
 from cord_trio.agents.turn import note_way
@@ -20,9 +21,7 @@ from cord_trio.cell import Cell
 from cord_trio.errors import AgentCrashed, AgentDown, AgentGone, DeadlineExceeded, Overloaded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cord_trio.agents.context import Context
+    from cord_trio.agents.agent import Step
     from cord_trio.agents.directory import Agents
     from cord_trio.agents.life import Life
     from cord_trio.agents.mailbox import Mailbox
@@ -31,6 +30,9 @@ if TYPE_CHECKING:
 
 MAX_ALARMS: Final = 1024
 """Timers of one agent that may be running."""
+
+QUANTUM: Final = 8
+"""Messages that are handled one after the other, where more are waiting, before others run."""
 
 
 class Post:
@@ -55,10 +57,8 @@ class Post:
         self._alarms.clear()
         self.box.forget("control")
 
-    def tell(
-        self, branch: Branch, begin: Callable[[], Context], payload: object, *, generation: int
-    ) -> Envelope | None:
-        """The message, None if it was dropped. Where it has to wait for room, `wait_room` comes next.
+    async def tell(self, branch: Branch, payload: object, generation: int) -> bool:
+        """Put in a message, once there is room, and return whether it was taken. Cancelled, it is not there.
 
         Raises:
             AgentDown: there is no life, and will be none.
@@ -66,38 +66,32 @@ class Post:
             CallCycle: waiting for room would be waiting for ourselves.
 
         """
+        await trio.lowlevel.checkpoint_if_cancelled()
         if self._resident.down is not None:
             raise self._resident.is_down()
-        agents = self._agents
-        agents.told()
-        envelope = Envelope(branch, payload, None, begin, generation=generation, over=agents.untell)
-        sender = branch.parent
+        agents, sender = self._agents, branch.parent
+        envelope = Envelope(branch, payload, None, (), math.inf, generation, agents.untell)
+        agents.untold += 1
         if sender is not None:
             sender.children[branch] = None
-        waits = False
         try:
-            if not self.box.put(envelope):
-                envelope.finish()
-                return None
-            waits = envelope.room is not None
-            return envelope
+            taken = self.box.put(envelope)
         except Exception:
+            self._told(branch)
             envelope.finish()
             raise
-        finally:
-            if sender is not None and not waits:
+        if envelope.room is not None:
+            try:
+                await envelope.room.wait(partial(self._abandon, envelope))
+            finally:
                 self._told(branch)
-
-    async def wait_room(self, envelope: Envelope) -> None:
-        """Return once there is room for a message. Cancelled, it is not there. Raises as `tell` does."""
-        assert envelope.room is not None
-        try:
-            await envelope.room.wait(partial(self._abandon, envelope))
-        except Exception:
+            return True
+        if sender is not None:
+            self._told(branch)
+        if not taken:
             envelope.finish()
-            raise
-        finally:
-            self._told(envelope.branch)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return taken
 
     def _told(self, branch: Branch) -> None:
         """Its sender waits for it no more."""
@@ -105,13 +99,13 @@ class Post:
             del branch.parent.children[branch]
             branch.parent = None
 
-    def notify(self, branch: Branch, begin: Callable[[], Context], payload: object) -> bool:
+    def notify(self, branch: Branch, payload: object) -> bool:
         """As `tell`, but never waits: without room it is dropped."""
         if self._resident.down is not None:
             return False
         agents = self._agents
-        agents.told()
-        envelope = Envelope(branch, payload, None, begin, over=agents.untell)
+        envelope = Envelope(branch, payload, None, over=agents.untell)
+        agents.untold += 1
         taken = False
         if not self.box.full_and_waiting:
             try:
@@ -123,7 +117,7 @@ class Post:
             envelope.finish()
         return taken
 
-    def after(self, seconds: float, branch: Branch, begin: Callable[[], Context], payload: object) -> Alarm:
+    def after(self, seconds: float, branch: Branch, payload: object) -> Alarm:
         """A message to this life of the agent, which comes in `seconds`, whatever waits.
 
         Raises:
@@ -134,15 +128,15 @@ class Post:
         if len(self._alarms) >= MAX_ALARMS:
             agents.counters.add("agents.alarms_full")
             raise Overloaded(f"agents.{self._agent.name}.alarms", MAX_ALARMS)
-        envelope = Envelope(branch, payload, None, begin, generation=self._agent.generation)
+        envelope = Envelope(branch, payload, None, generation=self._agent.generation)
         alarm = Alarm(partial(self._forget_alarm, envelope))
         self._alarms[alarm] = None
 
         def due() -> None:
             if alarm in self._alarms:
-                agents.told()
+                agents.untold += 1
                 envelope.over = partial(self._alarm_over, alarm)
-                box.put(envelope, lane="control", key=alarm)
+                box.put(envelope, lane="control")
 
         agents.timer.add(alarm.cell, trio.current_time() + seconds, due)
         return alarm
@@ -150,8 +144,8 @@ class Post:
     async def ask(
         self,
         branch: Branch,
-        begin: Callable[[], Context],
         payload: object,
+        transcript: tuple[Step, ...],
         *,
         generation: int,
         transfer: bool,
@@ -159,7 +153,7 @@ class Post:
         """Ask over the mailbox."""
         deadline = trio.current_effective_deadline()
         reply = Cell[object]()
-        envelope = Envelope(branch, payload, reply, begin, deadline=deadline, generation=generation)
+        envelope = Envelope(branch, payload, reply, transcript, deadline, generation)
         self.box.put(envelope, lane="transfer" if transfer else "normal")
         try:
             return await reply.wait(partial(self._abandon, envelope))
@@ -181,59 +175,75 @@ class Post:
             envelope.scope.cancel("whoever asked has gone")
 
     async def work(self, life: Life) -> None:
-        """Handle messages until the life is over. One scope serves them all until it is cancelled."""
-        while not life.over.is_set():
+        """Handle messages until the life is over. One scope serves them all until it may have been cancelled."""
+        while not life.ended:
             with trio.CancelScope() as scope:
-                while not life.over.is_set():
-                    envelope = await self.box.take()
-                    if envelope is None:
-                        break
-                    if life.over.is_set():  # it came in the tick of the crash: it is for the next life
-                        self.box.put_back(envelope)
-                        break
-                    if await self._handle(life, scope, envelope):
-                        scope.deadline = math.inf  # if it is cancelled, `take` leaves it before it takes anything
+                await self._work(life, scope)
 
-    async def _handle(self, life: Life, scope: trio.CancelScope, envelope: Envelope) -> bool:
-        """Handle one message; returns whether `scope` has its deadline, since setting one costs as much as all else."""
-        agent, branch = self._agent, envelope.branch
-        if envelope.abandoned:
-            envelope.finish()
-            return False
-        if envelope.generation not in (0, life.generation):
-            envelope.fail(AgentGone(f"{agent.name}#{envelope.generation}", life.generation))
-            envelope.finish()
-            return False
-        assert life.handler is not None
-        turn = agent.turn
-        turn.admit(branch)
-        life.users[branch] = scope
-        envelope.scope = scope
-        deadline = envelope.deadline
-        if envelope.reply is None and agent.deadline != math.inf:
-            deadline = trio.current_time() + agent.deadline
-        limited = deadline != math.inf
-        if limited:
-            scope.deadline = deadline
-        settled = False
-        try:
-            context = envelope.begin()
-            answer = await life.handler(context, envelope.payload)
-            settled = True
-            if envelope.reply is not None:
-                envelope.reply.settle(answer)
-            elif type(answer) is Handoff:
-                self._agents.forward(agent, context, envelope.payload, answer)
-        except Exception as exc:
-            settled = True
-            self._failed(life, envelope, exc)
-        finally:
-            if not settled:  # cancelled
-                envelope.fail(self._interrupted(life, deadline))
-            turn.release(branch)
-            life.leave(branch)
-            envelope.finish()
-        return limited
+    async def _work(self, life: Life, scope: trio.CancelScope) -> None:
+        """Handle messages, which may cancel `scope`.
+
+        Those that wait are handled without a pause, as long as their context variables are the same, since a turn of
+        the loop costs more than all that is done here; but no more than `QUANTUM`.
+        """
+        agents, agent, box, task = self._agents, self._agent, self.box, trio.lowlevel.current_task()
+        turn, handler = agent.turn, life.handler
+        assert handler is not None
+        more = 0
+        while not life.ended:
+            envelope = await box.take(task, on=more > 0)  # where `scope` is cancelled, this leaves it
+            if envelope is None:
+                return
+            if life.ended:  # it came in the tick of the crash: it is for the next life
+                box.put_back(envelope)
+                return
+            more = more - 1 if more else QUANTUM - 1
+            if envelope.abandoned or envelope.generation not in (0, life.generation):
+                if not envelope.abandoned:
+                    envelope.fail(AgentGone(f"{agent.name}#{envelope.generation}", life.generation))
+                envelope.finish()
+                continue
+            branch, reply = envelope.branch, envelope.reply
+            turn.holders[branch] = None  # nobody else waits for it: there is one task for each
+            branch.holds = turn
+            life.users[branch] = scope
+            deadline = agent.deadline
+            if reply is not None:
+                envelope.scope = scope
+                deadline = envelope.deadline
+            elif deadline != math.inf:
+                deadline += trio.current_time()
+            if deadline != math.inf:
+                scope.deadline = deadline  # only then: setting one costs as much as all else
+            settled = False
+            try:
+                context = Context(agents, branch, agent, envelope.transcript, agents.snapshot())
+                answer = await handler(context, envelope.payload)
+                settled = True
+                if reply is not None:
+                    reply.settle(answer)
+                elif type(answer) is Handoff:
+                    agents.forward(agent, context, envelope.payload, answer)
+            except Exception as exc:
+                settled = True
+                self._failed(life, envelope, exc)
+            finally:
+                if not settled:  # cancelled
+                    envelope.fail(self._interrupted(life, deadline))
+                del turn.holders[branch]
+                branch.holds = None
+                del life.users[branch]
+                if life.ended:
+                    life.left()
+                if envelope.over is not None:  # as `finish` does
+                    envelope.over()
+                elif envelope.ended is not None:
+                    envelope.ended.set()
+            if deadline != math.inf:
+                scope.deadline = math.inf
+                more = 0  # it may have passed
+            elif envelope.abandoned:
+                more = 0
 
     def _failed(self, life: Life, envelope: Envelope, exc: Exception) -> None:
         note_way(exc, envelope.branch, life.generation)
@@ -247,7 +257,7 @@ class Post:
         self._resident.crashed(life, exc)
 
     def _interrupted(self, life: Life, deadline: float) -> Exception:
-        if life.over.is_set():
+        if life.ended:
             return AgentDown(self._agent.name, life.reason)
         if trio.current_time() >= deadline:
             return DeadlineExceeded(f"agent {self._agent.name}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from cord_trio.agents.context import Context
 from cord_trio.agents.failing import cancelled_alone
 from cord_trio.agents.life import Life
 from cord_trio.agents.monitor import Notice
@@ -25,8 +26,7 @@ from cord_trio.errors import AgentDown, AgentGone, DeadlineExceeded
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cord_trio.agents.agent import Agent, AgentFunction
-    from cord_trio.agents.context import Context
+    from cord_trio.agents.agent import Agent, AgentFunction, Step
     from cord_trio.agents.directory import Agents
     from cord_trio.agents.mailbox import Mailbox
     from cord_trio.agents.monitor import What
@@ -69,14 +69,14 @@ class Resident:
     # Asking
 
     async def answer(
-        self, branch: Branch, begin: Callable[[], Context], payload: object, *, generation: int, transfer: bool
+        self, branch: Branch, payload: object, transcript: tuple[Step, ...], *, generation: int, transfer: bool
     ) -> object:
         """What the handler answers, which may be a `Handoff`.
 
         Args:
             branch: of the ask.
-            begin: makes the handler's context when it starts.
             payload: given as it is.
+            transcript: what the handler sees of those that handed it on.
             generation: the one that alone may answer; 0 for any.
             transfer: it was handed on by another agent, so it is accepted already.
 
@@ -90,7 +90,7 @@ class Resident:
             raise self.is_down()
         turn = self.agent.turn
         if self.post is not None and not turn.held_above(branch):
-            return await self.post.ask(branch, begin, payload, generation=generation, transfer=transfer)
+            return await self.post.ask(branch, payload, transcript, generation=generation, transfer=transfer)
         if not turn.take(branch):
             await turn.wait(branch, self._agents.counters)
         try:
@@ -99,7 +99,7 @@ class Resident:
                 life = await self._wait_for_life()
             if generation not in (0, life.generation):
                 raise AgentGone(f"{self.agent.name}#{generation}", life.generation)
-            return await self._run(life, branch, begin, payload)
+            return await self._run(life, branch, payload, transcript)
         finally:
             turn.release(branch)
 
@@ -275,13 +275,15 @@ class Resident:
     def _waiting_pop(self, cell: Cell[Life]) -> None:
         self._waiting.pop(cell, None)
 
-    async def _run(self, life: Life, branch: Branch, begin: Callable[[], Context], payload: object) -> object:
+    async def _run(self, life: Life, branch: Branch, payload: object, transcript: tuple[Step, ...]) -> object:
         """Run in the asker's task."""
         assert life.handler is not None
         with trio.CancelScope() as scope:
             life.users[branch] = scope
             try:
-                return await life.handler(begin(), payload)
+                agents = self._agents
+                context = Context(agents, branch, self.agent, transcript, agents.snapshot())
+                return await life.handler(context, payload)
             except Exception as exc:
                 note_way(exc, branch, life.generation)
                 if not isinstance(exc, self.agent.raises):

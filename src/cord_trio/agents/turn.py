@@ -153,12 +153,6 @@ class Turn:
             above = above.parent
         return False
 
-    def admit(self, branch: Branch) -> None:
-        """Let `branch` run, for whoever sees to the size, and hold the turn until `release`."""
-        assert len(self.holders) < self.size
-        branch.holds = self
-        self.holders[branch] = None
-
     def park(self, branch: Branch) -> None:
         """Note that `branch` waits for the turn.
 

@@ -10,6 +10,7 @@ import trio
 
 from cord_trio.agents.agent import GRACE
 from cord_trio.agents.answering import Answering
+from cord_trio.agents.conversation import tell
 from cord_trio.agents.elsewhere import Singleton
 from cord_trio.agents.monitor import Monitor
 from cord_trio.agents.stream import open_stream
@@ -17,7 +18,7 @@ from cord_trio.config.agents import AGENT_NAME
 from cord_trio.errors import AgentNotFound, Draining
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from cord_trio.agents.agent import Agent, AgentMade, Restart
@@ -193,7 +194,7 @@ class Verbs(ABC):
         self._unexport(name)
         await self.agents.remove(name)
 
-    async def tell(self, name: str, payload: object = None, *, trace: TraceContext | None = None) -> bool:
+    def tell(self, name: str, payload: object = None, *, trace: TraceContext | None = None) -> Awaitable[bool]:
         """Put `payload` into the mailbox of agent `name`; returns whether it was taken.
 
         Raises:
@@ -202,9 +203,9 @@ class Verbs(ABC):
             Draining: the fabric takes no new work.
 
         """
-        if self.draining.is_set():
+        if self.agents.draining.is_set():
             raise Draining
-        return await self.agents.tell(name, payload, trace=trace)
+        return tell(self.agents, name, payload, trace=trace)
 
     def broadcast(self, topic: str, payload: object = None) -> int:
         """Put `payload` into the mailbox of every agent that takes `topic`; returns how many took it."""

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from cord_trio.gateway.http_endpoint import HttpEndpoint, everyone
 from cord_trio.gateway.profiles import PartOfFabric
 from cord_trio.gateway.service import Service
 from cord_trio.gateway.stdio_endpoint import serve_pipe
 from cord_trio.protocol.jsonrpc import encode
 from cord_trio.transports import limits_of
-from cord_trio.transports.http1_server import HttpLimits, serve_http
 from cord_trio.transports.stdio_server import serve_stdio
 from cord_trio.version import __version__
 
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     from cord_trio.config import Bounds
     from cord_trio.gateway.ports import Fabric, Lines
     from cord_trio.transports import Transport
+    from cord_trio.transports.http1_server import HttpLimits
 
 __all__ = ["serve_gateway"]
 
@@ -70,19 +69,23 @@ async def serve_gateway(
         for each in (service, *profiles.values()):
             background.start_soon(each.watch)
         async with trio.open_nursery() as calls:
-            endpoint = HttpEndpoint(
-                service,
-                calls,
-                allowed_hosts=config.allowed_hosts,
-                allowed_origins=config.allowed_origins,
-                max_message=(limits or HttpLimits()).body,
-                sse=config.sse,
-                profiles=profiles,
-                principal=principal or everyone,
-            )
-            background.start_soon(endpoint.keep_alive)
             async with trio.open_nursery() as serving:
                 if http:
+                    # Here, since they take a fifth of the start of `serve --stdio`, which needs them for nothing.
+                    from cord_trio.gateway.http_endpoint import HttpEndpoint, everyone
+                    from cord_trio.transports.http1_server import HttpLimits, serve_http
+
+                    endpoint = HttpEndpoint(
+                        service,
+                        calls,
+                        allowed_hosts=config.allowed_hosts,
+                        allowed_origins=config.allowed_origins,
+                        max_message=(limits or HttpLimits()).body,
+                        sse=config.sse,
+                        profiles=profiles,
+                        principal=principal or everyone,
+                    )
+                    background.start_soon(endpoint.keep_alive)
                     await serving.start(
                         partial(
                             serve_http,
@@ -110,6 +113,8 @@ async def _serve_stdio(service: Service) -> None:
 
 
 def _limits(bounds: Bounds) -> HttpLimits:
+    from cord_trio.transports.http1_server import HttpLimits
+
     return HttpLimits(
         connections=bounds.http_connections,
         head=bounds.http_head,

@@ -42,9 +42,6 @@ HERE = {
     "test_what_a_legacy_client_is_asked_is_answered_while_the_fabric_drains": "asks an agent of the gateway's node",
     "test_an_exported_agent_asks_the_person_behind_its_client": "asks an agent of the gateway's node",
     "test_a_client_that_cancels_an_exported_agent_while_it_is_asked_ends_it": "asks an agent of the gateway's node",
-    "test_m27_rows_14_18_what_a_legacy_client_says_of_its_session_never_reaches_a_modern_server": (
-        "counts what a server is sent, of which its own node is one more sender"
-    ),
 }
 """Tests of one node alone, and why."""
 
@@ -235,6 +232,28 @@ async def test_row_20_a_change_that_is_lost_on_the_way_is_told_all_the_same(auto
             assert front.node.calling._flights == {}
 
 
+async def test_what_is_subscribed_to_is_asked_for_anew_before_the_broker_lets_nobody_answer_any_more(
+    autojump_clock: MockClock,
+) -> None:
+    told: list[str] = []
+    behind = far("modern")
+    async with open_broker(Random(1)) as broker, member(broker, "owner", behind.source()) as owner:
+        async with member(broker, "front") as front:
+            await has(front, "x@owner")
+            with front.fabric.subscribe("p", [URI], told.append):
+                await trio.sleep(10)
+                tenure = owner.node.owning._tenure
+                assert tenure is not None
+                before = {id for _, id in tenure.known}
+                await trio.sleep(standing.RENEW + 10)
+                assert tenure.standing == 1
+                assert not before & {id for (_, id), one in tenure.known.items() if one.state != "done"}
+                assert told == []
+                behind.connections[0].tell("notifications/resources/updated", {"uri": "file:///a"})
+                await trio.sleep(1)
+                assert told == [URI]
+
+
 async def test_more_changes_than_are_told_at_once_are_seen_to_be_missing(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,6 +338,12 @@ async def test_row_22_a_task_stays_with_the_node_that_runs_it(autojump_clock: Mo
             assert by[::2] == by[1::2]
             assert {*by} == {"a", "b"}
             assert sum(len(server.sent("tasks/get")) for server in servers) == 24
+            for id in ids:
+                assert await ask("tasks/update", {"taskId": id, "inputResponses": {}}) is not None
+                assert await ask("tasks/cancel", {"taskId": id}) is not None
+            for server, name in zip(servers, "ab", strict=True):
+                assert len(server.sent("tasks/update")) == len(server.sent("tasks/cancel")) == by[::2].count(name)
+                assert {each["taskId"] for each in server.sent("tasks/cancel")} == {"t1"}
         # Both are gone; one comes back, and has other tasks of those names.
         async with pooled(broker, "a", "another") as server:
             await listed(front.fabric, "x__slow")

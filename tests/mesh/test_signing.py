@@ -17,7 +17,7 @@ from cord_trio.call import Call, Complete
 from cord_trio.config.rules import Rule
 from cord_trio.errors import Denied
 from cord_trio.mesh import signing
-from cord_trio.mesh.frames import Bundle, Request, decode_request, encode_request
+from cord_trio.mesh.frames import CHANGES, Bundle, Request, decode_request, encode_request
 from cord_trio.mesh.local import open_broker
 from cord_trio.mesh.owning import HandOn
 from cord_trio.mesh.signing import LIFE, WINDOW, Door, Signer
@@ -233,6 +233,12 @@ async def test_a_node_that_may_call_nothing_is_told_so(autojump_clock: MockClock
                     await here.calling.call(tool_call(), ["b"])
                 assert refused.value.executed == "no"
                 assert there.counters["mesh.refused_denied"] == 1
+
+
+@pytest.mark.parametrize(("callers", "let_in"), [(["ann@*"], True), (["ann@a"], True), (["ann@c"], False), ([], False)])
+def test_a_node_may_subscribe_if_anybody_of_it_may_call(callers: list[str], let_in: bool) -> None:
+    _, refusal = Door(callers=callers).judge("a", replace(REQUEST, method=CHANGES, principal="local"), THEIRS, 1000)
+    assert (refusal is None) == let_in
 
 
 async def test_the_rules_of_the_node_that_has_the_tool_say_who_of_which_node_may_call_it(

@@ -18,7 +18,7 @@ import trio
 from msgspec.structs import replace
 
 from cord_trio.counters import Counters
-from cord_trio.mesh.frames import Frame
+from cord_trio.mesh.frames import STANDING, Frame
 from cord_trio.mesh.outcomes import failure_of
 from cord_trio.mesh_errors import OwnerRefused
 
@@ -149,7 +149,7 @@ class Door:
         self, signer: Signer | None = None, callers: Sequence[str] = ("*",), counters: Counters | None = None
     ) -> None:
         self._signer = signer
-        self._callers = () if "*" in callers else tuple(callers)
+        self._callers = tuple(callers)
         self._all = "*" in callers
         self._counters = counters or Counters()
 
@@ -170,9 +170,14 @@ class Door:
                 return request, self._refused(request, reason, text, now)
             believed = self._signer.believes(request)
         who = request.principal if believed else f"{request.principal}@{node}"
-        if not self._all and not any(fnmatchcase(who, glob) for glob in self._callers):
+        if not (self._all or self._lets_in(who, node, request.method)):
             return request, self._refused(request, "denied", f"{who!r} may call nothing here", now)
         return replace(request, principal=who), None
+
+    def _lets_in(self, who: str, node: str, method: str) -> bool:
+        if method in STANDING:  # for anybody of that node who subscribed
+            return any(fnmatchcase(node, glob.rpartition("@")[2]) for glob in self._callers)
+        return any(fnmatchcase(who, glob) for glob in self._callers)
 
     def signed(self, request: Request, ours: str, node: str, epoch: str) -> Request:
         """`request` for whoever it is handed on to. Arguments as of `Signer.sign`."""

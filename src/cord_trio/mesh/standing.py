@@ -48,6 +48,10 @@ BEAT: Final = 5.0
 AGAIN: Final = (0.2, 30.0)
 """Seconds before a node is asked again that told an error, at first and at most."""
 
+RENEW: Final = 1800.0
+"""Seconds after which another call takes the place of one that tells of changes: a broker may let a node answer what it
+was asked for an hour alone (`permissions.ANSWERING`)."""
+
 REFETCH: Final = 10.0
 """Seconds for which a list that could not be trusted any more is waited for."""
 
@@ -200,7 +204,8 @@ class Hearing:
                 if old is not None:
                     old.cancel("another call has taken its place")
                 old = scope
-                await changed.wait()
+                with trio.move_on_after(RENEW):
+                    await changed.wait()
                 await trio.sleep(GATHER)
             nursery.cancel_scope.cancel("no node offers the server any more")
 

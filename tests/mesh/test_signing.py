@@ -90,6 +90,16 @@ def test_nothing_of_a_call_can_be_changed_on_the_way(name: str) -> None:
     assert {*CHANGED, *FREE} == {field.name for field in msgspec.structs.fields(Request)}
 
 
+FREE_TEXTS = ("source", "method", "principal", "park", "tool")
+
+
+@given(*(st.tuples(*[st.text("a 1", max_size=3)] * len(FREE_TEXTS)) for _ in "12"))
+def test_no_two_calls_have_one_signature(one: tuple[str, ...], other: tuple[str, ...]) -> None:
+    first, second = (replace(REQUEST, **dict(zip(FREE_TEXTS, texts, strict=True))) for texts in (one, other))
+    moved = replace(second, signature=signed(first).signature)
+    assert Signer([KEY], "m", "b").judge("a", moved, THEIRS, 1000.0)[0] == ("" if one == other else "denied")
+
+
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 3 * WINDOW))))
 def test_none_is_good_twice(comes: list[tuple[bool, int]]) -> None:
     """Whatever comes in whatever order: a number is taken once, and those of the latest window always once."""

@@ -77,10 +77,16 @@ STARTS_PER_CORE: Final = 2
 
 
 class Fabric(Verbs, Sources):
-    """A running fabric. Get one from `open_fabric`."""
+    """A running fabric. Get one from `open_fabric`.
+
+    Attributes:
+        brought: takes what our gateway has sealed and a client brought to another node; None without a gateway.
+
+    """
 
     def __init__(self, config: Config, around: Surroundings, block: Block) -> None:
         super().__init__(config, around)
+        self.brought: Callable[[Call], Awaitable[Outcome]] | None = None
         self._block = block
         self._alone = True
         self._exported: dict[str, Tool] = {}

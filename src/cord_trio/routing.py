@@ -28,8 +28,23 @@ ROUTED: Final = frozenset({PROMPT, READ, COMPLETE}) | TASKS
 """What is routed here; calls of tools are by the fabric itself."""
 
 
+BROUGHT: Final = "cord-gateway:"
+"""How what a gateway has sealed begins, where it is brought back by another node than the one whose gateway it was."""
+
+
 class Elsewhere(Protocol):
     """Where calls wait that other nodes make for us. Their tokens hold a dot, and ours never do."""
+
+    @property
+    def node(self) -> str:
+        """Our name among the nodes."""
+
+    @property
+    def place(self) -> str:
+        """Our name and incarnation, as `node.epoch`; "" between two of them."""
+
+    def bring(self, call: Call) -> Awaitable[Outcome]:
+        """Bring what the gateway of another node has sealed there, as the state or the task of `call`."""
 
     def resume(self, call: Call) -> Awaitable[Outcome]:
         """Go on with the call that waits for `call`."""
@@ -39,6 +54,12 @@ class Elsewhere(Protocol):
 
     async def wait_moot(self, park: str) -> None:
         """Return once the call under this token wants no answer any more, or is none."""
+
+
+def is_brought(call: Call) -> bool:
+    """Whether it brings what our own gateway has sealed, from another node."""
+    raw = call.params.get("taskId" if call.method in TASKS else "requestState")
+    return raw is not None and bytes(raw).startswith(b'"cord-gateway:')
 
 
 class Finder:

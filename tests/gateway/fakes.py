@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cord_trio.call import Call, Handler, Outcome
     from cord_trio.config import ProfileConfig
     from cord_trio.errors import CallError, ConnectionLost
+    from cord_trio.routing import Elsewhere
     from cord_trio.transports.memory import MemoryTransport
 
     Answer = Callable[[Call], Awaitable[Outcome]]
@@ -149,6 +150,8 @@ class FakeFabric:
 
     def __init__(self, page_size: int = 1000, **answers: Answer) -> None:
         self.config = Config(Settings(page_size=page_size))
+        self.elsewhere: Elsewhere | None = None
+        self.brought: Callable[[Call], Awaitable[Outcome]] | None = None
         self.registry = FakeRegistry()
         self.counters = Counters()
         self.draining = trio.Event()

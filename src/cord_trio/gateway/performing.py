@@ -9,30 +9,42 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import trio
+from msgspec import Raw
 
 from cord_trio.call import Complete, Error, InputRequired, Task
 from cord_trio.errors import CallError
 from cord_trio.gateway.loop import go_round, wait_always
+from cord_trio.gateway.places import bringing, brought, node_of, placed
 from cord_trio.gateway.questions import read_round, with_origin
 from cord_trio.gateway.relay import answer, executed_data, failure, question
 from cord_trio.gateway.requests import TASK_CALLS
 from cord_trio.gateway.state import MAX_ROUNDS, Kept, digest, next_call, open_state, seal_state
-from cord_trio.gateway.steps import Reply
+from cord_trio.gateway.steps import STATE, Reply
 from cord_trio.gateway.tasks import new_task, open_task, require_tasks, task_call, task_result
 from cord_trio.gateway.urls import PAGES_REFUSED, as_questions, page_ids, refused_pages
 from cord_trio.layers import META_DEADLINE
 from cord_trio.protocol.eras import URL_ELICITATION_REQUIRED
-from cord_trio.protocol.jsonrpc import INTERNAL_ERROR, encode_error, encode_result, parse
+from cord_trio.protocol.jsonrpc import (
+    INTERNAL_ERROR,
+    encode,
+    encode_error,
+    encode_result,
+    members,
+    object_of,
+    parse,
+)
+from cord_trio.routing import BROUGHT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
     from contextlib import AbstractContextManager
 
     from cord_trio.auth.sealing import Sealer
-    from cord_trio.call import Call, Handler, Outcome
+    from cord_trio.call import Call, EventSink, Handler, Outcome
     from cord_trio.gateway.asking import Channel
     from cord_trio.gateway.events import Events
     from cord_trio.gateway.steps import Run
+    from cord_trio.routing import Elsewhere
 
 FIRST_PAUSE = 1.0
 """Seconds before a call is made again whose pages a person has just agreed to open; doubles each time."""
@@ -62,6 +74,7 @@ class Performer:
         abandon: lets go of a parked call that will not be answered.
         origin: which source asks, where a person could not tell; else empty.
         hold: gives what takes the further rounds of a call whose client is asked while it waits; `handle` if None.
+        elsewhere: the other nodes of a mesh; None if there are none.
 
     """
 
@@ -76,6 +89,7 @@ class Performer:
         abandon: Callable[[str, str], None] = lambda _park, _reason: None,
         origin: Callable[[Run], str] = lambda _run: "",
         hold: Callable[[], AbstractContextManager[Handler]] | None = None,
+        elsewhere: Callable[[], Elsewhere | None] = lambda: None,
     ) -> None:
         self._handle = handle
         self._hold = hold or (lambda: nullcontext(handle))
@@ -85,6 +99,7 @@ class Performer:
         self._sealer = sealer
         self._abandon = abandon
         self._origin = origin
+        self._elsewhere = elsewhere
 
     async def perform(self, run: Run, events: Events | None, channel: Channel | None = None) -> Reply:
         """The answer to `run`. Raises nothing but cancellation.
@@ -105,6 +120,8 @@ class Performer:
                 outcome = await self._handle(run.call(events))
                 if type(outcome) is Complete:  # the plain case
                     return answer(outcome, run, self._us, fresh=not run.answers)
+            elif (there := self._there(run.state)) is not None:
+                return self._answer(await there.bring(bringing(run, events)), run, None, there=True)
             else:
                 kept = open_state(self._sealer, run, trio.current_time())
                 outcome = await self._go_on(run, kept, events)
@@ -123,7 +140,7 @@ class Performer:
             log.exception("a call failed inside method=%s name=%s", run.method, run.name)
             return Reply(encode_error(run.id, INTERNAL_ERROR, "internal error", executed_data("unknown")))
 
-    async def _go_on(self, run: Run, kept: Kept, events: Events | None) -> Outcome:
+    async def _go_on(self, run: Run, kept: Kept, events: EventSink | None) -> Outcome:
         """Bring answers to where they are waited for."""
         if kept.urls:
             if refusal := refused_pages(run):
@@ -136,7 +153,7 @@ class Performer:
                 self._abandon(kept.park, "the client left")
             raise
 
-    async def _call_anew(self, run: Run, kept: Kept, events: Events | None) -> Outcome:
+    async def _call_anew(self, run: Run, kept: Kept, events: EventSink | None) -> Outcome:
         """Make a call that was not run before a person has opened pages, which takes her a while."""
         pause, patience = FIRST_PAUSE, PATIENCE
         while True:
@@ -149,8 +166,34 @@ class Performer:
             patience -= pause
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    def _answer(self, outcome: Outcome, run: Run, kept: Kept | None) -> Reply:
-        """The answer to a modern client, which is asked by it."""
+    async def brought(self, call: Call) -> Outcome:
+        """How a call goes on whose client came to another node with what was sealed here. Raises `CallError`."""
+        run, now = brought(call), trio.current_time()
+        if run.method in TASK_CALLS:
+            return await self._handle(task_call(run, open_task(self._sealer, run, now)))
+        kept = open_state(self._sealer, run, now)
+        outcome = await self._go_on(run, kept, call.events)
+        if not isinstance(outcome, InputRequired):
+            return outcome
+        try:
+            result, sealed = self._seal(outcome, run, kept.round + 1, ())
+        except CallError:
+            if outcome.park:
+                self._abandon(outcome.park, "the client cannot be asked")
+            raise
+        return InputRequired(Raw(object_of({**members(result), STATE: encode(f"{BROUGHT}{sealed}")})))
+
+    def _there(self, text: str) -> Elsewhere | None:
+        """The other nodes, if one of those has sealed it."""
+        elsewhere, node = self._elsewhere(), node_of(text)
+        return elsewhere if elsewhere is not None and node not in ("", elsewhere.node) else None
+
+    def _place(self) -> str:
+        elsewhere = self._elsewhere()
+        return "" if elsewhere is None else elsewhere.place
+
+    def _answer(self, outcome: Outcome, run: Run, kept: Kept | None, *, there: bool = False) -> Reply:
+        """The answer to a modern client, which is asked by it; `there` if another node's gateway goes on with it."""
         urls: tuple[str, ...] = ()
         if isinstance(outcome, Error) and outcome.code == URL_ELICITATION_REQUIRED:
             urls = page_ids(outcome.data)
@@ -160,10 +203,12 @@ class Performer:
                     raise CallError(PAGES_REFUSED, "no")
                 outcome = InputRequired(asked)
         if isinstance(outcome, Task):
-            return Reply(encode_result(run.id, new_task(self._sealer, run, outcome.result, self._us)))
+            return Reply(encode_result(run.id, new_task(self._sealer, run, outcome.result, self._us, self._place())))
         if not isinstance(outcome, InputRequired):
             return answer(outcome, run, self._us, fresh=kept is None)
         try:
+            if there and not outcome.park and node_of(text := read_round(outcome.result)[1] or ""):
+                return question(run, outcome, text, self._us)
             return self._ask(outcome, run, 1 if kept is None else kept.round + 1, urls)
         except CallError:
             if outcome.park:
@@ -171,20 +216,26 @@ class Performer:
             raise
 
     def _ask(self, outcome: InputRequired, run: Run, rounds: int, urls: tuple[str, ...]) -> Reply:
+        result, sealed = self._seal(outcome, run, rounds, urls)
+        return question(run, InputRequired(result), placed(self._place(), sealed) if sealed else None, self._us)
+
+    def _seal(self, outcome: InputRequired, run: Run, rounds: int, urls: tuple[str, ...]) -> tuple[Raw, str]:
+        """The questions, and what brings the answers back; "" for nothing."""
         if rounds > MAX_ROUNDS:
             raise CallError(f"{run.name} asks more than {MAX_ROUNDS} times", "unknown")
         result = with_origin(outcome.result, self._origin(run))
         _, state = read_round(result)
-        sealed = None
-        if outcome.park or state is not None or urls:
-            inside = Kept(digest(run), rounds, outcome.park, None if outcome.park else state, urls)
-            sealed = seal_state(self._sealer, run, inside, trio.current_time())
-        return question(run, InputRequired(result), sealed, self._us)
+        if not outcome.park and state is None and not urls:
+            return result, ""
+        inside = Kept(digest(run), rounds, outcome.park, None if outcome.park else state, urls)
+        return result, seal_state(self._sealer, run, inside, trio.current_time())
 
     async def _ask_of_task(self, run: Run) -> Reply:
         require_tasks(run)
-        ref = open_task(self._sealer, run, trio.current_time())
-        outcome = await self._handle(task_call(run, ref))
+        if (there := self._there(run.name)) is not None:
+            outcome = await there.bring(bringing(run, None))
+        else:
+            outcome = await self._handle(task_call(run, open_task(self._sealer, run, trio.current_time())))
         if isinstance(outcome, Complete | Task):  # some servers answer `tasks/get` with a task, as the examples do
             return Reply(encode_result(run.id, task_result(outcome.result, self._us, run.name)))
         return answer(outcome, run, self._us)

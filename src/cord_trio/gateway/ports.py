@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     import trio
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cord_trio.counters import Counters
     from cord_trio.protocol.jsonrpc import Json
     from cord_trio.protocol.tools import Tool
+    from cord_trio.routing import Elsewhere
 
 
 class Listed(Protocol):
@@ -165,7 +166,18 @@ class Config(Protocol):
 
 
 class Fabric(Protocol):
-    """What answers calls."""
+    """What answers calls.
+
+    Attributes:
+        brought: takes what was sealed here and a client brought to another node.
+
+    """
+
+    brought: Callable[[Call], Awaitable[Outcome]] | None
+
+    @property
+    def elsewhere(self) -> Elsewhere | None:
+        """The other nodes of a mesh."""
 
     @property
     def config(self) -> Config: ...

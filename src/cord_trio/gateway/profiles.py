@@ -12,7 +12,7 @@ from cord_trio.errors import CallFailed, ToolNotFound
 from cord_trio.protocol.jsonrpc import INVALID_PARAMS, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     import trio
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         TemplateRoute,
     )
     from cord_trio.gateway.steps import Kind
+    from cord_trio.routing import Elsewhere
 
 R = TypeVar("R", "Route", "PromptRoute", "ResourceRoute", "TemplateRoute")
 
@@ -71,9 +72,12 @@ class PartOfRegistry:
 
 
 class PartOfFabric:
-    """A fabric that has only what a profile names."""
+    """A fabric that has only what a profile names. What is sealed for its clients is for this gateway alone."""
+
+    elsewhere: Elsewhere | None = None
 
     def __init__(self, fabric: Fabric, profile: Profile) -> None:
+        self.brought: Callable[[Call], Awaitable[Outcome]] | None = None
         self._fabric = fabric
         self._profile = profile
         self._registry = PartOfRegistry(fabric.registry, profile)

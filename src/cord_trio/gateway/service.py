@@ -70,8 +70,9 @@ class Service:
         self._performer = Performer(
             fabric.handle, identity, self.sealer,
             wait_pages=fabric.wait_pages, wait_moot=fabric.wait_moot, abandon=self._abandon, origin=self._origin,
-            hold=fabric.holding,
+            hold=fabric.holding, elsewhere=lambda: fabric.elsewhere,
         )  # fmt: skip
+        fabric.brought = self._performer.brought
         self.catalogue = Catalogue(self.sealer, page)
         self.sessions = Sessions(lambda: secrets.token_hex(16), self.counters)
         self.changes = Changes(fabric.registry, self.catalogue, self.counters)

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Raw
 
 from cord_trio.errors import CallFailed
+from cord_trio.gateway.places import bare
 from cord_trio.gateway.steps import ANSWERS, STATE
 from cord_trio.protocol.jsonrpc import INVALID_PARAMS, encode, parse
 
@@ -70,7 +71,7 @@ def open_state(sealer: Sealer, run: Run, now: float) -> Kept:
     """
     assert run.state is not None
     try:
-        kept = _decode_kept(sealer.open("state", run.principal, run.state, now))
+        kept = _decode_kept(sealer.open("state", run.principal, bare(run.state), now))
         if kept.digest == digest(run):
             return kept
     except (ValueError, msgspec.DecodeError):

@@ -18,6 +18,7 @@ from cord_trio.call import Call, Complete, Error, Task
 from cord_trio.errors import BadReply, CallError, CallFailed, Malformed
 from cord_trio.gateway.capabilities import NEEDED_DATA, NEEDS_TASKS, TASKS, lacks
 from cord_trio.gateway.params import decode_string
+from cord_trio.gateway.places import TASK_ID, bare, placed
 from cord_trio.gateway.shapes import meta_of
 from cord_trio.protocol.eras import MISSING_CAPABILITY
 from cord_trio.protocol.jsonrpc import INVALID_PARAMS, NOTHING, encode, members, object_of
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from cord_trio.gateway.steps import Listen, Run
 
 log = logging.getLogger("cord_trio.gateway")
-
-TASK_ID: Final = "taskId"
 
 ENDED: Final = frozenset({"completed", "failed", "cancelled"})
 """What a task's status says when nothing more will come."""
@@ -87,7 +86,7 @@ def open_tasks(sealer: Sealer, step: Listen, now: float) -> dict[str, Ref]:
 
 def _opened(sealer: Sealer, principal: str, id: str, now: float) -> Ref | None:
     try:
-        return _decode_ref(sealer.open("task", principal, id, now))
+        return _decode_ref(sealer.open("task", principal, bare(id), now))
     except (ValueError, msgspec.DecodeError):
         return None
 
@@ -138,7 +137,7 @@ def task_call(run: Run, ref: Ref) -> Call:
     return msgspec.structs.replace(run.call(None), name=ref.tool, params=params)
 
 
-def new_task(sealer: Sealer, run: Run, result: Raw, us: bytes) -> bytes:
+def new_task(sealer: Sealer, run: Run, result: Raw, us: bytes, place: str = "") -> bytes:
     """The result that tells a client of the task its call has become.
 
     Raises:
@@ -153,7 +152,7 @@ def new_task(sealer: Sealer, run: Run, result: Raw, us: bytes) -> bytes:
         raise BadReply(f"not a task: {exc}") from exc
     if id is None:
         raise BadReply("a task without an id")
-    sealed = sealer.seal("task", run.principal, encode(Ref(run.name, id)))
+    sealed = placed(place, sealer.seal("task", run.principal, encode(Ref(run.name, id))))
     return task_result(result, us, sealed, "task")
 
 

@@ -35,7 +35,7 @@ from cord_trio.mesh_errors import BadCatalogue, NotPermitted
 from cord_trio.nats.client import open_nats
 from cord_trio.nats.keys import Credentials, load_credentials
 from cord_trio.nats.kv import BucketOptions, open_bucket
-from cord_trio.routing import unknown
+from cord_trio.routing import is_brought, unknown
 from cord_trio.snapshot import KINDS
 
 if TYPE_CHECKING:
@@ -309,9 +309,19 @@ class Joined:
 
     # `sources.Elsewhere`
 
+    @property
+    def node(self) -> str:
+        return self._node.name
+
+    @property
+    def place(self) -> str:
+        return f"{self._node.name}.{self._node.epoch}" if self._node.epoch else ""
+
     def resume(self, call: Call) -> Awaitable[Outcome]:
         """Bring the answers of `call` to the node that asked."""
         return self._node.calling.call(call, ())
+
+    bring = resume  # what it brings names the node
 
     def abandon(self, park: str, reason: str) -> None:
         """Tell the node that asked that it gets no answer."""
@@ -334,6 +344,8 @@ def answering(fabric: Fabric, settings: MeshConfig, hosting: Hosting) -> Callabl
             return await answer_standing(fabric, settings, call)
         if call.method in (ASK, TELL):
             return await hosting.answer(call)
+        if is_brought(call) and fabric.brought is not None:
+            return await fabric.brought(call)
         name = fabric.source_of(call)
         link = fabric.links.get(name or "")
         if link is None or isinstance(link.source, Foreign) or not settings.shares(link.name):

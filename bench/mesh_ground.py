@@ -67,23 +67,33 @@ class Ground:
         hurry(lease)
 
     @contextmanager
-    def child(self, url, name, *, within=(), **options):
-        """A node as a process; `within` is a command that runs it elsewhere."""
-        process = self.started(url, name, within=within, **options)
-        try:
+    def child(self, url, name, **options):
+        """A node as a process."""
+        with self.started(url, name, **options) as process:
             if process.stdout.readline() != b"ready\n":
                 raise SystemExit(f"bench: node {name} did not start")
+            yield process
+
+    @asynccontextmanager
+    async def child_on(self, way, name, **options):
+        """The same on a way that may need us to go on meanwhile."""
+        with self.started(way.url, name, within=way.within, **options) as process:
+            if await trio.to_thread.run_sync(process.stdout.readline) != b"ready\n":
+                raise SystemExit(f"bench: node {name} did not start")
+            yield process
+
+    @contextmanager
+    def started(self, url, name, *, within=(), **options):
+        """The process of a node that joins, or does not; `within` is a command that runs it elsewhere."""
+        args = [url, name, str(self.log), str(self.lease), json.dumps(options)]
+        command = [*within, sys.executable, "-m", "tests.real.mesh_node", *args]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        try:
             yield process
         finally:
             process.kill()
             process.wait()
             process.stdout.close()
-
-    def started(self, url, name, *, within=(), **options):
-        """The process of a node that joins, or does not."""
-        args = [url, name, str(self.log), str(self.lease), json.dumps(options)]
-        command = [*within, sys.executable, "-m", "tests.real.mesh_node", *args]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
     @contextmanager
     def children(self, url, names, **options):

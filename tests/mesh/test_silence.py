@@ -23,7 +23,7 @@ from tests.mesh.ring import Names, node, tool_call
 from tests.mesh.test_calls import Work, subject
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from cord_trio.nats.wire import Message
     from tests.mesh.ring import Node
@@ -70,6 +70,32 @@ async def test_a_cancel_that_was_lost_is_said_again(autojump_clock: MockClock) -
             assert (work.cancelled, here.calling._withdrawals._untold) == ([], 1)
             await trio.sleep(3)
             assert (work.cancelled, here.calling._withdrawals._untold) == ([b"{}"], 0)
+
+
+async def test_a_cancel_for_one_that_is_gone_is_said_less_and_less_often(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, work = Names(), Work(1000)
+    async with open_broker(Random(1)) as broker:
+        async with node(broker, names, "a") as here, node(broker, names, "b", work) as there:
+            asked: list[str] = []
+            request = here.nats.request
+
+            async def counted(subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None) -> Message:
+                asked.append(subject)
+                return await request(subject, data, headers=headers)
+
+            monkeypatch.setattr(here.nats, "request", counted)
+            with trio.move_on_after(0.5):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(here.calling.call, tool_call(), ["b"])
+                    await work.going.wait()
+                    there.way.reset()
+                    there.way.cut()
+                    await trio.sleep_forever()
+            await trio.sleep(15)
+            assert 10 <= sum(".call.b." in subject for subject in asked) < 60  # 140 at one pace
+            there.way.mend()
 
 
 async def test_a_cancel_while_cut_off_is_said_once_connected(autojump_clock: MockClock) -> None:

@@ -62,6 +62,7 @@ class Withdrawals:
         self.nursery.start_soon(self._tell, flight, request)
 
     async def _tell(self, flight: Flight, request: Request) -> None:
+        least, most = PAUSE
         try:
             with trio.move_on_after(PATIENCE):
                 while self._roster.epoch(flight.node) == flight.epoch:
@@ -71,7 +72,8 @@ class Withdrawals:
                             await self._link.request(flight.subject, headers=encode_request(request))
                             return
                     except CallError:
-                        await trio.sleep(self._rng.uniform(*PAUSE))
+                        await trio.sleep(self._rng.uniform(least, most))
+                        most = min(SILENCE, 2 * most)  # one that died may have had hundreds
         finally:
             self._untold -= 1
 

@@ -96,7 +96,7 @@ def test_two_nodes_on_one_machine(folder: Path) -> None:
 @pytest.mark.limit(120)  # a busy machine starts six processes late
 def test_two_machines_with_keys(folder: Path) -> None:
     broker, one, other = free_ports(3)
-    _, _, first, second, look = (
+    _, _, first, second, look, *_ = (
         block.replace("4222", str(broker)).replace("FIRST-MACHINE", "127.0.0.1").replace("0.0.0.0", "127.0.0.1")
         for block in blocks("docs/mesh.md", "sh")
     )

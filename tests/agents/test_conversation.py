@@ -140,6 +140,27 @@ async def test_one_handoff_more_than_the_bound_is_refused_and_counted() -> None:
     assert agents.counters["agents.hops_refused"] == 1
 
 
+@pytest.mark.parametrize("several", [list, tuple])
+async def test_several_handoffs_in_one_answer_are_an_error_that_says_what_to_do(several: type) -> None:
+    async def both(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
+        return several([ctx.handoff("ledger", 1), ctx.handoff("writer", 2)])
+
+    async def list_of_plain_values(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
+        return several([1, 2])
+
+    agents = fabric()
+    agents.add("both", both)
+    agents.add("plain", list_of_plain_values)
+    with agents.monitor("both") as notices:
+        with pytest.raises(HandoffRefused, match=r"return the one that goes on, .*ctx\.open_nursery") as caught:
+            await agents.converse("both", None)
+        notice = await anext(notices)
+    assert caught.value.target == "ledger, writer"
+    assert (notice.what, notice.cause) == ("handoff_refused", caught.value)
+    assert await agents.converse("plain", None) == several([1, 2])
+    assert at_rest(agents)
+
+
 async def test_the_hops_are_bounded_as_the_fabric_says() -> None:
     async def ping(ctx: Context, payload: object) -> object:  # noqa: ASYNC124  # async by contract
         return ctx.handoff("ping", payload) if ctx.can_handoff("ping") else ctx.hops

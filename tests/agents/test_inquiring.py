@@ -84,6 +84,61 @@ async def test_a_client_is_asked_and_its_answer_reaches_the_handler(
         assert quiet(fabric)
 
 
+@pytest.mark.parametrize("mailbox", [None, Mailbox(8)])
+async def test_no_deadline_runs_while_a_person_thinks_and_that_of_the_next_call_counts(
+    mailbox: Mailbox | None, autojump_clock: MockClock
+) -> None:
+    seen: list[float] = []
+
+    async def slow(ctx: cord.Context, payload: object) -> None:
+        seen.append(ctx.deadline)
+        await ctx.elicit("Name?", FORM)
+        seen.append(ctx.deadline)
+        await trio.sleep(10)
+
+    async def desk(ctx: cord.Context, payload: object) -> object:
+        return await ctx.ask("slow")
+
+    async with open_fabric() as fabric:
+        fabric.agent("slow", slow, mailbox=mailbox)
+        fabric.agent("desk", desk, export=True, mailbox=mailbox)
+        start = trio.current_time()
+        outcome = await fabric.handle(first("agent__desk", deadline=start + 5))
+        await trio.sleep(100)
+        with pytest.raises(DeadlineExceeded):
+            await fabric.handle(again(outcome, {"q1": ADA}, "agent__desk", deadline=start + 107))
+        assert trio.current_time() == start + 107
+        assert seen == [start + 5, start + 107]
+        assert fabric.agents["slow"].generation == 1
+        with trio.fail_after(20):  # its task goes on without a deadline of that call
+            outcome = await fabric.handle(first("agent__desk"))
+            await fabric.handle(again(outcome, {"q1": ADA}, "agent__desk"))
+        assert quiet(fabric)
+
+
+async def test_a_call_that_goes_on_moves_no_deadline_of_whom_it_has_asked_before(autojump_clock: MockClock) -> None:
+    async def rests(ctx: cord.Context, seconds: float) -> str:
+        await trio.sleep(seconds)
+        return "rested"
+
+    async def desk(ctx: cord.Context, payload: object) -> None:
+        await ctx.ask("rests", 0.0)
+        await ctx.elicit("Name?", FORM)
+        await trio.sleep(10)
+
+    async with open_fabric() as fabric:
+        fabric.agent("rests", rests, mailbox=Mailbox(8))
+        fabric.agent("desk", desk, export=True)
+        outcome = await fabric.handle(first("agent__desk", deadline=trio.current_time() + 5))
+        async with trio.open_nursery() as nursery:
+            job = await fabric.start("rests", 50.0, owner=nursery)
+            with pytest.raises(DeadlineExceeded):
+                late = trio.current_time() + 5
+                await fabric.handle(again(outcome, {"q1": ADA}, "agent__desk", deadline=late))
+            assert await job.result() == "rested"
+        assert quiet(fabric)
+
+
 @pytest.mark.parametrize("answer", [{"action": "decline"}, {"action": "cancel"}])
 async def test_a_person_who_declines_has_filled_in_nothing(answer: Json, autojump_clock: MockClock) -> None:
     async with open_fabric() as fabric:

@@ -13,7 +13,16 @@ from cord_trio.agents import GRACE, Context, Handoff, Mailbox, converse, latest
 from cord_trio.agents import mailbox as mailbox_room
 from cord_trio.agents.mailbox import Box, Envelope, Lane
 from cord_trio.agents.post import QUANTUM
-from cord_trio.errors import AgentCrashed, AgentDown, CallCycle, DeadlineExceeded, Draining, NoMailbox, Overloaded
+from cord_trio.errors import (
+    AgentCrashed,
+    AgentDown,
+    CallCycle,
+    DeadlineExceeded,
+    Draining,
+    HandoffRefused,
+    NoMailbox,
+    Overloaded,
+)
 from cord_trio.testing.schedule import scheduled
 from tests.agents.world import at_rest, echo, hang, world
 
@@ -756,6 +765,22 @@ def test_a_message_that_had_to_wait_for_room_is_no_part_of_its_senders_chain() -
         with scheduled(random.Random(seed)):
             trio.run(main)
     assert answers == ["answer"] * 4 * 30
+
+
+async def test_several_handoffs_that_nobody_waits_for_are_told_to_monitors() -> None:
+    async def both(ctx: Context, payload: object) -> list[Handoff]:  # noqa: ASYNC124  # async by contract
+        return [ctx.handoff("both", 1), ctx.handoff("both", 2)]
+
+    async with world() as agents:
+        agents.add("both", both, mailbox=Mailbox())
+        with agents.monitor("both") as notices:
+            await agents.tell("both", None)
+            notice = await anext(notices)
+        await agents.wait_quiet()
+        assert (notice.what, agents.counters["agents.told_failed"]) == ("handoff_refused", 1)
+        with pytest.raises(HandoffRefused):
+            await agents.converse("both", None)
+    assert at_rest(agents)
 
 
 async def test_handoffs_that_nobody_waits_for_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,15 @@ GRACE: Final = 5.0
 REMEMBERED: Final = 1024
 """Names of which an agent remembers whether its grant covers them."""
 
+LOOKED_AT: Final = 64
+"""Entries of an answer in which handoffs are looked for."""
+
+ONE_ONLY: Final = (
+    "an answer is one handoff, not several: return the one that goes on, and for more at once open "
+    "`ctx.open_nursery()` and spawn them there"
+)
+"""Why several handoffs in one answer are refused."""
+
 EVERYTHING: Final = ("*",)
 """The grant of an agent that may use every tool, or every agent."""
 
@@ -69,6 +78,13 @@ class Handoff(msgspec.Struct, frozen=True):
     target: str
     payload: object
     keep: Keep | None = None
+
+
+def handoffs_in(answer: object) -> list[Handoff]:
+    """Those in a list or tuple, of which none would happen; none in any other answer."""
+    if isinstance(answer, (list, tuple)):
+        return [each for each in answer[:LOOKED_AT] if type(each) is Handoff]
+    return []
 
 
 def last(count: int) -> Keep:

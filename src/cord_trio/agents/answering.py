@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -17,6 +18,7 @@ from cord_trio.protocol.jsonrpc import Json, encode, members, parse
 from cord_trio.protocol.questions import ANYTHING
 
 if TYPE_CHECKING:
+    from cord_trio.agents.turn import Branch
     from cord_trio.call import Call, Handler, Outcome
 
 ROUNDS: Final = 10
@@ -41,7 +43,31 @@ Answer: TypeAlias = Callable[[Mapping[str, Question]], Awaitable[Mapping[str, Js
 
 
 class Asker(ABC):
-    """Whoever asked an agent from outside, as its handlers meet it."""
+    """Whoever asked an agent from outside, as its handlers meet it.
+
+    Attributes:
+        deadline: Trio time by which it wants its answer; moves while it is asked something itself.
+
+    """
+
+    def __init__(self, deadline: float = math.inf) -> None:
+        self.deadline = deadline
+        self._bound: set[trio.CancelScope] = set()
+
+    def bind(self, scope: trio.CancelScope) -> None:
+        """From now on `scope`, of a handler in a task of its own, has our deadline, until `release`."""
+        scope.deadline = self.deadline
+        self._bound.add(scope)
+
+    def release(self, scope: trio.CancelScope) -> None:
+        """It has no more."""
+        self._bound.discard(scope)
+
+    def move(self, deadline: float) -> None:
+        """Set the deadline, from which no time is taken while someone thinks."""
+        self.deadline = deadline
+        for scope in self._bound:
+            scope.deadline = deadline
 
     @abstractmethod
     async def __call__(self, value: object) -> None:
@@ -58,10 +84,20 @@ class Asker(ABC):
         """
 
 
+def asker_of(branch: Branch | None) -> Asker | None:
+    """Who asked from outside for what `branch` is part of; None if nobody did who can be asked."""
+    while branch is not None:
+        if branch.sink is not None and isinstance(branch.sink, Asker):
+            return branch.sink
+        branch = branch.parent
+    return None
+
+
 class Answering(Asker):
     """One in this process, who answers with a function, and sees nothing of what is emitted."""
 
     def __init__(self, answer: Answer) -> None:
+        super().__init__()
         self._answer = answer
 
     async def __call__(self, value: object) -> None:

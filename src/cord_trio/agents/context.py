@@ -8,7 +8,7 @@ import msgspec
 import trio
 
 from cord_trio.agents.agent import Handoff
-from cord_trio.agents.answering import Asker, Question
+from cord_trio.agents.answering import Question, asker_of
 from cord_trio.agents.budget import charge
 from cord_trio.agents.crew import open_crew
 from cord_trio.agents.exporting import CALLING, EXPORTED
@@ -276,11 +276,9 @@ class Context(msgspec.Struct, eq=False):
             CallError: it was not answered.
 
         """
-        branch: Branch | None = self.branch
-        while branch is not None:
-            if isinstance(branch.sink, Asker):
-                return await branch.sink.inquire(questions)
-            branch = branch.parent
+        asker = asker_of(self.branch)
+        if asker is not None:
+            return await asker.inquire(questions)
         await trio.lowlevel.checkpoint()
         raise InputNeeded(self.agent.name, sorted({each.method for each in questions.values()}))
 

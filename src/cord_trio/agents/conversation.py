@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from cord_trio.agents.agent import Agent, Handoff, Step
+from cord_trio.agents.agent import ONE_ONLY, Agent, Handoff, Step, handoffs_in
 from cord_trio.agents.budget import Account
 from cord_trio.agents.context import Context
 from cord_trio.agents.elsewhere import Distant
@@ -124,6 +124,8 @@ async def converse(
             else:
                 answer = await _host(agents, branch, agent, payload, transcript, generation, transfer)
             if type(answer) is not Handoff:
+                if type(answer) is list or type(answer) is tuple:
+                    _refuse_several(agents, branch, agent, answer)
                 return answer
             taker = _taker(agents, branch, agent, answer)
             transcript = transcript + (Step(agent.name, payload),)  # noqa: RUF005  # a third of the other's cost
@@ -198,10 +200,14 @@ def broadcast(
     return taken
 
 
-async def carry_on(agents: Agents, giver: Agent, context: Context, payload: object, handoff: Handoff) -> None:
+async def carry_on(agents: Agents, giver: Agent, context: Context, payload: object, handoff: object) -> None:
     """Go on with a handoff that answers a message which nobody waits for. Raises nothing: monitors are told."""
     branch = context.branch
+    target = giver.name
     try:
+        _refuse_several(agents, branch, giver, handoff)
+        assert isinstance(handoff, Handoff)
+        target = handoff.target
         taker = _taker(agents, branch, giver, handoff)
         transcript = (*context.transcript, Step(giver.name, payload))
         if handoff.keep is not None:
@@ -216,7 +222,7 @@ async def carry_on(agents: Agents, giver: Agent, context: Context, payload: obje
         agents.counters.add("agents.told_failed")
         note_way(exc, branch, giver.generation)
     except BaseExceptionGroup as exc:
-        raise cancelled_alone(exc, handoff.target, agents.counters) from None
+        raise cancelled_alone(exc, target, agents.counters) from None
 
 
 def _failed(agents: Agents, branch: Branch, agent: Agent, exc: Exception) -> None:
@@ -295,7 +301,20 @@ def _taker(agents: Agents, branch: Branch, giver: Agent, handoff: Handoff) -> Ag
             return taker
         except BudgetExceeded as exc:
             error = exc
+    raise _refused(agents, branch, giver, error)
+
+
+def _refuse_several(agents: Agents, branch: Branch, giver: Agent, answer: object) -> None:
+    """Raise if there are handoffs in `answer`, which is none: none of them would happen, and nobody would notice."""
+    handoffs = handoffs_in(answer)
+    if handoffs:
+        targets = ", ".join(handoff.target for handoff in handoffs)
+        raise _refused(agents, branch, giver, HandoffRefused(targets, ONE_ONLY))
+
+
+def _refused(agents: Agents, branch: Branch, giver: Agent, error: AgentError) -> AgentError:
+    """`error`, told to those who look at the giver."""
     note_way(error, branch, giver.generation)
     if agents.monitors.looking:
         agents.monitors.tell(Notice(giver.name, giver.generation, "handoff_refused", error))
-    raise error
+    return error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
-from cord_trio.agents.agent import EVERYTHING, GRACE, MAX_HOPS, PLACE, Agent, Handoff, Step, base_of
+from cord_trio.agents.agent import EVERYTHING, GRACE, MAX_HOPS, PLACE, Agent, Step, base_of
 from cord_trio.agents.budget import UNLIMITED, Account, Budget
 from cord_trio.agents.conversation import broadcast, carry_on, converse, tell
 from cord_trio.agents.job import Jobs
@@ -298,7 +298,7 @@ class Agents(Mapping[str, Agent]):
             raise AgentError("there is no fabric to own a conversation")
         return self._jobs
 
-    def forward(self, giver: Agent, context: Context, payload: object, answer: Handoff) -> None:
+    def forward(self, giver: Agent, context: Context, payload: object, answer: object) -> None:
         """Go on with the handoff that answered a message which nobody waits for."""
         if self._forwarded >= MAX_FORWARDED:
             self.counters.add("agents.told_failed")
@@ -309,7 +309,7 @@ class Agents(Mapping[str, Agent]):
         self.untold += 1
         self.jobs.nursery.start_soon(self._forward, giver, context, payload, answer)
 
-    async def _forward(self, giver: Agent, context: Context, payload: object, handoff: Handoff) -> None:
+    async def _forward(self, giver: Agent, context: Context, payload: object, handoff: object) -> None:
         try:
             await carry_on(self, giver, context, payload, handoff)
         finally:

@@ -35,6 +35,7 @@ class Unasked(Asker):
     """A caller that can be asked nothing, and sees progress alone."""
 
     def __init__(self, call: Call) -> None:
+        super().__init__(call.deadline)
         self._call = call
 
     async def __call__(self, value: object) -> None:
@@ -62,7 +63,9 @@ class Inquiry(Parked, Asker):
     def __init__(self, call: Call, parks: Parks, work: Callable[[Inquiry], Awaitable[Complete]]) -> None:
         super().__init__(call, parks)
         self._work = work
-        self._scope = trio.CancelScope(deadline=call.deadline)
+        Asker.__init__(self, call.deadline)
+        self._scope = trio.CancelScope()
+        self.bind(self._scope)
 
     async def start(self, nursery: trio.Nursery) -> Outcome:
         """Run it in `nursery`, and wait until it ends or asks. Raises as `work` does."""
@@ -129,7 +132,7 @@ class Inquiry(Parked, Asker):
         return "unknown"
 
     def _until(self, deadline: float) -> None:
-        self._scope.deadline = deadline
+        self.move(deadline)
 
     def _tick(self, token: int | str, ticks: int) -> None:
         """An agent needs no sign that its question is being answered."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping
 
     from cord_trio.agents.agent import Step
+    from cord_trio.agents.answering import Asker
     from cord_trio.agents.turn import Branch, Turn
     from cord_trio.counters import Counters
 
@@ -82,6 +83,7 @@ class Envelope(msgspec.Struct, eq=False):
         transcript: what its handler sees of those that handed it on.
         deadline: Trio time by which its handler ends.
         generation: of the agent that alone may take it; 0 for any.
+        asker: whose deadline it has, which moves.
         over: called, synchronously, when nothing more will happen with it.
         context: the sender's context variables.
         scope: of the handler while it runs.
@@ -101,6 +103,7 @@ class Envelope(msgspec.Struct, eq=False):
     over: Callable[[], None] | None = None
     context: ContextVars = msgspec.field(default_factory=copy_context)
     room: Cell[None] | None = None
+    asker: Asker | None = None
     scope: trio.CancelScope | None = None
     ended: trio.Event | None = None
     abandoned: bool = False

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from cord_trio.agents.agent import Handoff
+from cord_trio.agents.agent import Handoff, handoffs_in
+from cord_trio.agents.answering import asker_of
 from cord_trio.agents.context import Context
 from cord_trio.agents.life import Alarm
 from cord_trio.agents.mailbox import Box, Envelope
@@ -154,6 +155,9 @@ class Post:
         deadline = trio.current_effective_deadline()
         reply = Cell[object]()
         envelope = Envelope(branch, payload, reply, transcript, deadline, generation)
+        asker = asker_of(branch)
+        if asker is not None and asker.deadline == deadline:
+            envelope.asker = asker
         self.box.put(envelope, lane="transfer" if transfer else "normal")
         try:
             return await reply.wait(partial(self._abandon, envelope))
@@ -211,6 +215,9 @@ class Post:
             if reply is not None:
                 envelope.scope = scope
                 deadline = envelope.deadline
+                if envelope.asker is not None:
+                    envelope.asker.bind(scope)
+                    deadline = scope.deadline
             elif deadline != math.inf:
                 deadline += trio.current_time()
             if deadline != math.inf:
@@ -222,14 +229,16 @@ class Post:
                 settled = True
                 if reply is not None:
                     reply.settle(answer)
-                elif type(answer) is Handoff:
+                elif type(answer) is Handoff or (answer is not None and handoffs_in(answer)):
                     agents.forward(agent, context, envelope.payload, answer)
             except Exception as exc:
                 settled = True
                 self._failed(life, envelope, exc)
             finally:
                 if not settled:  # cancelled
-                    envelope.fail(self._interrupted(life, deadline))
+                    envelope.fail(self._interrupted(life, scope.deadline))
+                if envelope.asker is not None:
+                    envelope.asker.release(scope)
                 del turn.holders[branch]
                 branch.holds = None
                 del life.users[branch]
@@ -239,7 +248,7 @@ class Post:
                     envelope.over()
                 elif envelope.ended is not None:
                     envelope.ended.set()
-            if deadline != math.inf:
+            if deadline != math.inf or envelope.asker is not None:
                 scope.deadline = math.inf
                 more = 0  # it may have passed
             elif envelope.abandoned:

@@ -226,6 +226,32 @@ async def test_a_node_without_a_broker_serves_what_is_its_own_until_there_is_one
 
 @needs_server
 @pytest.mark.limit(40)  # a busy machine starts two processes late
+async def test_a_refusal_that_comes_later_ends_it_with_one_error(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = Said(capsys)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    (folder / "mesh.conf").write_text(f'listen: "127.0.0.1:{port}"\nauthorization {{ token: "secret" }}\n')
+    configure(folder, web=server())
+    async with trio.open_nursery() as nursery:
+        codes: list[int] = []
+
+        async def run() -> None:
+            codes.append(await serve.run(arguments(mesh=[f"nats://127.0.0.1:{port}"], node="a"), trio.Event()))
+            nursery.cancel_scope.cancel("it has ended")
+
+        nursery.start_soon(run)
+        await said.wait_for("not in mesh cord yet")
+        nursery.start_soon(partial(keep_broker, port=0, store=None, conf="mesh.conf"))
+    assert codes == [1]
+    (error,) = [line for line in said().splitlines() if line.startswith("error: ")]
+    assert "authorize: the server refuses somebody without credentials: " in error
+    assert "draining for up to 0.2 s" in said()
+
+
+@needs_server
+@pytest.mark.limit(40)  # a busy machine starts two processes late
 async def test_a_key_that_the_broker_does_not_know_is_named_and_so_is_one_of_another_node(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -114,5 +114,8 @@ def test_two_machines_with_keys(folder: Path) -> None:
             here.paste(look + "echo done: $?\n")
             said = here.wait_for("done: 0")
     assert all(f"\n{tool}__echo " in said for tool in ("clock", "notes"))
-    assert [line.split()[0] for line in said.splitlines() if "  ready  " in line] == ["cellar", "kitchen"]
+    rows = [line for line in said.splitlines() if "  ready  " in line]
+    assert [row.split()[0] for row in rows] == ["cellar", "kitchen"]
+    assert all(" ms, " in row for row in rows)  # both were asked, and answered
+    assert "; nothing wrong" in said
     assert "\n3\n" in said

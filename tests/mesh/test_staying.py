@@ -132,7 +132,7 @@ async def test_a_broker_that_does_not_answer_holds_nothing_up_for_long(autojump_
         mesh = stay_in_mesh(Door(broker, [10.0]), heard.append, rng=Random(1))
         async with open_fabric(Config(), mesh=mesh):
             assert trio.current_time() - began <= FIRST
-            assert heard == [Waiting("no answer so far")]
+            assert [type(each) for each in heard] == [Waiting]
             await trio.sleep(10)
             assert type(heard[-1]) is Entered
 

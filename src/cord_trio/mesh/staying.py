@@ -138,7 +138,7 @@ class _Stay:
             await self._tried.wait()
         self._held_up = False
         if scope.cancelled_caught:
-            self._hear(Waiting("no answer so far"))
+            self._hear(Waiting("no answer so far, or the lease of the last node of this name has to end first"))
         if self._refusal is not None:
             raise self._refusal
 

@@ -19,7 +19,7 @@ BELOW: Final[list[tuple[str, str, str]]] = [
     ("pending.py", '        self.session.withdraw(self, "the deadline passed")\n', "        self.session.peer.abandon(self.id)\n"),
     ("session.py", "        if self.transport.withdraw(pending.id) or not pending.cancellable:\n            return\n", "        if not pending.cancellable:\n            return\n"),
     ("session.py", "        if self.peer.abandon(pending.id) is None:\n            return\n        self.counters", "        self.peer.abandon(pending.id)\n        self.counters"),
-    ("pending.py", "        try:\n            self._task = trio.lowlevel.current_task()\n            return await trio.lowlevel.wait_task_rescheduled(self._abort)  # type: ignore[no-any-return]  # Trio says Any\n        finally:\n            timer.discard(self)\n", "        self._task = trio.lowlevel.current_task()\n        return await trio.lowlevel.wait_task_rescheduled(self._abort)\n"),
+    ("pending.py", "            timer.by(self.deadline)\n        self._task", "            pass\n        self._task"),
     ("pending.py", "        self.settled = True\n        self._task = None\n        self.abandoned()\n", "        self._task = None\n        self.abandoned()\n"),
     ("pending.py", "        if self.settled:\n            return False\n        self.settled = True\n        self._value", "        self.settled = True\n        self._value"),
     ("session.py", '"unknown" if written(id) else "no"', '"no" if written(id) else "unknown"'),
@@ -32,7 +32,7 @@ BELOW: Final[list[tuple[str, str, str]]] = [
     ("cell.py", "        if self.settled:\n            return False\n        self._value = value\n", "        self._value = value\n"),
     ("cell.py", "            self.settled = True\n            self._task = None\n            abandoned()\n", "            self._task = None\n            abandoned()\n"),
     ("cell.py", "            await trio.lowlevel.cancel_shielded_checkpoint()\n", "            await trio.lowlevel.checkpoint()\n"),
-    ("cell.py", "            self._scope.deadline = deadline\n", "            pass\n"),
+    ("cell.py", "        self._scope.deadline = deadline\n", "        pass\n"),
     ("cell.py", "if deadline <= now]", "if deadline < now]"),
     ("cell.py", "                if self._waiting.pop(cell, None) is not None:\n                    expired()\n", "                self._waiting.pop(cell, None)\n                expired()\n"),
     # The registry

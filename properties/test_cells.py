@@ -41,7 +41,7 @@ class Alone:
         assert pending.settled
         self.wins.append("cancel")
 
-    def answered(self, pending: Pending, message: bytes) -> None:
+    def answered(self, pending: Pending, message: bytes, alone: bool, /) -> None:
         raise AssertionError("nobody reads here")
 
 

@@ -198,3 +198,25 @@ async def test_a_deadline_in_the_past_expires_at_once(autojump_clock: MockClock)
         with pytest.raises(TimeoutError):
             await cell.wait(never)
         nursery.cancel_scope.cancel("the test has seen enough")
+
+
+async def test_a_table_is_looked_through_at_its_earliest_deadline_until_nothing_is_left(
+    autojump_clock: MockClock,
+) -> None:
+    timer, began = Timer(), trio.current_time()
+    left = [began + 1.0, began + 3.0]
+    looks: list[float] = []
+
+    def expire(now: float) -> float:
+        looks.append(now - began)
+        left[:] = [each for each in left if each > now]
+        return min(left, default=math.inf)
+
+    timer.tables["mine"] = expire
+    async with trio.open_nursery() as nursery:
+        await nursery.start(timer.run)
+        timer.by(left[0])
+        await trio.sleep(10)
+        nursery.cancel_scope.cancel("seen")
+    assert looks == [1.0, 3.0]
+    assert timer.next == math.inf

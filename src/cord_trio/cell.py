@@ -106,12 +106,19 @@ class Timer:
     """Expires cells at their deadlines, all of them with one task.
 
     A wake costs a look at every waiting cell, and happens at most once for each deadline that was the
-    earliest when it was added; cells that are done in time are only added and discarded.
+    earliest when it was added; cells that are done in time are only added and discarded. Whoever keeps a table of
+    his cells anyhow spares them even that: he only says `by` when it is to be looked through.
+
+    Attributes:
+        tables: by whose they are: each is told the time, expires what is due, and returns the earliest deadline left.
+        next: Trio time of the next wake.
+
     """
 
     def __init__(self) -> None:
         self._waiting: dict[Cell[Any], tuple[float, Callable[[], None]]] = {}
-        self._next = math.inf
+        self.tables: dict[object, Callable[[float], float]] = {}
+        self.next = math.inf
         self._scope = trio.CancelScope()
 
     def __len__(self) -> int:
@@ -120,9 +127,13 @@ class Timer:
     def add(self, cell: Cell[T], deadline: float, expired: Callable[[], None]) -> None:
         """Call `expired` once Trio's clock reaches `deadline`, unless `discard` comes first."""
         self._waiting[cell] = (deadline, expired)
-        if deadline < self._next:
-            self._next = deadline
-            self._scope.deadline = deadline
+        if deadline < self.next:
+            self.by(deadline)
+
+    def by(self, deadline: float) -> None:
+        """Look through everything at `deadline`, which is before `next`."""
+        self.next = deadline
+        self._scope.deadline = deadline
 
     def discard(self, cell: Cell[T]) -> None:
         """Forget `cell`."""
@@ -132,7 +143,7 @@ class Timer:
         """Expire cells until cancelled. A callback that raises ends it: callbacks settle cells, no more."""
         task_status.started()
         while True:
-            self._scope = trio.CancelScope(deadline=self._next)
+            self._scope = trio.CancelScope(deadline=self.next)
             with self._scope:
                 await trio.sleep_forever()
             if not self._scope.cancelled_caught:
@@ -142,4 +153,5 @@ class Timer:
             for cell, expired in due:
                 if self._waiting.pop(cell, None) is not None:
                     expired()
-            self._next = min((deadline for deadline, _ in self._waiting.values()), default=math.inf)
+            left = [expire(now) for expire in tuple(self.tables.values())]
+            self.next = min([*left, *(deadline for deadline, _ in self._waiting.values())], default=math.inf)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import trio
 from msgspec import Raw
@@ -12,6 +12,8 @@ from cord_trio.cell import Cell
 from cord_trio.errors import DeadlineExceeded, MessageTooLong
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from cord_trio.call import EventSink
     from cord_trio.cell import Timer
     from cord_trio.counters import Counters
@@ -33,12 +35,26 @@ class Session(Protocol):
     def withdraw(self, pending: Pending, reason: str, /) -> None:
         """Stop waiting for a reply and, where it must know, tell the peer."""
 
-    def answered(self, pending: Pending, message: bytes, /) -> Raw | None:
-        """The result in `message`, which is all that comes for `pending`; None if `pending` is settled with it."""
+    def answered(self, pending: Pending, message: bytes, alone: bool, /) -> Raw | None:
+        """The result in `message`, if it answers `pending`; else None, once the message is taken.
+
+        Args:
+            pending: whose caller reads.
+            message: that has come.
+            alone: whether nothing else will come for `pending`: then it is settled.
+
+        """
 
 
 class Pending(Cell[Raw]):
-    """A request of ours that awaits its reply."""
+    """A request of ours that awaits its reply.
+
+    Attributes:
+        timed: whether its session keeps its deadline.
+
+    """
+
+    timed: ClassVar[bool] = True
 
     __slots__ = ("cancellable", "deadline", "events", "id", "latest", "method", "patience", "seat", "session")
 
@@ -84,14 +100,12 @@ class Pending(Cell[Raw]):
     @trio.lowlevel.enable_ki_protection  # as `wait`: Ctrl-C in here would strand the entry with a task that left
     async def reply(self, timer: Timer) -> Raw:
         """What the peer answered; like `wait`, in one piece with the deadline's."""
-        if self.settled or self.deadline == math.inf:
+        if self.settled:
             return await self.wait(self.abandoned)
-        timer.add(self, self.deadline, self.expired)
-        try:
-            self._task = trio.lowlevel.current_task()
-            return await trio.lowlevel.wait_task_rescheduled(self._abort)  # type: ignore[no-any-return]  # Trio says Any
-        finally:
-            timer.discard(self)
+        if self.deadline < timer.next:
+            timer.by(self.deadline)
+        self._task = trio.lowlevel.current_task()
+        return await trio.lowlevel.wait_task_rescheduled(self._abort)  # type: ignore[no-any-return]  # Trio says Any
 
     def _end(self) -> None:
         super()._end()
@@ -110,41 +124,40 @@ class Pending(Cell[Raw]):
 
         That turn, its epoll and its task's step are a quarter of a call's instructions.
         """
-        if self.deadline != math.inf:
-            timer.add(self, self.deadline, self.expired)
+        if self.deadline < timer.next:
+            timer.by(self.deadline)
         evicted = False
         try:
-            try:
-                while not (self.settled or seat.over):
-                    self.seat = seat  # so that whoever settles us meanwhile wakes us
-                    try:
-                        await trio.lowlevel.wait_readable(seat.fd)
-                    finally:
-                        evicted, self.seat = self.seat is None, None
-                    if not evicted:
-                        message = seat.pull()
-                        if message is not None:
-                            evicted = True  # as if: there is nobody to make room for
-                            answer = self.session.answered(self, message)
-                            if answer is not None:
-                                return answer
-                            break
-            except trio.ClosedResourceError:
-                pass  # evicted, or the connection was closed
-            except trio.Cancelled:
-                if not self.settled:
-                    self.settled = True
-                    self.abandoned()
-                raise
-            finally:
+            while not (self.settled or seat.over):
+                self.seat = seat  # so that whoever settles us meanwhile wakes us
+                try:
+                    await trio.lowlevel.wait_readable(seat.fd)
+                finally:
+                    evicted, self.seat = self.seat is None, None
                 if not evicted:
-                    seat.leave()
-            if self.settled:
-                return self.unwrap()
-            self._task = trio.lowlevel.current_task()
-            return await trio.lowlevel.wait_task_rescheduled(self._abort)  # type: ignore[no-any-return]  # Trio says Any
+                    message = seat.pull()
+                    if message is not None:
+                        alone = seat.alone
+                        evicted = alone  # as if: there is nobody to make room for
+                        answer = self.session.answered(self, message, alone)
+                        if answer is not None:
+                            return answer
+                        if alone:
+                            break
+        except trio.ClosedResourceError:
+            pass  # evicted, or the connection was closed
+        except trio.Cancelled:
+            if not self.settled:
+                self.settled = True
+                self.abandoned()
+            raise
         finally:
-            timer.discard(self)
+            if not evicted:
+                seat.leave()
+        if self.settled:
+            return self.unwrap()
+        self._task = trio.lowlevel.current_task()
+        return await trio.lowlevel.wait_task_rescheduled(self._abort)  # type: ignore[no-any-return]  # Trio says Any
 
     @trio.lowlevel.enable_ki_protection
     def _abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
@@ -162,6 +175,17 @@ class Pending(Cell[Raw]):
         executed = self.session.executed(self.id)
         self.session.withdraw(self, "the deadline passed")
         self.fail(DeadlineExceeded(f"{self.session.name}: {self.method}", executed))
+
+
+def expire(open: Mapping[int, Pending], now: float) -> float:
+    """End those whose deadline has come; returns the earliest that is left. A table for `Timer.tables`.
+
+    To add each request to the timer and take it away again cost 0.2 of 11 µs; here it is found where it lies anyhow.
+    """
+    for pending in [each for each in open.values() if each.timed and each.deadline <= now]:
+        if not pending.settled:  # by the end of one before
+            pending.expired()
+    return min([each.deadline for each in open.values() if each.timed and each.deadline > now], default=math.inf)
 
 
 def too_long(message: bytes, limit: int, counters: Counters) -> MessageTooLong:

@@ -36,6 +36,7 @@ class Held(Pending):
 
     __slots__ = ("ended",)
 
+    timed = False  # who waits for it keeps its deadline
     ended: Callable[[outcome.Outcome[Raw]], None]
 
     def settle(self, value: Raw) -> bool:

@@ -10,6 +10,7 @@ import logging
 import math
 from collections import deque
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
@@ -19,7 +20,7 @@ from msgspec import Raw
 from cord_trio.answering import Answering
 from cord_trio.counters import Counters
 from cord_trio.errors import BadReply, CallError, CallFailed, ConnectionLost, DeadlineExceeded, Malformed, TooDeep
-from cord_trio.pending import Pending, too_long
+from cord_trio.pending import Pending, expire, too_long
 from cord_trio.protocol import jsonrpc
 from cord_trio.protocol.framing import MAX_MESSAGE
 from cord_trio.protocol.mcp import LEVELS
@@ -104,6 +105,7 @@ class Session:
             answer, peer=self.peer, transport=transport, nursery=nursery, name=name, counters=counters
         )
         self._timer = timer
+        timer.tables[self] = partial(expire, self.peer.open)
         self.counters = counters
         self._told = told
         self._loss: ConnectionLost | None = None
@@ -264,8 +266,8 @@ class Session:
                 self._malformed(line, Malformed(jsonrpc.INVALID_REQUEST, "a request's id is null"), within)
 
     @trio.lowlevel.enable_ki_protection
-    def answered(self, pending: Pending, message: bytes, /) -> Raw | None:
-        """The result in `message`, which is all that comes for `pending`; None if `pending` is settled with it."""
+    def answered(self, pending: Pending, message: bytes, alone: bool, /) -> Raw | None:
+        """The result in `message`, if it answers `pending`. See `pending.Session`."""
         try:  # what `feed` does with the plain reply that it nearly always is, in half the instructions
             reply = self.decode(message)
             if reply.id == pending.id and reply.result and not reply.error and reply.method is None:
@@ -274,6 +276,9 @@ class Session:
                 return reply.result
         except Malformed:
             pass
+        if not alone:
+            self.feed((message,))
+            return None
         self.feed((message,), pending.id)
         self.fail(pending.id, BadReply("the body held no response"))  # nothing, if there was one
         return None
@@ -295,6 +300,7 @@ class Session:
         if self._loss is not None:
             return
         self._loss, self.over = error, True
+        self._timer.tables.pop(self, None)
         written = self.transport.written
         for id, pending in self.peer.close_all():
             pending.fail(error.fresh("unknown" if written(id) else "no"))
@@ -399,7 +405,6 @@ class Session:
         deadline = min(trio.current_time() + pending.patience, pending.latest)
         if deadline > pending.deadline:
             pending.deadline = deadline
-            self._timer.add(pending, deadline, pending.expired)
 
     def _withdrawn(self, id: Id | None) -> None:
         """The peer no longer wants its request `id`, or ends our subscription of that id."""

@@ -206,7 +206,7 @@ async def test_what_is_to_be_done_afterwards_comes_when_those_have_run_who_were_
 
 async def test_a_place_is_had_by_one_at_a_time_whatever_the_pipe() -> None:
     async with pumping(nothing, nothing) as (pump, (first, second), _):
-        one, other = Place(pump, first.fd, lambda: True), Place(pump, second.fd, lambda: True)
+        one, other = Place(pump, first.fd, lambda _: None), Place(pump, second.fd, lambda _: None)
         assert one.take() is one
         assert other.take() is None
         other.leave()  # who has none gives none back

@@ -74,18 +74,22 @@ class Seat(Protocol):
     Attributes:
         fd: to be waited for before `pull`.
         over: whether there is nothing left to read.
+        alone: whether what comes is for the one who waits, and nobody else.
 
     """
 
     fd: int
     over: bool
 
+    @property
+    def alone(self) -> bool: ...
+
     def pull(self) -> bytes | None:
         """Take what has come; the receiver is told.
 
         Returns:
-            A message that the receiver is not told, since it alone has come, and nothing else will: the reply, unless
-            the peer broke the protocol.
+            A message that the receiver is not told, since it alone has come; where the seat is `alone` nothing else
+            will: it is the reply, unless the peer broke the protocol.
 
         """
 

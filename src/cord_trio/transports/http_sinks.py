@@ -103,6 +103,7 @@ class Post(Exchange):
 
     """
 
+    alone = True
     answering = False
     _muted: trio.Event | None = None
     _later: Exchange | None = None

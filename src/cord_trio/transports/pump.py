@@ -11,7 +11,7 @@ import select
 import sys
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import trio
 
@@ -131,8 +131,10 @@ class Place:
 
     __slots__ = ("_pull", "_pump", "fd", "over", "taken")
 
-    def __init__(self, pump: Pump, fd: int, pull: Callable[[], bool]) -> None:
-        """Let `pull` read what has come; it returns whether to go on so."""
+    alone: ClassVar[bool] = False  # what comes on a pipe may be anybody's
+
+    def __init__(self, pump: Pump, fd: int, pull: Callable[[Place], bytes | None]) -> None:
+        """Let `pull` read what has come, and say as `Seat.pull` does; if it has come to an end, here `over`."""
         self.fd = fd
         self.over = False
         self.taken = False
@@ -150,8 +152,8 @@ class Place:
             pump.heed(self.fd, 0)
         return self
 
-    def pull(self) -> None:  # what comes on a pipe may be anybody's
-        self.over = not self._pull()
+    def pull(self) -> bytes | None:
+        return self._pull(self)
 
     def leave(self) -> None:
         if self.taken:

@@ -110,32 +110,37 @@ class StdioTransport(LineTransport):
             return None
         return place.take()
 
-    def _pull_seated(self) -> bool:
-        """Read in the reader's stead. Returns False if it had better go on: at the end, or amid many messages."""
+    def _pull_seated(self, place: Place) -> bytes | None:
+        """Read in the reader's stead. It is over where the reader had better go on: at the end, or amid many messages.
+
+        Returns:
+            the one message that has come, if it is one and whole: most often the reply that is waited for. Whoever
+            waits looks at it himself, without the seven calls by which the reader would tell him.
+
+        """
         receiver = self._receiver
         try:
             data = self._read(self._size)
         except BlockingIOError:
-            return True
+            return None
         except OSError:
-            return False
+            data = b""
         if not data or receiver is None:
-            return False  # the reader meets the end as well, and knows what to do about it
+            place.over = True  # the reader meets the end as well, and knows what to do about it
+            return None
         self._sent = 0
         line = self._splitter.lone(data)
         if line and line[0] == _BRACE:
-            # The reply that was waited for, and nothing else: what `_pull` does then, without its five calls.
-            receiver.feed((line,))
             self._crowded = False
             self._size = self.limits.read_quantum
-            return True
+            return line
         reason = self._pull(data, receiver)
         if reason is not None:
             self._over = self._over or reason
             self._reading.cancel(reason)
-            return False
         self._size = quantum(data, self.limits.read_quantum)
-        return not self._crowded
+        place.over = reason is not None or self._crowded
+        return None
 
     @property
     def stderr_tail(self) -> str:

@@ -20,7 +20,7 @@ from cord_trio.cli.figures import children
 from cord_trio.config import Http, MeshConfig
 from cord_trio.errors import ConnectFailed
 from cord_trio.fabric import open_fabric
-from cord_trio.mesh.joining import open_store
+from cord_trio.mesh.reaching import open_store
 from cord_trio.mesh_errors import DuplicateName, NotPermitted
 from cord_trio.nats.keys import make_key
 from cord_trio.trace import TraceContext
@@ -171,6 +171,9 @@ async def test_two_nodes_over_a_broker_that_is_killed_serve_a_client_on_either(
             assert await mesh.run(args, trio.Event()) == 0
             assert "executed=yes  answered" in await said.wait_for("a  made notes__add over to b")
             await said.wait_for("b  ran notes__add for a")
+            args = argparse.Namespace(what="nodes", mesh=[url], name="typo", config=None, json=False)
+            assert await mesh.run(args, trio.Event()) == 1
+            await said.wait_for("error: no node has been in a mesh named 'typo' at this broker")
             args = argparse.Namespace(what="trace", id="0" * 32, mesh=[url], name=None, config=None, json=True)
             assert await mesh.run(args, trio.Event()) == 1
             args.id = "nothing"

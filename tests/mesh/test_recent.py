@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,22 @@ async def test_a_call_is_known_on_both_sides_by_its_trace_and_by_its_id(autojump
         assert (await steps(broker, a, "0" * 32))["a"] == []
 
 
+async def test_a_call_that_runs_is_known_where_it_does(autojump_clock: MockClock) -> None:
+    async with (
+        open_broker(Random(1)) as broker,
+        member(broker, "a") as a,
+        member(broker, "b", ToolServer(name="web").in_process()),
+        trio.open_nursery() as nursery,
+    ):
+        await listed(a.fabric, "web__sleep")
+        nursery.start_soon(partial(a.fabric.call, "web__sleep", {"seconds": 50}, trace=TRACE))
+        await trio.sleep(2)
+        (ran,) = (await steps(broker, a, TRACE.id))["b"]
+        assert (ran.side, ran.node, ran.how, ran.executed) == ("ran", "a", "runs", "unknown")
+        assert ran.ago == pytest.approx(2, abs=0.1) == ran.took
+        nursery.cancel_scope.cancel("it is seen")
+
+
 async def test_how_a_call_failed_is_known(autojump_clock: MockClock) -> None:
     async with open_broker(Random(1)) as broker, member(broker, "a") as a:
         async with member(broker, "b", ToolServer(name="web").in_process()) as b:
@@ -100,7 +117,9 @@ async def test_how_a_call_failed_is_known(autojump_clock: MockClock) -> None:
 async def test_each_end_has_its_words(frame: Frame, how: str, executed: str) -> None:
     await trio.lowlevel.checkpoint()
     recent = Recent()
-    recent.ran(Request("call", "1" * 32, trace=str(TRACE)), "a", "11111111", 0.0, frame, 1.0)
+    request = Request("call", "1" * 32, trace=str(TRACE))
+    recent.came(request, "a", "11111111", 0.0)
+    recent.ran(request, "a", "11111111", frame, 1.0)
     (step,) = recent.find(TRACE.id)
     assert step.how.startswith(how)
     assert (step.executed, step.took) == (executed, 1.0)
@@ -110,8 +129,12 @@ async def test_what_is_told_is_bounded_and_the_last(autojump_clock: MockClock) -
     await trio.lowlevel.checkpoint()
     recent = Recent(most=MOST_TOLD + 10)
     for number in range(MOST_TOLD + 20):
-        recent.ran(Request("call", f"{number:032x}", trace=str(TRACE)), "a", "1" * 8, 0.0, Frame("end"), 1.0)
+        recent.ran(Request("call", f"{number:032x}", trace=str(TRACE)), "a", "1" * 8, Frame("end"), 1.0)
     told = msgspec.json.decode(recent.answer(TRACE.id.encode()))
     assert len(told) == MOST_TOLD
     assert told[0]["id"] == f"{MOST_TOLD + 19:032x}"
     assert recent.find(f"{9:032x}") == []
+    for number in range(MOST_TOLD + 20):
+        recent.came(Request("call", f"{number:032x}", trace="00-t-s-01"), "a", "1" * 8, 0.0)
+    assert [recent.find(f"{number:032x}") for number in range(10)] == [[]] * 10
+    assert recent.find(f"{10:032x}")[0].how == "runs"

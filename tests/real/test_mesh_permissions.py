@@ -17,8 +17,8 @@ from cord_trio.call import Call, Complete
 from cord_trio.cli import main
 from cord_trio.config import MeshConfig
 from cord_trio.errors import ConnectFailed
-from cord_trio.mesh.joining import open_store
 from cord_trio.mesh.node import Node, open_node
+from cord_trio.mesh.reaching import open_store
 from cord_trio.mesh_errors import NotPermitted
 from cord_trio.nats.client import Nats, open_nats
 from tests.real.nats_server import FOUND, Broker, running

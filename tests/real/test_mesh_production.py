@@ -22,8 +22,8 @@ from msgspec import Raw
 from cord_trio.call import Call, Complete
 from cord_trio.config import load_config
 from cord_trio.errors import CallError, ConnectFailed
-from cord_trio.mesh.joining import open_store
 from cord_trio.mesh.node import Node, open_node
+from cord_trio.mesh.reaching import open_store
 from cord_trio.nats.client import open_nats
 from tests.real.nats_server import FOUND, free_port
 

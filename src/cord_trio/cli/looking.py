@@ -16,6 +16,8 @@ import trio
 
 from cord_trio.cli import DONE, FAILED, tell
 from cord_trio.cli.common import clean, count, load, print_json, wrong_usage
+from cord_trio.mesh_errors import StoreFailed
+from cord_trio.nats.kv import NO_STREAM
 
 if TYPE_CHECKING:
     import argparse
@@ -65,15 +67,21 @@ def mesh_settings(args: argparse.Namespace) -> MeshConfig | None:
 
 async def look(args: argparse.Namespace, what: Look) -> int:
     """Do `what` on the mesh that `args` name; returns the exit code."""
-    from cord_trio.mesh.joining import open_store
+    from cord_trio.mesh.reaching import open_store
 
     settings = mesh_settings(args)
     if settings is None:
         return wrong_usage(NO_MESH)
     code: int | None = None
-    async with open_store(settings) as (nats, bucket):
-        with trio.move_on_after(PATIENCE):
-            code = await what(args, settings, nats, bucket)
+    try:
+        async with open_store(settings, make=False) as (nats, bucket):
+            with trio.move_on_after(PATIENCE):
+                code = await what(args, settings, nats, bucket)
+    except StoreFailed as exc:
+        if exc.code != NO_STREAM:
+            raise
+        tell(f"error: no node has been in a mesh named {settings.name!r} at this broker")
+        return FAILED
     if code is None:
         tell("error: the broker did not tell who is in the mesh; is it 2.11 or newer, with JetStream?")
         return FAILED

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import logging
 import random
-import ssl
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -20,7 +18,7 @@ import trio
 
 from cord_trio.call import Call
 from cord_trio.config import Foreign
-from cord_trio.errors import ConfigError, Draining, Problem, ToolNotFound
+from cord_trio.errors import Draining, ToolNotFound
 from cord_trio.mesh.catalogues import Pins, digest_of, encode_catalogue
 from cord_trio.mesh.frames import STANDING
 from cord_trio.mesh.hosting import Hosting
@@ -29,12 +27,10 @@ from cord_trio.mesh.lending import Lending
 from cord_trio.mesh.letters import ASK, TELL
 from cord_trio.mesh.node import open_node
 from cord_trio.mesh.pinning import pin_of
+from cord_trio.mesh.reaching import connect, open_store
 from cord_trio.mesh.remote import RemoteLink
 from cord_trio.mesh.standing import Hearing, Trusting, answer_standing, wait_moot_there
 from cord_trio.mesh_errors import BadCatalogue, NotPermitted
-from cord_trio.nats.client import open_nats
-from cord_trio.nats.keys import Credentials, load_credentials
-from cord_trio.nats.kv import BucketOptions, open_bucket
 from cord_trio.routing import is_brought, unknown
 from cord_trio.snapshot import KINDS
 
@@ -44,14 +40,11 @@ if TYPE_CHECKING:
 
     from cord_trio.call import Outcome
     from cord_trio.config import MeshConfig, Source
-    from cord_trio.counters import Counters
     from cord_trio.fabric import Fabric
     from cord_trio.following import Subscriptions
     from cord_trio.mesh.catalogues import Catalogue
     from cord_trio.mesh.contracts import Link, Store
     from cord_trio.mesh.node import Node
-    from cord_trio.nats.client import Nats
-    from cord_trio.nats.kv import Bucket
     from cord_trio.surroundings import Surroundings
 
 log = logging.getLogger("cord_trio.mesh")
@@ -393,19 +386,6 @@ async def join_mesh(
             raise failure
 
 
-@asynccontextmanager
-async def open_store(settings: MeshConfig, *, counters: Counters | None = None) -> AsyncGenerator[tuple[Nats, Bucket]]:
-    """A connection to the mesh's broker, and what the nodes know of each other there. Raises as `in_mesh` says."""
-    async with _connect(settings, "control", counters) as nats:
-        try:
-            bucket = await open_bucket(nats, f"cord_{settings.name}", BucketOptions(replicas=settings.replicas))
-        except NotPermitted as exc:
-            whose = settings.credentials or "who signs in so"
-            doubt = f"may {whose} be node {settings.node!r} of mesh {settings.name!r}?"
-            raise NotPermitted(exc.subject, f"{exc.reason}; {doubt}", exc.executed) from exc
-        yield nats, bucket
-
-
 def in_mesh(
     settings: MeshConfig,
     *,
@@ -428,7 +408,7 @@ def in_mesh(
     async def opened(fabric: Fabric) -> AsyncGenerator[Node]:
         async with (
             open_store(settings, counters=fabric.counters) as (nats, bucket),
-            _connect(settings, "bulk", fabric.counters) as bulk,
+            connect(settings, "bulk", fabric.counters) as bulk,
             join_mesh(fabric, settings, nats, bucket, rng or random.Random(), bulk=bulk) as node,
         ):
             nats.line.on_change = changed
@@ -438,37 +418,3 @@ def in_mesh(
                 nats.line.on_change = None
 
     return opened
-
-
-def _connect(settings: MeshConfig, use: str, counters: Counters | None) -> AbstractAsyncContextManager[Nats]:
-    return open_nats(
-        settings.servers, name=f"cord {settings.name}/{settings.node} {use}", credentials=_credentials(settings),
-        verify=_trusted(settings), inbox=f"_INBOX_{settings.node}", counters=counters,
-    )  # fmt: skip
-
-
-def _credentials(settings: MeshConfig) -> Credentials | None:
-    if settings.token:
-        return Credentials(token=settings.token)
-    if not settings.credentials:
-        return None
-    try:
-        return load_credentials(Path(settings.credentials))
-    except (OSError, ValueError) as exc:
-        raise _unusable("credentials", settings.credentials, exc) from exc
-
-
-def _trusted(settings: MeshConfig) -> bool | ssl.SSLContext:
-    if not settings.ca:
-        return True
-    try:
-        context = ssl.create_default_context()
-        context.load_verify_locations(settings.ca)
-    except (OSError, ssl.SSLError) as exc:
-        raise _unusable("ca", settings.ca, exc) from exc
-    return context
-
-
-def _unusable(member: str, path: str, exc: Exception) -> ConfigError:
-    why = (exc.strerror if isinstance(exc, OSError) else None) or str(exc).removeprefix(f"{path}: ")
-    return ConfigError([Problem("", f"mesh.{member}", f"{path} cannot be used: {why}", "name another file")])

@@ -8,6 +8,7 @@ noted. Times are told as seconds ago, since no two nodes' clocks are compared.
 from __future__ import annotations
 
 from collections import deque
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -45,9 +46,9 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
         name: the tool, or the method.
         source: whose it is, where its caller said so.
         ago: seconds since it began.
-        took: seconds until it ended.
+        took: seconds until it ended, or until now.
         executed: no, unknown or yes: what is known of whether it ran.
-        how: it ended.
+        how: it ended; "runs" if it has not.
         offers: how often it was sent.
 
     """
@@ -87,6 +88,8 @@ class Recent:
 
     def __init__(self, most: int = MOST) -> None:
         self._noted: deque[_Noted] = deque(maxlen=most)
+        self._running: dict[tuple[str, str], tuple[Request, str, float]] = {}  # by caller and id: where, and since when
+        self._most = most
 
     def made(self, flight: Flight, frame: Frame | None, exc: BaseException | None) -> None:
         """A call to another node has ended, by a frame or else by an exception."""
@@ -102,8 +105,15 @@ class Recent:
             _Noted("made", request, flight.node, flight.epoch, flight.began, now, executed, how, flight.offers)
         )
 
-    def ran(self, request: Request, caller: str, epoch: str, began: float, frame: Frame, now: float) -> None:
+    def came(self, request: Request, caller: str, epoch: str, now: float) -> None:
+        """A call of another node runs here from now on."""
+        if len(self._running) >= self._most:
+            del self._running[next(iter(self._running))]
+        self._running[caller, request.id] = msgspec.structs.replace(request, body=b""), epoch, now
+
+    def ran(self, request: Request, caller: str, epoch: str, frame: Frame, now: float) -> None:
         """A call of another node has ended here."""
+        _, _, began = self._running.pop((caller, request.id), (None, "", now))
         how, executed = _told(frame)
         request = msgspec.structs.replace(request, body=b"")
         self._noted.append(_Noted("ran", request, caller, epoch, began, now, executed, how, 1))
@@ -111,8 +121,12 @@ class Recent:
     def find(self, id: str) -> list[Step]:
         """Those of a trace, or the one with this id; the last first."""
         now = trio.current_time()
+        running = [
+            _Noted("ran", request, caller, epoch, began, now, "unknown", "runs", 1)
+            for (caller, _), (request, epoch, began) in reversed(self._running.items())
+        ]
         found: list[Step] = []
-        for noted in reversed(self._noted):
+        for noted in chain(running, reversed(self._noted)):
             request = noted.request
             if id in (request.id, trace_of(request.trace)) and len(found) < MOST_TOLD:
                 found.append(

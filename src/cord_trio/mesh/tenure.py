@@ -125,13 +125,12 @@ class Tenure:
         self._over: OrderedDict[tuple[str, str], None] = OrderedDict()  # incarnations of callers that are no more
         self._new: deque[Owned] = deque()  # who are told that they run, in the order in which that is due
         self._old: deque[Owned] = deque()  # who are told so again
-        self._came: dict[Owned, float] = {}  # when those of traces did
 
     def runs(self, owned: Owned, now: float) -> None:
         """It is to be told that it runs."""
         owned.due = now + ACCEPT
         if owned.request.trace:
-            self._came[owned] = now
+            self.lease.recent.came(owned.request, owned.caller, self.lease.epoch, now)
         self._new.append(owned)
         if owned.due < self.next:
             self.next = self.sleeping.deadline = owned.due
@@ -168,8 +167,7 @@ class Tenure:
         owned.scope = None
         request = owned.request
         if request.trace:
-            began = self._came.pop(owned, now)
-            self.lease.recent.ran(request, owned.caller, self.lease.epoch, began, frame, now)
+            self.lease.recent.ran(request, owned.caller, self.lease.epoch, frame, now)
         owned.request = Request("call", request.id, hop=request.hop) if request.hop else _FORGOTTEN
         self._ended[owned.caller, request.id] = now + REMEMBERED
         owned.end = frame

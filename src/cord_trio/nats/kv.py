@@ -34,8 +34,10 @@ MARKERS: Final = 60
 LEAST_TTL: Final = 1
 """Seconds after which a key can end at the earliest; whole seconds only."""
 
+NO_STREAM: Final = 10059
+"""JetStream's number for a bucket that is not there."""
+
 _EXISTS_OTHERWISE: Final = 10058
-_NO_STREAM: Final = 10059
 _WRONG_REVISION: Final = (10071, 10164)
 
 

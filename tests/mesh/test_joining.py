@@ -18,6 +18,7 @@ from cord_trio.mesh.catalogues import digest_of
 from cord_trio.mesh.joining import in_mesh, join_mesh
 from cord_trio.mesh.local import open_broker
 from cord_trio.mesh.presence import LEASE
+from cord_trio.mesh_errors import NoOwner
 from cord_trio.nats.kv import open_bucket
 from cord_trio.testing import ToolServer
 from tests.mesh.members import listed, member, server
@@ -66,6 +67,27 @@ async def test_a_broker_that_comes_back_without_its_bucket_keeps_nobody_from_cal
         await trio.sleep(60)
         assert (await a.fabric.call("notes__echo", {"text": "x"})).text == "x"
         assert (await b.fabric.call("web__echo", {"text": "y"})).text == "y"
+
+
+async def test_a_tool_of_a_node_that_was_killed_is_waited_for_once(autojump_clock: MockClock) -> None:
+    async with (
+        open_broker(Random(1)) as broker,
+        member(broker, "a", server("web").in_process()) as a,
+        member(broker, "b", server("notes").in_process()) as b,
+    ):
+        await listed(a.fabric, "notes__echo")
+        b.way.reset()
+        b.way.cut()
+        took: list[float] = []
+        for _ in range(2):
+            began = trio.current_time()
+            with pytest.raises(NoOwner) as caught:
+                await a.fabric.call("notes__echo", {"text": "x"})
+            assert caught.value.executed == "no"
+            took.append(trio.current_time() - began)
+        assert 3 <= took[0] < 5  # all tries together
+        assert took[1] < 2
+        b.way.mend()
 
 
 async def test_progress_and_failures_cross(autojump_clock: MockClock) -> None:

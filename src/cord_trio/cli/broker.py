@@ -87,6 +87,8 @@ async def keep_broker(*, port: int, store: str | None, conf: str | None) -> int:
                 shutil.rmtree(ports, ignore_errors=True)
                 ports.mkdir()
                 if conf is None:
+                    if not store and not runs:
+                        tell("what the broker keeps is gone at its end; --store FOLDER keeps it")
                     text = _config(port, ports, Path(store) if store else folder / "store")
                     (folder / "server.conf").write_text(text, "utf-8")
                 began = trio.current_time()

@@ -141,13 +141,15 @@ async def test_two_nodes_over_a_broker_that_is_killed_serve_a_client_on_either(
         configure(folder, web=server())
         nursery.start_soon(serve.run, arguments(mesh=[url], node="a"), first)
         await said.wait_for("node a of mesh cord, with 0 other nodes")
-        configure(folder, notes=server())
-        nursery.start_soon(serve.run, arguments(mesh=[url], node="b"), second)
+        (folder / "b").mkdir()  # whoever serves a file takes its changes over
+        configure(folder / "b", notes=server())
+        there = str(folder / "b" / ".mcp.json")
+        nursery.start_soon(serve.run, arguments(mesh=[url], node="b", config=there), second)
         await said.wait_for("node b of mesh cord, with 1 other node")
         await said.wait_for("node b has joined")
         assert said().count("serving") == 2
         with pytest.raises(DuplicateName):
-            await serve.run(arguments(mesh=[url], node="b"), trio.Event())
+            await serve.run(arguments(mesh=[url], node="b", config=there), trio.Event())
         assert said().count("serving") == 2
         gateway = next(line for line in said().splitlines() if "serving" in line).split()[-1]
         async with open_fabric([Http(name="there", url=gateway, prefix="")]) as client:

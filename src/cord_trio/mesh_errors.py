@@ -9,6 +9,8 @@
     ├── AgentTaken             another node has the agent of which there is one
     ├── BadCatalogue           what a server of another node lists cannot be used
     ├── AgentError
+    │   ├── AgentDown
+    │   │   └── AgentMoved     it is on another node now
     │   └── NotJson            what an agent is given, or answers, cannot go to another node
     └── CallError
         ├── NoOwner            no node that has it can be reached; nothing was run
@@ -25,7 +27,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from cord_trio.errors import AgentError, CallError, CordError
+from cord_trio.errors import AgentDown, AgentError, CallError, CordError
 
 if TYPE_CHECKING:
     from cord_trio.errors import Executed
@@ -199,3 +201,11 @@ class NotJson(AgentError):
         super().__init__(f"{what} cannot go to another node: {reason}; let it be plain values, as in JSON")
         self.what = what
         self.reason = reason
+
+
+class AgentMoved(AgentDown):
+    """The agent is on node `node` now. Whoever waited for it is led there, and sees this only if that cannot be."""
+
+    def __init__(self, name: str, node: str) -> None:
+        super().__init__(name, f"it is on node {node!r} now")
+        self.node = node

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
     from cord_trio.mesh.presence import Lease
+    from cord_trio.nats.kv import Entry
 
 
 ELECTION = 8.0
@@ -64,6 +65,24 @@ async def test_a_node_is_there_while_its_block_runs_and_gone_after(autojump_cloc
                 assert await up(bucket) == NodeRecord(epoch=epoch, draining=True)
             assert await up(bucket) is None
             assert await bucket.get(f"hb.a.{epoch}") is None
+
+
+async def test_a_name_is_given_back_also_where_what_is_read_of_it_is_old(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_broker(Random(1)) as broker:
+        async with node(broker.way(), "b") as (_, bucket):
+            async with node(broker.way()) as (presence, ours):
+                old = await ours.get("up.a")
+                await presence.say(NodeRecord(draining=True))
+                get, answers = Bucket.get, [old]
+
+                async def lagging(self: Bucket, key: str) -> Entry | None:
+                    return answers.pop() if key == "up.a" and answers else await get(self, key)
+
+                monkeypatch.setattr(Bucket, "get", lagging)
+            assert answers == []
+            assert await up(bucket) is None
 
 
 async def test_a_second_node_of_the_same_name_is_refused_at_once(autojump_clock: MockClock) -> None:

@@ -18,7 +18,7 @@ import trio
 from cord_trio.agents import Mailbox
 from cord_trio.cli import main
 from cord_trio.config import Config, MeshConfig
-from cord_trio.errors import CallError, CordError
+from cord_trio.errors import AgentError, CallError, CordError
 from cord_trio.fabric import Fabric, open_fabric
 from cord_trio.mesh import calling, keeping, presence, singletons
 from cord_trio.mesh.joining import in_mesh
@@ -139,6 +139,33 @@ async def test_agents_of_three_nodes_ask_tell_and_hand_on(broker: Broker, keys: 
                 await trio.sleep(0.05)
             assert await a.ask("echo", 1) == [1, ["echo"]]
         assert [one.counters["nats.not_permitted"] for one in (a, b, c)] == [0, 0, 0]
+
+
+async def test_an_agent_moves_in_the_middle_of_a_conversation(broker: Broker, keys: Path) -> None:
+    async with fabric(broker, keys, "a") as a, fabric(broker, keys, "c") as c, fabric(broker, keys, "b") as b:
+        with trio.fail_after(10):
+            a.singleton("writer", mesh_agents.Clerk, mailbox=Mailbox(8))
+            while "writer" not in a.agents:  # noqa: ASYNC110  # a real server
+                await trio.sleep(0.02)
+            c.singleton("writer", mesh_agents.Clerk, mailbox=Mailbox(8))
+            answers: list[object] = []
+
+            async def talk(of: Fabric, address: str) -> None:
+                answers.extend([await of.ask(address, "one more") for _ in range(10)])
+
+            async with trio.open_nursery() as nursery:
+                for one, address in ((a, "writer"), (c, "writer"), (b, "writer@a")):
+                    nursery.start_soon(talk, one, address)
+                await trio.sleep(0.3)
+                while True:
+                    try:
+                        await a.move("writer", "c")
+                        break
+                    except AgentError:  # `c` may not stand by for it yet
+                        await trio.sleep(0.05)
+            assert sorted(map(str, answers)) == sorted(map(str, range(1, 31)))
+            assert ("writer" in a.agents, "writer" in c.agents) == (False, True)
+            assert [one.counters["nats.not_permitted"] for one in (a, b, c)] == [0, 0, 0]
 
 
 @pytest.mark.limit(20)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from cord_trio.agents.agent import ONE_ONLY, Agent, Handoff, Step, handoffs_in
+from cord_trio.agents.agent import ONE_ONLY, PLACE, Agent, Handoff, Step, handoffs_in
 from cord_trio.agents.budget import Account
 from cord_trio.agents.context import Context
 from cord_trio.agents.elsewhere import Distant
@@ -31,6 +31,7 @@ from cord_trio.errors import (
     HandoffRefused,
     NoMailbox,
 )
+from cord_trio.mesh_errors import AgentMoved
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -122,7 +123,14 @@ async def converse(
                 finally:
                     turn.release(branch)
             else:
-                answer = await _host(agents, branch, agent, payload, transcript, generation, transfer)
+                try:
+                    answer = await _host(agents, branch, agent, payload, transcript, generation, transfer)
+                except AgentMoved as exc:  # while it waited
+                    if exc.name != agent.name or agent.resident is None:
+                        raise
+                    await agent.resident.led.wait()
+                    agent, generation = agents.find(f"{agent.name}{PLACE}{exc.node}")
+                    continue
             if type(answer) is not Handoff:
                 if type(answer) is list or type(answer) is tuple:
                     _refuse_several(agents, branch, agent, answer)

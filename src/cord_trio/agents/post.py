@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from cord_trio.agents.agent import Handoff, handoffs_in
+from cord_trio.agents.agent import PLACE, Handoff, handoffs_in
 from cord_trio.agents.answering import asker_of
 from cord_trio.agents.context import Context
+from cord_trio.agents.elsewhere import Distant
 from cord_trio.agents.life import Alarm
 from cord_trio.agents.mailbox import Box, Envelope
 from cord_trio.agents.turn import note_way
 from cord_trio.cell import Cell
 from cord_trio.errors import AgentCrashed, AgentDown, AgentGone, DeadlineExceeded, Overloaded
+from cord_trio.mesh_errors import AgentMoved
 
 if TYPE_CHECKING:
     from cord_trio.agents.agent import Step
@@ -69,6 +71,8 @@ class Post:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._resident.down is not None:
+            if self._resident.moved:
+                return await self._tell_there(branch, payload)
             raise self._resident.is_down()
         agents, sender = self._agents, branch.parent
         envelope = Envelope(branch, payload, None, (), math.inf, generation, agents.untell)
@@ -84,15 +88,34 @@ class Post:
         if envelope.room is not None:
             try:
                 await envelope.room.wait(partial(self._abandon, envelope))
+                return True
+            except AgentMoved:
+                pass
             finally:
                 self._told(branch)
-            return True
+            return await self._tell_there(branch, payload)
         if sender is not None:
             self._told(branch)
         if not taken:
             envelope.finish()
         await trio.lowlevel.cancel_shielded_checkpoint()
         return taken
+
+    async def _tell_there(self, branch: Branch, payload: object) -> bool:
+        """As `tell`, where the agent has moved to, after all that was told here before."""
+        resident = self._resident
+        await resident.led.wait()
+        agent, _ = self._agents.find(f"{self._agent.name}{PLACE}{resident.moved}")
+        if not isinstance(agent, Distant):
+            raise resident.is_down()
+        return await agent.send(branch, payload)
+
+    def told(self) -> list[Envelope]:
+        """The messages that were taken and that nobody waits for, out of the queue again, in their order."""
+        found: list[Envelope] = []
+        while taken := [each for each in self.box.queued() if each.reply is None and _is_in(each)]:
+            found += [each for each in taken if self.box.remove(each)]  # which may make room for others
+        return found
 
     def _told(self, branch: Branch) -> None:
         """Its sender waits for it no more."""
@@ -281,3 +304,8 @@ class Post:
     def _alarm_over(self, alarm: Alarm) -> None:
         self._alarms.pop(alarm, None)
         self._agents.untell()
+
+
+def _is_in(envelope: Envelope) -> bool:
+    """Whether a message that waits has its room, if it had to wait for that."""
+    return envelope.room is None or envelope.room.settled

@@ -21,14 +21,15 @@ from cord_trio.agents.supervisor import End
 from cord_trio.agents.turn import note_way
 from cord_trio.agents.watching import watched
 from cord_trio.cell import Cell
-from cord_trio.errors import AgentDown, AgentGone, DeadlineExceeded
+from cord_trio.errors import AgentDown, AgentError, AgentGone, DeadlineExceeded
+from cord_trio.mesh_errors import AgentMoved
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cord_trio.agents.agent import Agent, AgentFunction, Step
     from cord_trio.agents.directory import Agents
-    from cord_trio.agents.mailbox import Mailbox
+    from cord_trio.agents.mailbox import Envelope, Mailbox
     from cord_trio.agents.monitor import What
     from cord_trio.agents.supervisor import Group
     from cord_trio.agents.turn import Branch
@@ -48,6 +49,9 @@ class Resident:
         life: the present one, for who asks now; None while there is none.
         lives: how many there were.
         down: why there will be none again; None as long as there may be.
+        moved: the node that it is on now; empty where it is here.
+        led: set once all that waited here has been led there; who comes later goes after that.
+        given: what the next life goes on with, in a tuple; None for nothing.
 
     """
 
@@ -59,6 +63,12 @@ class Resident:
         self.life: Life | None = None
         self.lives = 0
         self.down: str | None = None
+        self.moved = ""
+        self.led = trio.Event()
+        self.given: tuple[object] | None = None
+        self._handler: object = None
+        self._suspended = False
+        self._state: object = None
         self._down_cause: Exception | None = None
         self._agents = agents
         self._current: Life | None = None
@@ -201,6 +211,47 @@ class Resident:
         for cell in waiting:
             cell.fail(self.is_down())
 
+    # Moving
+
+    async def suspend(self, patience: float) -> object:
+        """End the present life so that another may go on with its state, which is returned. Messages and asks wait.
+
+        Args:
+            patience: seconds for what runs to end by itself.
+
+        Raises:
+            AgentError: there is no life now, or it has state that cannot be told; or telling it failed, and the agent
+                begins anew as after a crash.
+
+        """
+        if self.life is None or self.life.over.is_set():
+            raise AgentError(f"agent {self.agent.name!r} cannot be moved: it is being made just now")
+        if self.agent.made and not (hasattr(self._handler, "state") and hasattr(self._handler, "restore")):
+            raise AgentError(
+                f"agent {self.agent.name!r} cannot be moved: give its class `state() -> JSON` and `restore(state)`"
+            )
+        grace, self.agent.grace = self.agent.grace, patience
+        self._suspended = True
+        try:
+            await self.stop("it moves")
+        finally:
+            self._suspended, self.agent.grace = False, grace
+        state, self._state = self._state, None
+        if isinstance(state, Exception):
+            await self.start()
+            raise AgentError(f"agent {self.agent.name!r} was not moved: telling its state failed: {state!r}") from state
+        return state
+
+    async def resume(self, state: object) -> None:
+        """Begin a life that goes on with `state`."""
+        self.given = (state,)
+        await self.start()
+
+    def lead_to(self, node: str) -> list[Envelope]:
+        """From now on it is on another node; returns the messages that were told and are not begun, for that one."""
+        self.down, self.moved = f"it is on node {node!r} now", node
+        return [] if self.post is None else self.post.told()
+
     def finish(self) -> None:
         """End this life as the handler wishes."""
         if self._current is not None:
@@ -210,6 +261,8 @@ class Resident:
 
     def is_down(self) -> AgentDown:
         """The error for who asks it now."""
+        if self.moved:
+            return AgentMoved(self.agent.name, self.moved)
         error = AgentDown(self.agent.name, self.down or "the fabric ends")
         error.__cause__ = self._down_cause
         return error
@@ -240,6 +293,10 @@ class Resident:
         if life.over.is_set():
             return  # stopped while it was made
         watch = self._agents.watch
+        given, self.given = self.given, None
+        if given is not None and hasattr(handler, "restore"):
+            handler.restore(*given)
+        self._handler = handler
         life.handler = handler if watch is None else watched(watch, handler)
         self._scope.deadline = math.inf
         self.life = life
@@ -263,6 +320,11 @@ class Resident:
                 self._agents.counters.add("agents.grace_expired")
                 life.cancel()
             await life.wait_idle()
+        if self._suspended and hasattr(handler, "state"):
+            try:
+                self._state = handler.state()
+            except Exception as exc:
+                self._state = exc
         self._scope.deadline = trio.current_time() + self.agent.grace  # for leaving the state
 
     async def _wait_for_life(self) -> Life:

@@ -15,7 +15,7 @@ from cord_trio.agents.elsewhere import Singleton
 from cord_trio.agents.monitor import Monitor
 from cord_trio.agents.stream import open_stream
 from cord_trio.config.agents import AGENT_NAME
-from cord_trio.errors import AgentNotFound, Draining
+from cord_trio.errors import AgentError, AgentNotFound, Draining
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
@@ -172,6 +172,22 @@ class Verbs(ABC):
         agents.singletons[name] = Singleton(function, options)
         if agents.elsewhere is not None:
             agents.elsewhere.changed()
+
+    async def move(self, name: str, node: str) -> None:
+        """Let agent `name`, of which there is one in the mesh, go on at `node`, which stands by for it; returns then.
+
+        What runs has half a minute to end by itself; whoever waits for it, and each message, is led there. Its class
+        has `state() -> JSON`, called when nothing runs, and `restore(state)`, called before anything does.
+        Cancelled, it goes on all the same.
+
+        Raises:
+            AgentError: it was not moved, and goes on where it was.
+            CallError: whoever has it cannot be reached; `NoOwner` if nobody has it.
+
+        """
+        if self.agents.elsewhere is None:
+            raise AgentError(f"agent {name!r} cannot be moved: this fabric is not in a mesh")
+        await self.agents.elsewhere.move(name, node)
 
     async def remove(self, name: str) -> None:
         """Stop agent `name` for good, within its grace, and forget it; it is no tool any more.

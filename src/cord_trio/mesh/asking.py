@@ -94,6 +94,7 @@ class Asking:
         node: ours.
         asked: where asks are kept while they are under way, by their tokens.
         locate: tells the node that has an agent of which there is one, or raises `NoOwner`.
+        move: lets one of those go to another node.
         rng: draws tokens.
         stir: called when ours were added or removed.
 
@@ -106,12 +107,13 @@ class Asking:
 
     def __init__(
         self, agents: Agents, node: Node, asked: dict[str, Branch], locate: Callable[[str], Awaitable[str]],
-        rng: random.Random, stir: Callable[[], None],
+        move: Callable[[str, str], Awaitable[None]], rng: random.Random, stir: Callable[[], None],
     ) -> None:  # fmt: skip
         self.here = node.name
         self.offered: Mapping[str, Sequence[str]] = {}
         self.standing: Mapping[str, Sequence[str]] = {}
         self._locate = locate
+        self._move = move
         self._agents = agents
         self._node = node
         self._asked_now = asked
@@ -121,6 +123,9 @@ class Asking:
 
     def changed(self) -> None:
         self._stir()
+
+    async def move(self, name: str, node: str) -> None:
+        await self._move(name, node)
 
     def find(self, address: str) -> Distant | None:
         known = self._known.get(address)

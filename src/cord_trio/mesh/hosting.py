@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from cord_trio.config import MeshConfig
     from cord_trio.fabric import Fabric
     from cord_trio.mesh.contracts import Store
+    from cord_trio.mesh.keeping import Keeping
     from cord_trio.mesh.letters import Letter
     from cord_trio.protocol.mcp import Tool
 
@@ -50,13 +51,15 @@ class Hosting:
         fabric: whose they are.
         settings: say which of them others may ask.
         store: says whose those are of which there is one.
+        keeping: has those.
 
     Attributes:
         asked: the asks of ours that are under way at other nodes, by their tokens.
 
     """
 
-    def __init__(self, fabric: Fabric, settings: MeshConfig, store: Store) -> None:
+    def __init__(self, fabric: Fabric, settings: MeshConfig, store: Store, keeping: Keeping) -> None:
+        self._keeping = keeping
         self._store = store
         self.asked: dict[str, Branch] = {}
         self._fabric = fabric
@@ -111,6 +114,8 @@ class Hosting:
             node = await self.locate(base)
             if node != self._settings.node:
                 raise HandOn(node, call)
+            if await self._keeping.wait_here(base):
+                return
             raise NoOwner(base, "its node is about to have it, or has just had it")
 
     async def locate(self, name: str) -> str:

@@ -24,7 +24,8 @@ from cord_trio.mesh.frames import STANDING
 from cord_trio.mesh.hosting import Hosting
 from cord_trio.mesh.keeping import Keeping
 from cord_trio.mesh.lending import Lending
-from cord_trio.mesh.letters import ASK, TELL
+from cord_trio.mesh.letters import ABOUT_AGENTS
+from cord_trio.mesh.moving import Moving
 from cord_trio.mesh.node import open_node
 from cord_trio.mesh.pinning import pin_of
 from cord_trio.mesh.reaching import connect, open_store
@@ -100,9 +101,10 @@ class Joined:
 
     def __init__(
         self, fabric: Fabric, node: Node, settings: MeshConfig, rng: random.Random, hosting: Hosting,
-        keeping: Keeping,
+        keeping: Keeping, moving: Moving,
     ) -> None:  # fmt: skip
-        self.lending = Lending(fabric.agents, node, rng, hosting, keeping)
+        self.lending = Lending(fabric.agents, node, rng, hosting, keeping, moving)
+        self._moving = moving
         self._keeping = keeping
         self._fabric = fabric
         self._node = node
@@ -128,6 +130,7 @@ class Joined:
             nursery.start_soon(self._offer)
             nursery.start_soon(self.lending.run)
             nursery.start_soon(self._keeping.run, self._node)
+            nursery.start_soon(self._moving.run, self._node)
             nursery.start_soon(self._adopt, nursery)
             nursery.start_soon(self._hear)
             await self._fabric.draining.wait()
@@ -329,14 +332,14 @@ class Joined:
         )  # fmt: skip
 
 
-def answering(fabric: Fabric, settings: MeshConfig, hosting: Hosting) -> Callable[[Call], Awaitable[Outcome]]:
+def answering(fabric: Fabric, settings: MeshConfig, moving: Moving) -> Callable[[Call], Awaitable[Outcome]]:
     """What does the calls of other nodes: those of agents, and of sources, that are ours, and shared."""
 
     async def answer(call: Call) -> Outcome:
         if call.method in STANDING:
             return await answer_standing(fabric, settings, call)
-        if call.method in (ASK, TELL):
-            return await hosting.answer(call)
+        if call.method in ABOUT_AGENTS:
+            return await moving.answer(call)
         if is_brought(call) and fabric.brought is not None:
             return await fabric.brought(call)
         name = fabric.source_of(call)
@@ -353,15 +356,17 @@ async def join_mesh(
     fabric: Fabric, settings: MeshConfig, link: Link, store: Store, rng: random.Random, *, bulk: Link | None = None
 ) -> AsyncGenerator[Node]:
     """`fabric` as a node of a mesh for as long as the block runs. Raises as `open_node` does."""
-    hosting, keeping = Hosting(fabric, settings, store), Keeping(fabric, store, rng)
-    answer = answering(fabric, settings, hosting)
+    keeping = Keeping(fabric, store, rng)
+    hosting = Hosting(fabric, settings, store, keeping)
+    moving = Moving(fabric, settings, store, hosting, keeping, rng)
+    answer = answering(fabric, settings, moving)
     failure: Exception | None = None
     async with open_node(
         link, store, bulk=bulk, mesh=settings.name, node=settings.node, handler=answer, labels=settings.told,
         keys=settings.key, callers=settings.callers,
         drop=fabric.abandon, begun=keeping.begun, rng=rng, counters=fabric.counters,
     ) as node:  # fmt: skip
-        joined = Joined(fabric, node, settings, rng, hosting, keeping)
+        joined = Joined(fabric, node, settings, rng, hosting, keeping, moving)
         fabric.elsewhere = joined
         fabric.agents.elsewhere = joined.lending.asking
 

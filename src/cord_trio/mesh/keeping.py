@@ -7,6 +7,7 @@ next owner makes it anew, with the fencing token of its own.
 from __future__ import annotations
 
 import logging
+import math
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -16,7 +17,7 @@ from cord_trio.agents.agent import GRACE
 from cord_trio.agents.supervisor import Supervisor
 from cord_trio.errors import AgentNotFound, CallError
 from cord_trio.mesh.presence import FAREWELL, LEASE
-from cord_trio.mesh.singletons import claim, release
+from cord_trio.mesh.singletons import claim, locate, release
 from cord_trio.mesh_errors import AgentTaken
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from cord_trio.mesh.singletons import Held
 
 log = logging.getLogger("cord_trio.mesh")
+
+COMING: Final = 5.0
+"""Seconds for which whoever asks waits for an agent that is ours and is not here yet."""
 
 AGAIN: Final = (0.5, 2.0)
 """Seconds before an agent is claimed again, at least and at most, where it is not known who has it."""
@@ -56,12 +60,48 @@ class Keeping:
         self._begun = trio.Event()
         self._stirred = trio.Event()
         self._scopes: dict[str, trio.CancelScope] = {}
+        self._over: dict[str, trio.Event] = {}  # of those that it has
+        self._gone: dict[str, trio.Event] = {}  # likewise
+        self._waits: dict[str, trio.Event] = {}  # of those that another has
+        self._arriving: dict[str, tuple[object, float]] = {}
 
     def begun(self, lease: Lease) -> None:
         """An incarnation of the node began. For `open_node`."""
         self._lease = lease
         self._begun.set()
         self._begun = trio.Event()
+
+    @property
+    def epoch(self) -> str:
+        """The incarnation that may act for the mesh; "" for none."""
+        lease = self._lease
+        return "" if lease is None or lease.nursery.cancel_scope.cancel_called else lease.epoch
+
+    def hold(self, name: str, state: object) -> bool:
+        """Keep the state of an agent that may come here, for as long as a lease; returns whether it may come."""
+        if name not in self._scopes or name in self.held or not self.epoch or self._fabric.draining.is_set():
+            return False
+        self._arriving[name] = state, trio.current_time() + LEASE
+        return True
+
+    def take(self, name: str) -> None:
+        """An agent may be ours now."""
+        if name in self._waits:
+            self._waits[name].set()
+
+    async def let_go(self, name: str) -> None:
+        """An agent of ours is another's now, and has no life here any more: return once it is forgotten."""
+        if name in self._over:
+            self._over[name].set()
+            await self._gone[name].wait()
+        await trio.lowlevel.checkpoint()
+
+    async def wait_here(self, name: str) -> bool:
+        """Whether an agent that is ours is here, once it is, or after a while."""
+        with trio.move_on_after(COMING):
+            while name not in self._fabric.agents:  # noqa: ASYNC110  # it takes a moment, once in its life
+                await trio.sleep(COMING / 100)
+        return name in self._fabric.agents
 
     def stir(self) -> None:
         """It may stand by for others now."""
@@ -88,15 +128,21 @@ class Keeping:
                 while True:
                     lease = await self._standing()
                     try:
+                        before = await locate(self._store, name)
+                        if before is not None and _is_anothers(before, lease, node):
+                            await self._wait_over(node, name, before.epoch)
+                            continue
                         held = await claim(self._store, lease, name)
                     except AgentTaken as exc:
-                        await self._wait_over(node, exc.epoch)
+                        await self._wait_over(node, name, exc.epoch)
                         continue
                     except CallError as exc:
                         log.info("an agent was not claimed agent=%s reason=%s", name, exc)
                     else:
                         if self._lease is lease and not lease.nursery.cancel_scope.cancel_called:
-                            await self._have(held, lease)
+                            # Only what was given to us goes on; what we claimed had nobody to give it.
+                            was_given = before is not None and before.revision == held.revision
+                            await self._have(held, lease, self._arrived(name, was_given=was_given))
                     await trio.sleep(self._rng.uniform(*AGAIN))
         finally:
             del self._scopes[name]
@@ -108,27 +154,45 @@ class Keeping:
         await trio.lowlevel.checkpoint()
         return self._lease
 
-    async def _wait_over(self, node: Node, epoch: str) -> None:
-        """Return once an incarnation is known to be no more, or after a while."""
-        over = trio.Event()
+    def _arrived(self, name: str, *, was_given: bool) -> tuple[object] | None:
+        """What an agent that is ours now goes on with, in a tuple; None to make it anew."""
+        state, until = self._arriving.pop(name, (None, -math.inf))
+        if not was_given:
+            return None
+        if until < trio.current_time():
+            self._fabric.counters.add("mesh.moved_without_state")
+            log.warning("an agent came without its state, and begins anew agent=%s", name)
+            return None
+        return (state,)
+
+    async def _wait_over(self, node: Node, name: str, epoch: str) -> None:
+        """Return once an incarnation is known to be no more, or the agent may be ours, or after a while."""
+        over = self._waits[name] = trio.Event()
 
         def ended(_node: str, ended: str) -> None:
             if ended == epoch:
                 over.set()
 
-        with node.roster.hearing(ended), trio.move_on_after(self._rng.uniform(LEASE / 2, LEASE)):
-            await over.wait()
+        try:
+            with node.roster.hearing(ended), trio.move_on_after(self._rng.uniform(LEASE / 2, LEASE)):
+                await over.wait()
+        finally:
+            del self._waits[name]
 
-    async def _have(self, held: Held, lease: Lease) -> None:
-        """Have an agent until the lease ends, or until cancelled; then it is given back."""
-        name, over = held.agent, trio.Event()
+    async def _have(self, held: Held, lease: Lease, given: tuple[object] | None) -> None:
+        """Have an agent until the lease ends, or it is another's, or until cancelled; then it is given back."""
+        name = held.agent
+        over, gone = trio.Event(), trio.Event()
+        self._over[name], self._gone[name] = over, gone
         one = self._fabric.agents.singletons[name]
         grace = one.options.get("grace", GRACE)
         # It has a task, so that its runs can be ended by us, also those whose askers are here.
-        given = {**one.options, "supervisor": one.options.get("supervisor") or Supervisor(gives_up="stop")}
+        options = {**one.options, "supervisor": one.options.get("supervisor") or Supervisor(gives_up="stop")}
         try:
-            agent = self._fabric.agent(name, one.function, **given)
+            agent = self._fabric.agent(name, one.function, **options)
             agent.fence = held.revision
+            assert agent.resident is not None
+            agent.resident.given = given
             self.held[name] = held
             self._fabric.counters.add("mesh.agents_owned")
             log.info("has the agent agent=%s fence=%d", name, held.revision)
@@ -138,6 +202,7 @@ class Keeping:
         except ValueError as exc:
             log.warning("an agent of which there is one is not made here agent=%s reason=%s", name, exc)
         finally:
+            del self._over[name], self._gone[name]
             if self.held.pop(name, None) is not None:
                 with trio.move_on_after(2 * grace + FAREWELL, shield=True), suppress(AgentNotFound):
                     await self._fabric.retire(name)
@@ -146,6 +211,12 @@ class Keeping:
                     await release(self._store, held)
                 except CallError as exc:
                     log.info("an agent was not given back agent=%s reason=%s", name, exc)
+            gone.set()
+
+
+def _is_anothers(held: Held, lease: Lease, node: Node) -> bool:
+    """Whether an incarnation of another node that is there has the agent, so that there is no need to try."""
+    return held.node != lease.node and bool(held.epoch) and node.roster.epoch(held.node) == held.epoch
 
 
 async def _tell_over(over: trio.Event) -> None:

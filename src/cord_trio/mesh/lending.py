@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cord_trio.mesh.catalogues import Catalogue
     from cord_trio.mesh.hosting import Hosting
     from cord_trio.mesh.keeping import Keeping
+    from cord_trio.mesh.moving import Moving
     from cord_trio.mesh.node import Node
 
 log = logging.getLogger("cord_trio.mesh")
@@ -37,14 +38,17 @@ class Lending:
         rng: draws tokens.
         hosting: knows which of ours others may ask.
         keeping: has those of which there is one in the mesh.
+        moving: moves them.
 
     Attributes:
         asking: those of others, as ours ask them.
 
     """
 
-    def __init__(self, agents: Agents, node: Node, rng: random.Random, hosting: Hosting, keeping: Keeping) -> None:
-        self.asking = Asking(agents, node, hosting.asked, hosting.locate, rng, self._stir)
+    def __init__(
+        self, agents: Agents, node: Node, rng: random.Random, hosting: Hosting, keeping: Keeping, moving: Moving
+    ) -> None:
+        self.asking = Asking(agents, node, hosting.asked, hosting.locate, moving.move, rng, self._stir)
         self._keeping = keeping
         self._node = node
         self._hosting = hosting

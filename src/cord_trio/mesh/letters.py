@@ -41,7 +41,13 @@ if TYPE_CHECKING:
 ASK: Final = "agents/ask"
 TELL: Final = "agents/tell"
 EMIT: Final = "agents/emit"
+MOVE: Final = "agents/move"
+HOLD: Final = "agents/hold"
+TAKE: Final = "agents/take"
 """Methods of calls between nodes that are about agents, and of the notification of what one emits."""
+
+ABOUT_AGENTS: Final = frozenset((ASK, TELL, MOVE, HOLD, TAKE))
+"""The methods among them."""
 
 MAX_PATH: Final = 64
 """Names of the agents that led to one that are told: the last ones."""

@@ -69,6 +69,9 @@ STEADY: Final = 4.0 * LEASE
 FAREWELL: Final = 1.0
 """Seconds for giving the name back."""
 
+STALE: Final = 0.02
+"""Seconds until what was read just after it was written is the new value."""
+
 TAKEN: Final = b"taken"
 """What proves that a lease has ended: its key, with this."""
 
@@ -366,12 +369,21 @@ class Presence:
             return
         key = f"up.{self.node}"
         try:
-            entry = await self._store.get(key)
-            if entry is not None and decode_record(entry.value).epoch == self._last:
-                await self._store.delete(key, revision=entry.revision)
+            while not await self._unsay(key):  # noqa: ASYNC110  # the store says when it has written, not when it shows that
+                await trio.sleep(STALE)
             await self._store.delete(f"hb.{self.node}.{self._last}")
         except CallError as exc:
             log.info("the name was not given back node=%s reason=%s", self.node, exc)
+
+    async def _unsay(self, key: str) -> bool:
+        """Let nobody have the name, if it is ours; False if what was read of it was an old value."""
+        entry = await self._store.get(key)
+        try:
+            if entry is not None and decode_record(entry.value).epoch == self._last:
+                await self._store.delete(key, revision=entry.revision)
+        except Conflict:
+            return False
+        return True
 
 
 def is_name(text: str) -> bool:

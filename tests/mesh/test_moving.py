@@ -1,0 +1,259 @@
+"""Agents of which there is one that move from node to node, over a broker in this process."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from cord_trio.agents import Mailbox, Supervisor
+from cord_trio.errors import AgentError, AgentNotFound
+from cord_trio.fabric import open_fabric
+from cord_trio.mesh import moving
+from cord_trio.mesh.local import open_broker
+from cord_trio.mesh.singletons import locate
+from cord_trio.mesh_errors import NoOwner, NotJson, OwnerRefused, StoreFailed
+from cord_trio.nats.kv import Bucket, open_bucket
+from tests.mesh.members import has, member
+
+if TYPE_CHECKING:
+    from trio.testing import MockClock
+
+    from cord_trio.agents import Context
+    from tests.mesh.members import Member
+
+
+class Clerk:
+    """Remembers what it did, and who is at work."""
+
+    at_work: int = 0
+    most: int = 0
+    sound: bool = True
+
+    def __init__(self) -> None:
+        self.done: list[object] = []
+
+    def state(self) -> object:
+        if not Clerk.sound:
+            raise ValueError("not now")
+        return {"version": 1, "done": self.done}
+
+    def restore(self, state: dict[str, list[object]]) -> None:
+        self.done = state["done"]
+
+    async def __call__(self, ctx: Context, payload: object) -> object:
+        Clerk.at_work += 1
+        Clerk.most = max(Clerk.most, Clerk.at_work)
+        try:
+            await trio.sleep(1)
+            if payload is object:
+                self.done.append(object())
+            elif payload is not None:
+                self.done.append(payload)
+            return [*self.done]
+        finally:
+            Clerk.at_work -= 1
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_at_work() -> None:
+    Clerk.at_work = Clerk.most = 0
+    Clerk.sound = True
+
+
+async def stands_by(*members: Member, **options: object) -> Member:
+    """Have the first own it, and the others stand by."""
+    for one in members:
+        one.fabric.singleton("clerk", Clerk, **options)
+        await has(one, "clerk")
+        await trio.sleep(2)
+    assert "clerk" in members[0].fabric.agents
+    return members[0]
+
+
+@pytest.mark.parametrize("mailbox", [None, Mailbox()])
+async def test_a_conversation_goes_on_while_its_agent_moves_and_nothing_runs_twice_or_at_once(
+    mailbox: Mailbox | None, autojump_clock: MockClock
+) -> None:
+    async with open_broker(Random(1)) as broker, member(broker, "a") as a, member(broker, "b") as b:
+        async with member(broker, "c") as c:
+            await stands_by(a, b, mailbox=mailbox)
+            await has(c, "clerk")
+            fence = a.fabric.agents["clerk"].fence
+            answers: list[object] = []
+
+            async def talk(of: Member, name: str) -> None:
+                for number in range(4):
+                    answer = await of.fabric.ask("clerk", f"{name}{number}")
+                    assert isinstance(answer, list)
+                    answers.append(answer[-1])
+
+            async with trio.open_nursery() as nursery:
+                for one in (a, b, c):
+                    nursery.start_soon(talk, one, one.node.name)
+                await trio.sleep(2.5)
+                await a.fabric.move("clerk", "b")
+                assert "clerk" not in a.fabric.agents
+                assert b.fabric.agents["clerk"].fence > fence
+                await trio.sleep(3.2)
+                await c.fabric.move("clerk", "a")  # whoever has it does it
+            done = await b.fabric.ask("clerk")
+            assert isinstance(done, list)
+            expected = sorted(f"{name}{number}" for name in "abc" for number in range(4))
+            assert sorted(done) == sorted(map(str, answers)) == expected
+            assert (Clerk.most, "clerk" in a.fabric.agents) == (1, True)
+            assert (a.fabric.counters["mesh.agents_moved"], b.fabric.counters["mesh.agents_moved"]) == (1, 1)
+            assert not any(one.fabric.agents.roots for one in (a, b, c))
+
+
+async def test_messages_that_were_told_go_along_in_their_order(autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker, member(broker, "a") as a, member(broker, "b") as b:
+        await stands_by(a, b, mailbox=Mailbox(4))
+
+        async def tell() -> None:
+            for number in range(10):
+                assert await a.fabric.tell("clerk", number)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tell)
+            await trio.sleep(1.5)
+            await a.fabric.move("clerk", "b")
+        await a.fabric.agents.wait_quiet()
+        await b.fabric.agents.wait_quiet()
+        done = await a.fabric.ask("clerk")
+        assert isinstance(done, list)
+        assert sorted(done) == [*range(10)]
+        assert done[:5] == [0, 1, 2, 3, 4]
+
+
+async def test_where_it_cannot_go_it_stays_with_what_it_knows(autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker, member(broker, "a") as a, member(broker, "b") as b:
+        async with member(broker, "c"):
+            await stands_by(a, b)
+            await a.fabric.ask("clerk", 1)
+            await a.fabric.move("clerk", "a")
+            for nowhere, error in (("gone", NoOwner), ("c", AgentNotFound)):
+                with pytest.raises(error):
+                    await a.fabric.move("clerk", nowhere)
+            await b.fabric.drain(0)
+            with pytest.raises(OwnerRefused, match="draining"):
+                await a.fabric.move("clerk", "b")
+            assert await a.fabric.ask("clerk", 2) == [1, 2]
+            await a.fabric.ask("clerk", object)
+            with pytest.raises(NotJson, match="the state of agent 'clerk'"):
+                await a.fabric.move("clerk", "c")
+            answer = await a.fabric.ask("clerk", 3)
+            assert isinstance(answer, list)
+            assert len(answer) == 4
+            Clerk.sound = False
+            with pytest.raises(AgentError, match="telling its state failed"):
+                await a.fabric.move("clerk", "c")
+            assert await a.fabric.ask("clerk", 4) == [4]  # as after a crash
+            with pytest.raises(NoOwner):
+                await a.fabric.move("nobody", "c")
+
+
+async def test_what_has_no_state_that_can_be_told_or_shares_a_supervisor_does_not_move(
+    autojump_clock: MockClock,
+) -> None:
+    class Mute:
+        async def __call__(self, ctx: Context, payload: object) -> object:
+            await trio.lowlevel.checkpoint()
+            return payload
+
+    async def plain(ctx: Context, payload: object) -> object:
+        await trio.lowlevel.checkpoint()
+        return [payload, ctx.fence > 0]
+
+    async with open_broker(Random(1)) as broker, member(broker, "a") as a, member(broker, "b") as b:
+        a.fabric.singleton("mute", Mute)
+        a.fabric.singleton("watched", plain, supervisor=Supervisor())
+        a.fabric.singleton("plain", plain)
+        await trio.sleep(3)
+        b.fabric.singleton("plain", plain)
+        with pytest.raises(AgentError, match="give its class"):
+            await a.fabric.move("mute", "b")
+        with pytest.raises(AgentError, match="its supervisor"):
+            await a.fabric.move("watched", "b")
+        assert await a.fabric.ask("mute", 1) == 1
+        await trio.sleep(3)
+        await a.fabric.move("plain", "b")
+        assert await a.fabric.ask("plain", 1) == [1, True]
+        assert "plain" in b.fabric.agents
+    async with open_fabric() as fabric:
+        with pytest.raises(AgentError, match="not in a mesh"):
+            await fabric.move("plain", "b")
+
+
+async def test_a_run_that_does_not_end_is_cut_off_after_half_a_minute(autojump_clock: MockClock) -> None:
+    class Slow(Clerk):
+        async def __call__(self, ctx: Context, payload: object) -> object:
+            await trio.sleep(1000 if payload else 0)
+            return "here"
+
+    async with open_broker(Random(1)) as broker, member(broker, "a") as a, member(broker, "b") as b:
+        a.fabric.singleton("slow", Slow)
+        await trio.sleep(3)
+        b.fabric.singleton("slow", Slow)
+        await trio.sleep(3)
+        async with trio.open_nursery() as nursery:
+
+            async def ask() -> None:
+                with pytest.raises(AgentError):
+                    await a.fabric.ask("slow", 1)
+
+            nursery.start_soon(ask)
+            await trio.sleep(1)
+            began = trio.current_time()
+            await a.fabric.move("slow", "b")
+            assert trio.current_time() - began == pytest.approx(moving.PATIENCE, abs=1)
+        assert await a.fabric.ask("slow") == "here"
+
+
+@pytest.mark.parametrize("done", [False, True])
+async def test_a_commit_whose_answer_is_lost_is_looked_at_again(
+    done: bool, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_broker(Random(1)) as broker, member(broker, "a") as a, member(broker, "b") as b:
+        await stands_by(a, b)
+        await a.fabric.ask("clerk", 1)
+        put, lost = Bucket.put, [StoreFailed(0, "no answer", "unknown")]
+
+        async def losing(self: Bucket, key: str, value: bytes, **options: int | None) -> int:
+            if key == "ag.clerk" and lost:
+                if done:
+                    await put(self, key, value, **options)
+                raise lost.pop()
+            return await put(self, key, value, **options)
+
+        monkeypatch.setattr(Bucket, "put", losing)
+        await a.fabric.move("clerk", "b")
+        assert await a.fabric.ask("clerk", 2) == [1, 2]
+        assert "clerk" in b.fabric.agents
+
+
+async def test_who_moves_it_and_dies_before_has_not_moved_it(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_broker(Random(1)) as broker, member(broker, "c") as c, member(broker, "b") as b:
+        async with member(broker, "a") as a:
+            await stands_by(a, b)
+            await a.fabric.ask("clerk", 1)
+
+            async def never(*_: object) -> None:
+                a.way.cut()
+                await trio.sleep(20)
+                raise StoreFailed(0, "no answer")
+
+            monkeypatch.setattr(moving, "move", never)
+            with pytest.raises(AgentError, match="let go of it"), trio.fail_after(60):
+                await a.fabric.move("clerk", "b")
+            await trio.sleep(30)
+            assert await b.fabric.ask("clerk", 2) == [2]  # its copy was of one that went on elsewhere, perhaps
+            assert "clerk" in b.fabric.agents
+            async with c.way.open("x") as nats:
+                held = await locate(await open_bucket(nats, "cord_cord"), "clerk")
+            assert held is not None
+            assert held.node == "b"

@@ -258,6 +258,8 @@ class Fabric(Verbs, Sources):
         asks, asks_left_out = ask_nodes(list(self.agents.roots), most)
         jobs = list(self.agents.jobs.all())
         children = self.source_nodes()
+        if self.elsewhere is not None:
+            children.append(self.elsewhere.shown())
         children += [agent.node() for agent in shown]
         children += asks
         children += self._parks.nodes(most)

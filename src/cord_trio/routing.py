@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from cord_trio.call import Call, Outcome
+    from cord_trio.observe import Node
     from cord_trio.snapshot import Snapshot
 
 PROMPT: Final = "prompts/get"
@@ -45,6 +46,9 @@ class Elsewhere(Protocol):
 
     def bring(self, call: Call) -> Awaitable[Outcome]:
         """Bring what the gateway of another node has sealed there, as the state or the task of `call`."""
+
+    def shown(self) -> Node:
+        """Our being there, for the live tree."""
 
     def resume(self, call: Call) -> Awaitable[Outcome]:
         """Go on with the call that waits for `call`."""

@@ -278,3 +278,10 @@ def test_a_gateway_that_was_killed_is_forgotten_and_one_that_is_stopped_does_not
         gateway.wait(10)
         assert main(["tree"]) == 1
         assert capsys.readouterr().err == NONE
+
+
+def test_the_summary_says_in_which_mesh_it_is() -> None:
+    mesh = {"kind": "mesh", "name": "cord", "state": "joined", "node": "a", "epoch": "11111111", "others": 2}
+    tree = {"kind": "fabric", "name": "f", "state": "running", "tools": 3, "calls": 0, "children": [mesh]}
+    said = top.summary(Running(Path("1-x.sock"), {"tree": tree}))
+    assert said.endswith("0 refused at a bound, joined in mesh cord as a, with 2 others")

@@ -49,6 +49,18 @@ async def test_each_node_calls_the_tools_of_the_other(autojump_clock: MockClock)
         assert not a.fabric.registry.snapshot.problems
 
 
+async def test_the_live_tree_shows_how_it_is_in_the_mesh(autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker, member(broker, "b", server("notes").in_process()):
+        async with member(broker, "a", server("web").in_process()) as a:
+            await listed(a.fabric, "notes__echo")
+            facts = {"node": "a", "epoch": a.node.epoch, "others": 1, "sources": 1, "runs": 0, "margin": None}
+            (shown,) = [node for node in a.fabric.tree().children if node.kind == "mesh"]
+            assert (shown.name, shown.state, shown.facts) == ("cord", "joined", facts)
+            await trio.sleep(LEASE)
+            (shown,) = [node for node in a.fabric.tree().children if node.kind == "mesh"]
+            assert shown.facts["margin"] == round(a.node.presence.margin, 1)
+
+
 @pytest.mark.parametrize("seconds", [0.5, 3.0, 6.0])
 async def test_a_broker_that_comes_back_without_its_bucket_keeps_nobody_from_calling(
     seconds: float, autojump_clock: MockClock

@@ -112,6 +112,10 @@ def summary(running: Running) -> str:
         f"{tree.facts.get('calls')} calls",
         f"{refused} refused at a bound",
     ]
+    for node in tree.children:
+        if node.kind == "mesh":
+            facts = node.facts
+            parts.append(f"{node.state} in mesh {node.name} as {facts.get('node')}, with {facts.get('others')} others")
     return one_line(", ".join(parts))
 
 

@@ -8,6 +8,7 @@ anywhere: our own before those of others, and of those whoever was here first.
 from __future__ import annotations
 
 import logging
+import math
 import random
 from contextlib import asynccontextmanager
 from functools import partial
@@ -32,6 +33,7 @@ from cord_trio.mesh.reaching import connect, open_store
 from cord_trio.mesh.remote import RemoteLink
 from cord_trio.mesh.standing import Hearing, Trusting, answer_standing, wait_moot_there
 from cord_trio.mesh_errors import BadCatalogue, NotPermitted
+from cord_trio.observe import Node as Shown
 from cord_trio.routing import is_brought, unknown
 from cord_trio.snapshot import KINDS
 
@@ -312,6 +314,19 @@ class Joined:
     @property
     def place(self) -> str:
         return f"{self._node.name}.{self._node.epoch}" if self._node.epoch else ""
+
+    def shown(self) -> Shown:
+        node, margin = self._node, self._node.presence.margin
+        state = "draining" if node.owning.draining else "joined" if node.epoch else "between"
+        facts = {
+            "node": node.name,
+            "epoch": node.epoch,
+            "others": len(node.roster.nodes.keys() - {node.name}),
+            "sources": len(self._adopted),
+            "runs": node.owning.busy,
+            "margin": None if margin == math.inf else round(margin, 1),
+        }
+        return Shown("mesh", node.mesh, state, facts)
 
     def resume(self, call: Call) -> Awaitable[Outcome]:
         """Bring the answers of `call` to the node that asked."""

@@ -15,7 +15,7 @@ class Node:
     """One thing that lives in the fabric, at one moment.
 
     Attributes:
-        kind: fabric, source, session, agent, ask, question, conversation or hog.
+        kind: fabric, source, mesh, session, agent, ask, question, conversation or hog.
         name: of this one.
         state: in one word.
         facts: what else is known, in the order to show it: numbers, texts, None.

@@ -15,7 +15,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cord_trio.counters import Counters
-from cord_trio.transports.http1 import Chunks, Headers, Unacceptable, check_origin
+from cord_trio.protocol.framing import SseEvent, SseSplitter
+from cord_trio.transports.http1 import Chunks, Headers, KnownStream, Unacceptable, check_origin
 from cord_trio.transports.http1_client import Exchange, PoolLimits, open_pool
 from cord_trio.transports.http1_server import HttpLimits, Request, Response, serve_http
 
@@ -361,6 +362,44 @@ async def test_an_answer_that_is_pulled_is_judged_as_if_it_were_the_first(
     assert [each for each in pulled if not isinstance(each, list)] == [
         each for each in told if not isinstance(each, list)
     ]  # fmt: skip
+
+
+STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+texts = st.one_of(st.binary(max_size=300), st.sampled_from([b"{}", b" {}", b"\r", b"{\n}", b"x" * 4060, b"x" * 4100]))
+parts_of_events = st.sampled_from(
+    [b"event: message", b"data: ", b"data:", b"id: 1", b"{}", b": x", b"\n", b"\r\n", b"\r"]
+)
+
+
+@given(texts, st.sampled_from([b"\n", b"\r\n"]), st.booleans(), st.booleans())
+def test_the_lone_event_of_a_known_stream_is_found(text: bytes, line: bytes, over: bool, warm: bool) -> None:
+    stream = KnownStream(STREAM)
+    if warm:
+        stream.event(STREAM + b"19\r\nevent: message\ndata: {}\n\n\r\n")
+    body = b"event: message%bdata: %b%b" % (line, text, line * 2)
+    data = b"%b%x\r\n%b\r\n%b" % (STREAM, len(body), body, b"0\r\n\r\n" if over else b"")
+    plain = bool(text) and b"\n" not in text and b"\r" not in text
+    assert stream.event(data) == ((text, over) if plain else None)
+
+
+@given(
+    st.one_of(st.lists(parts_of_events, max_size=8).map(b"".join), texts),
+    st.integers(-3, 3),
+    st.sampled_from([b"%x\r\n", b"%X\r\n", b"0%x\r\n", b"%x;a\r\n", b"%x\n"]),
+    st.sampled_from([b"", b"0\r\n\r\n", b"0\r\n", b"2\r\nab\r\n0\r\n\r\n", b"0\r\nA: b\r\n\r\n"]),
+)
+@example(b"event: message\ndata: {}\n\n", 0, b"%x\r\n", b"0\r\n\r\n")
+@example(b"event: message\ndata: a\n\n\r\n2\r\nab", 0, b"%x\r\n", b"")
+def test_nothing_else_is_taken_for_the_lone_event_of_a_known_stream(
+    body: bytes, off: int, size: bytes, rest: bytes
+) -> None:
+    data = b"%b%b\r\n%b" % (size % max(0, len(body) + off), body, rest)
+    found = KnownStream(STREAM).event(STREAM + data)
+    if found is not None:
+        text, over = found
+        reader = Chunks(10_000)
+        assert reader.feed(data if over else data + b"0\r\n\r\n") == b""
+        assert SseSplitter().feed(bytes(reader.body)) == [SseEvent("message", text)]
 
 
 @given(st.binary(max_size=80), st.lists(st.integers(0, 80), max_size=5), st.lists(st.integers(0, 500), max_size=12))

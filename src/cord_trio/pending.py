@@ -41,7 +41,7 @@ class Session(Protocol):
         Args:
             pending: whose caller reads.
             message: that has come.
-            alone: whether nothing else will come for `pending`: then it is settled.
+            alone: whether it came where nothing is for anybody else.
 
         """
 
@@ -137,13 +137,10 @@ class Pending(Cell[Raw]):
                 if not evicted:
                     message = seat.pull()
                     if message is not None:
-                        alone = seat.alone
-                        evicted = alone  # as if: there is nobody to make room for
-                        answer = self.session.answered(self, message, alone)
+                        answer = self.session.answered(self, message, seat.alone)
                         if answer is not None:
+                            evicted = seat.over and seat.alone  # as if: there is nobody to make room for
                             return answer
-                        if alone:
-                            break
         except trio.ClosedResourceError:
             pass  # evicted, or the connection was closed
         except trio.Cancelled:

@@ -276,11 +276,7 @@ class Session:
                 return reply.result
         except Malformed:
             pass
-        if not alone:
-            self.feed((message,))
-            return None
-        self.feed((message,), pending.id)
-        self.fail(pending.id, BadReply("the body held no response"))  # nothing, if there was one
+        self.feed((message,), pending.id if alone else None)
         return None
 
     @trio.lowlevel.enable_ki_protection

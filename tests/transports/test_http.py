@@ -39,6 +39,12 @@ class Cut(bytes):
     """The connection ends after these bytes."""
 
 
+class Apart(tuple[bytes, ...]):
+    """These come one after the other, with a little time in between."""
+
+    __slots__ = ()
+
+
 class Hold(bytes):
     """Nothing follows these bytes, and the connection stays."""
 
@@ -67,7 +73,7 @@ class Seen:
         return found[0] if found else None
 
 
-Answer: TypeAlias = "bytes | Callable[[Seen], bytes]"
+Answer: TypeAlias = "bytes | Callable[[Seen], bytes | Apart]"
 
 
 class Canned:
@@ -76,6 +82,7 @@ class Canned:
     Attributes:
         seen: the requests, in the order they came.
         delay: seconds before each answer.
+        sent: answers that are on their way, whole.
         left: of those that were held, what the client then did: the ids of those it left.
 
     """
@@ -86,6 +93,7 @@ class Canned:
         self.left: list[Json] = []
         self.url = ""
         self.delay = 0.0
+        self.sent = 0
         self._moved = trio.Event()
 
     def whats(self) -> list[str]:
@@ -120,9 +128,14 @@ class Canned:
                 self._moved.set()
                 found = self.answers.get(request.what) or self.answers.get("*") or [status(405)]
                 given: Any = found.pop(0) if len(found) > 1 else found[0]
-                reply: bytes = given(request) if callable(given) else given
+                reply: bytes | Apart = given(request) if callable(given) else given
                 await trio.sleep(self.delay)
-                await stream.send_all(bytes(reply))
+                for part in reply if isinstance(reply, Apart) else (reply,):
+                    await stream.send_all(bytes(part))
+                    if isinstance(reply, Apart):
+                        await trio.sleep(0.003)
+                self.sent += 1
+                self._moved.set()
                 if isinstance(reply, Hold):
                     assert not await stream.receive_some()
                     self.left.append(request.message.get("id") if request.body else request.verb)

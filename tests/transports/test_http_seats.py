@@ -18,6 +18,7 @@ from tests.transports.test_http import (
     LEGACY,
     MODERN,
     TEXT,
+    Apart,
     Canned,
     Cut,
     Hold,
@@ -124,11 +125,74 @@ ENDS: list[Answer] = [
 ]
 
 
+def in_lines(line: bytes) -> Answer:
+    """The reply as the only event of a stream, at once."""
+    return lambda request: chunked(events(request).replace(b"\n", line))
+
+
+def in_parts(line: bytes, more: bytes = b"", end: bytes = b"0\r\n\r\n") -> Answer:
+    """The same in parts, as servers in Python write it: the head, the event, and the end after what is in `more`."""
+
+    def answer(request: Seen) -> Apart:
+        whole = chunked(events(request).replace(b"\n", line), end=False)
+        head, gap, chunk = whole.partition(b"\r\n\r\n")
+        behind = b"%x\r\n%b\r\n" % (len(more), more) if more else b""
+        return Apart(part for part in (head + gap, chunk, behind + end) if part)
+
+    return answer
+
+
+def before(text: bytes) -> Answer:
+    """The reply behind this, which is the first event, in a part of its own."""
+
+    def answer(request: Seen) -> Apart:
+        head, gap, _ = chunked(b"", end=False).partition(b"\r\n\r\n")
+        first, second = b"event: message\ndata: %b\n\n" % text, events(request)
+        chunks = [b"%x\r\n%b\r\n" % (len(each), each) for each in (first, second)]
+        return Apart((head + gap + chunks[0], chunks[1], b"0\r\n\r\n"))
+
+    return answer
+
+
+PROGRESS = b'{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":9,"progress":1}}'
+
+STREAMS: list[Answer] = [
+    in_lines(b"\n"),
+    in_lines(b"\r\n"),
+    in_lines(b"\r"),
+    in_parts(b"\n"),
+    in_parts(b"\r\n"),
+    in_parts(b"\n", b": bye\n\n"),
+    in_parts(b"\n", b"event: message\ndata: %b\n\n" % PROGRESS),
+    in_parts(b"\n", end=b"0;x\r\n\r\n"),
+    in_parts(b"\n", end=b"0\r\nA: b\r\n\r\n"),
+    in_parts(b"\n", end=b"0\r\n\r\nrubbish"),
+    in_parts(b"\n", end=b"rubbish"),
+    before(PROGRESS),
+    before(b"rubbish"),
+    before(b'{"jsonrpc":"2.0","id":4711,"result":{}}'),
+    lambda request: Hold(chunked(events(request), end=False)),
+    lambda request: Cut(chunked(events(request), end=False)),
+    lambda request: Cut(chunked(events(request), end=False)[:-3]),
+    lambda request: Cut(chunked(b"", end=False)),
+    Hold(chunked(b"", end=False)),
+    lambda request: chunked(events(request).replace(b"message", b"other")),
+    lambda request: chunked(events(request) + events(request)),
+    lambda request: chunked(events(request).replace(b"\n\n", b"\n")),
+    lambda request: chunked(events(request).replace(b', "result"', b', "error": null,\ndata: "result"')),
+    lambda request: chunked(events(request)).replace(b"\r\n\r\n", b"\r\n\r\n0", 1),
+    lambda request: chunked(b"id: 1\n" + events(request)),
+    lambda request: chunked(b"event: message\ndata: \n\n"),
+    lambda request: chunked(b"event: message\ndata: " + PROGRESS + b"\n\n"),
+]
+
+
 async def outcome(answer: Answer, before: list[Answer], revision: str) -> object:
     async with canned(tools__call=[*before, answer, as_json], GET=status(405), DELETE=status(200)) as server:
         async with talking(server.url, revision) as (session, transport):
-            for _ in before:
+            for number, _ in enumerate(before, 1):
                 await call(session)
+                await server.wait_until(lambda number=number: server.sent >= number)  # type: ignore[misc]  # bound
             try:
                 told: Json = await call(session, seconds=0.05 if isinstance(answer, Hold) else 5.0)
             except CallError as exc:
@@ -148,6 +212,78 @@ async def test_a_call_ends_the_same_whoever_reads_its_reply(
 ) -> None:
     monkeypatch.setattr(http_rules, "RETRY_BOUNDS", (0.0, 0.02))
     assert await outcome(ENDS[index], [*COLD], revision) == await outcome(ENDS[index], [], revision)
+
+
+@pytest.mark.parametrize("cold", [in_lines(b"\n"), in_parts(b"\r\n")])
+@pytest.mark.parametrize("index", range(len(STREAMS)))
+async def test_a_call_that_is_answered_by_a_stream_ends_the_same_whoever_reads_it(index: int, cold: Answer) -> None:
+    told = await outcome(STREAMS[index], [cold, cold], MODERN)
+    assert told == await outcome(STREAMS[index], [], MODERN)
+
+
+@pytest.mark.parametrize("line", [b"\n", b"\r\n"])
+async def test_a_reply_that_is_the_only_event_of_a_stream_is_read_by_its_caller_alone(
+    line: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http1_client, "TRAIL", 60.0)
+    answers = [in_lines(line), in_lines(line), in_lines(line), in_parts(line)]
+    async with canned(tools__call=answers) as server, talking(server.url) as (session, transport):
+        for number in range(1, 7):
+            assert await call(session) == TEXT
+            await server.wait_until(lambda number=number: server.sent >= number)  # type: ignore[misc]  # bound
+        steps = Steps()
+        trio.lowlevel.add_instrument(steps)
+        for number in range(7, 10):
+            assert await call(session) == TEXT
+            await server.wait_until(lambda number=number: server.sent >= number)  # type: ignore[misc]  # bound
+        trio.lowlevel.remove_instrument(steps)
+        assert steps.of["_connect"] == 0
+        assert seats(transport) == [True]
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_what_follows_a_reply_on_its_stream_is_told_though_its_reader_has_left(again: bool) -> None:
+    """Before the end, or with it; read since time has passed, or since the connection is wanted `again`."""
+    told: list[str] = []
+    cold = in_parts(b"\n")
+    counters = Counters()
+
+    def talkative(request: Seen) -> Apart:
+        bodies = [b'event: message\ndata: {"jsonrpc":"2.0","method":"notifications/%d"}\n\n' % each for each in (1, 2)]
+        first, last = [b"%x\r\n%b\r\n" % (len(body), body) for body in bodies]
+        whole = in_parts(b"\n", end=b"")
+        assert callable(whole)
+        return Apart((*whole(request), first, last + b"0\r\n\r\n"))
+
+    async with canned(tools__call=[cold, cold, cold, talkative, cold]) as server:
+        async with talking(server.url, counters=counters) as (session, transport):
+            session._told = lambda method, params, within: told.append(method)
+            for _ in range(4):
+                assert await call(session) == TEXT
+                await trio.sleep(0.0045)
+            if again:
+                assert await call(session) == TEXT
+            with trio.fail_after(3):
+                while transport._pool.busy:  # noqa: ASYNC110  # nobody is told when a connection is free
+                    await trio.sleep(0.005)
+            assert told == ["notifications/1", "notifications/2"]
+            assert counters["session.late_reply"] == 0
+            assert not transport.posts
+            assert await call(session) == TEXT
+
+
+async def test_many_callers_of_a_server_that_streams_wait_for_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1_client, "TRAIL", 60.0)
+    counters = Counters()
+    async with canned(tools__call=in_parts(b"\r\n")) as server:
+        async with talking(server.url, counters=counters) as (session, transport):
+            with trio.fail_after(5):
+                for _ in range(3):
+                    async with trio.open_nursery() as nursery:
+                        for _ in range(100):
+                            nursery.start_soon(call, session)
+            assert counters["http_client.connected"] <= 64
+        assert not transport.posts
 
 
 async def held(session: Session, server: Canned) -> int:

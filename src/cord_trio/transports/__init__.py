@@ -88,8 +88,8 @@ class Seat(Protocol):
         """Take what has come; the receiver is told.
 
         Returns:
-            A message that the receiver is not told, since it alone has come; where the seat is `alone` nothing else
-            will: it is the reply, unless the peer broke the protocol.
+            A message that the receiver is not told, since it alone has come. If it is not the reply, and the seat is
+            `over`, `leave` says what becomes of the request.
 
         """
 

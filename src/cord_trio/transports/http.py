@@ -280,6 +280,10 @@ class HttpTransport(Transport):
         if receiver.waits(id):
             receiver.fail(id, BadReply("the body held no response"))
 
+    def linger(self, post: Post, /) -> None:
+        if self.posts.get(post.id) is post:  # type: ignore[arg-type]  # only requests are read so
+            self._answered[post] = trio.current_time()
+
     def waits(self, post: Post, /) -> bool:
         return post.id is not None and self._receiver is not None and self._receiver.waits(post.id)
 

@@ -39,6 +39,9 @@ logger = logging.getLogger("cord_trio.transports")
 OWN_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept-encoding", "expect"})
 """Headers that the pool alone sets."""
 
+TRAIL = 0.05
+"""Seconds until the end of an answer is waited for whose message was taken, unless it is met before."""
+
 REST = 1.0
 """Seconds for which a connection may be idle without anybody who sees that the server ends it."""
 
@@ -100,8 +103,10 @@ class Pool:
         self._open: set[Connection] = set()
         self._connecting: list[trio.CancelScope] = []
         self._waiting: deque[Exchange] = deque()
+        self._trailing: list[Connection] = []
         self._closed = False
         self._watching = False
+        self._watching_trails = False
         # The run's own clock, without the calls that lead to it from `trio.current_time`.
         self._clock = trio.lowlevel.current_clock().current_time
         # A proxy is asked for plain HTTP by the whole URL (RFC 9112, section 3.2.2); for TLS it digs a tunnel.
@@ -222,12 +227,21 @@ class Pool:
                 return
             self.counters.add("http_client.stale")
             connection.close()
+        if self._trailing:
+            connection = self._trailing.pop(0)
+            if connection.end_trail() and connection.start(exchange, head, body):
+                return
+            if connection.trails:
+                self._trailing.insert(0, connection)
         exchange.attended = False
         if len(self._waiting) >= self.limits.waiting and self._full:
             self.counters.add("http_client.overloaded")
             raise Overloaded("http_waiting", self.limits.waiting)
         exchange.request_head, exchange.payload = head, body
         self._waiting.append(exchange)
+        if self._trailing and self._full:
+            for connection in self._trailing[:]:
+                self._read_trail(connection)
         self._balance()
 
     @property
@@ -317,9 +331,31 @@ class Pool:
                     connection.call_reader()
         self._watching = False
 
+    def trail(self, connection: Connection) -> None:
+        """See to it that the end of an answer is read, if no request meets it before."""
+        self._trailing.append(connection)
+        if not self._watching_trails:
+            self._watching_trails = True
+            self._nursery.start_soon(self._watch_trails)
+
+    async def _watch_trails(self) -> None:
+        while self._trailing:
+            before = self._trailing[:]
+            await trio.sleep(TRAIL)
+            for connection in before:
+                self._read_trail(connection)
+        self._watching_trails = False
+
+    def _read_trail(self, connection: Connection) -> None:
+        if connection in self._trailing:
+            self._trailing.remove(connection)
+            connection.read_on()
+
     def drop(self, connection: Connection) -> None:
         """A connection is closed: its place is free."""
         self._open.discard(connection)
+        if connection in self._trailing:
+            self._trailing.remove(connection)
         if connection in self._idle:
             self._idle.remove(connection)
         if not self._closed:

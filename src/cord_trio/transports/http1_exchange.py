@@ -43,6 +43,7 @@ class Exchange:
         over: whether the sink has been, or never will be, told the last thing.
         since: Trio time of its start, if it was asked for.
         fd: what to wait for before `pull`, if whoever started it reads by himself; -1 if the connection does.
+        streamed: whether what `pull` returned was an event.
 
     The others are between the pool and the connection.
 
@@ -53,6 +54,7 @@ class Exchange:
     since = 0.0
     fd = -1
     over = False
+    streamed = False
     before = 0
     attended = False
     connection: Connection | None = None
@@ -76,17 +78,18 @@ class Exchange:
         return "unknown" if self.written else "no"
 
     def pull(self) -> bytes | None:
-        """Read what has come, and tell the sink; or return the body, if that is all there is to tell.
+        """Read what has come, and tell the sink; or return the message, if that is all there is to tell.
 
-        It is if the answer came in one piece, its head is that of the one before, its status 200 and it holds JSON.
-        Then the exchange is over, and the sink told nothing: that spares six calls.
+        It is if the answer came in one piece, its head is that of one before, its status 200 and it holds JSON, or an
+        event stream with one event. Then the exchange is over, and the sink told nothing: that spares six calls. If it
+        is not over then, there is a message that the sink will be told too, should more come.
         """
         return None if self.connection is None else self.connection.pull()
 
     def leave(self) -> None:
         """Let the connection read the rest; nobody else will."""
         if not self.over and self.connection is not None:
-            self.connection.call_reader()
+            self.connection.leave()
 
     def evict(self) -> None:
         """The same, and wake whoever waits for `fd`, with `trio.ClosedResourceError`."""

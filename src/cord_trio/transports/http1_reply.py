@@ -14,7 +14,7 @@ import trio
 
 from cord_trio.cell import Cell
 from cord_trio.errors import BadReply, ConnectionLost
-from cord_trio.transports.http1 import Headers, KnownHead, know
+from cord_trio.transports.http1 import LAST_CHUNK, Headers, KnownHead, KnownStream, know
 
 if TYPE_CHECKING:
     from cord_trio.errors import Executed
@@ -24,19 +24,30 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("cord_trio.transports")
 
+STREAMS = frozenset({b"text/event-stream", b"text/event-stream; charset=utf-8"})
+"""The content types of event streams whose heads are known again."""
+
 INTERIM_LIMIT = 16
 """Answers of the 1xx kind to one request."""
 
 
 class Connection:
-    """One connection, its response parser and its reader. Serves one exchange at a time."""
+    """One connection, its response parser and its reader. Serves one exchange at a time.
+
+    Attributes:
+        rests: whether the reader has nothing to do between exchanges.
+        idle_since: Trio time; infinite where it must be found out.
+
+    """
 
     __slots__ = (
+        "_aside",
         "_buffer",
         "_complete",
         "_exchange",
         "_fields",
         "_framed",
+        "_given",
         "_in_head",
         "_interim",
         "_keep",
@@ -48,6 +59,7 @@ class Connection:
         "_raw",
         "_refusal",
         "_status",
+        "_stream",
         "closed",
         "idle_since",
         "rests",
@@ -73,7 +85,11 @@ class Connection:
         self._refusal: str | None = None
         self._raw = b""
         self._known: KnownHead | None = None
-        self.rests = False  # whether the reader has nothing to do between exchanges
+        self._stream: KnownStream | None = None
+        self._aside = b""
+        """What was pulled and not fed yet: the known head of a stream, and its first event once that was given."""
+        self._given = False
+        self.rests = False
         self._needed: Cell[None] | None = None
 
     def start(self, exchange: Exchange, head: bytes, payload: bytes) -> bool:
@@ -122,8 +138,47 @@ class Connection:
         """Whether nobody reads, except whoever attends his own exchange."""
         return self._needed is not None
 
+    def leave(self) -> None:
+        """Whoever pulled does no more."""
+        if self._given:
+            # All that is missing is the end, most likely: the next exchange looks whether it has come, and to wake the
+            # reader for it would cost as much as the whole call.
+            self._pool.trail(self)
+        else:
+            self.call_reader()
+
+    def end_trail(self) -> bool:
+        """Whether the answer whose message was given has ended, and the connection is free."""
+        if self.wire.quiet():
+            return False
+        data, exchange = self.wire.take(), self._exchange
+        if data is None:
+            return False
+        if data != LAST_CHUNK[2:] or exchange is None or self.wire.waiting:
+            if data:
+                self._feed(data)  # there is more to tell
+            else:
+                self._ended()
+            self.read_on()
+            return False
+        self._aside, self._given, self._exchange = b"", False, None
+        self._tell_end(exchange)
+        return not self.closed and self._exchange is None
+
+    @property
+    def trails(self) -> bool:
+        """Whether the message of its answer was given, and no more of it is known."""
+        return self._given
+
+    def read_on(self) -> None:
+        """Have the connection's own task read what is left of the answer, and then rest again."""
+        self.call_reader()
+        self.rests = self.wire.fd >= 0
+
     def call_reader(self) -> None:
         """From here on the connection's own task reads."""
+        if self._aside:
+            self._feed(b"")
         cell, self._needed = self._needed, None
         if cell is not None:
             self.rests = False
@@ -143,14 +198,40 @@ class Connection:
                 exchange.over = True
                 self._done()
                 return data[start:]
+        if self._stream is not None and exchange is not None and (self._aside or data.startswith(self._stream.head)):
+            return self._pull_event(self._stream, exchange, data)
         self._feed(data)
         return None
+
+    def _pull_event(self, stream: KnownStream, exchange: Exchange, data: bytes) -> bytes | None:
+        if self._given or not self._in_head or self._buffer:
+            self._feed(data)
+            return None
+        if not self._aside and len(data) == len(stream.head):
+            self._aside = data  # many servers send that first
+            return None
+        if self._aside:
+            data, self._aside = self._aside + data, b""
+        found = stream.event(data) if len(data) <= self._pool.limits.body else None
+        if found is None:
+            self._feed(data)
+            return None
+        message, over = found
+        exchange.streamed = True
+        if over:
+            exchange.over = True
+            self._done()
+        else:
+            self._aside, self._given = data, True
+        return message
 
     def _feed(self, data: bytes) -> None:
         if self._exchange is None:
             # Bytes that nobody asked for, such as a 408 before the server closes: never an answer.
             self.close()
             return
+        if self._aside:
+            data, self._aside, self._given = self._aside + data, b"", False
         try:
             if self._in_head:
                 known = self._known
@@ -283,6 +364,8 @@ class Connection:
                 self._known = known = know(self._raw, Headers(fields), pool.limits.head)
                 if known is not None:
                     known.plain = status == 200 and known.headers.index.get(b"content-type") == b"application/json"
+            elif status == 200 and self._keep and length is None and headers.index.get(b"content-type") in STREAMS:
+                self._stream = KnownStream(self._raw)
         exchange.sink.head(status, headers)
         if bare:
             self._complete = True
@@ -325,14 +408,19 @@ class Connection:
         else:
             self.close()
         if exchange is not None and not exchange.over:
-            exchange.over = True
-            try:
-                exchange.sink.end()
-            except Exception:
-                logger.exception("a sink raised at the end origin=%s", self._pool.origin.name)
+            self._tell_end(exchange)
+
+    def _tell_end(self, exchange: Exchange) -> None:
+        exchange.over = True
+        try:
+            exchange.sink.end()
+        except Exception:
+            logger.exception("a sink raised at the end origin=%s", self._pool.origin.name)
 
     def _ended(self) -> None:
         """The server ended the connection."""
+        if self._aside:
+            self._feed(b"")
         if self._exchange is not None and not self._in_head and not self._framed:
             self._finish(reusable=False)  # the body goes to the end of the connection
             return
@@ -355,6 +443,7 @@ class Connection:
     def close(self) -> None:
         """Close now, and tell nobody."""
         self._exchange = None
+        self._aside = b""
         if not self.closed:
             self.closed = True
             self.call_reader()

@@ -39,6 +39,8 @@ MAX_RESUMES: Final = 5
 
 JSON: Final = "application/json"
 EVENTS: Final = "text/event-stream"
+NO_RESPONSE: Final = "the body held no response"
+UNANSWERED: Final = "the stream ended without a response"
 STALE_SESSION: Final = "the server no longer knows the session (404)"
 
 
@@ -78,6 +80,9 @@ class Endpoint(Protocol):
 
     def answered(self, post: Post, message: bytes, /) -> None:
         """`message` is all that comes for `post`."""
+
+    def linger(self, post: Post, /) -> None:
+        """A message came for `post`, and nothing more may come, but its stream goes on."""
 
     def resume(self, post: Post, seconds: float, /) -> None:
         """Call `post.resume` in so many seconds, unless the request is withdrawn before."""
@@ -119,6 +124,7 @@ class Post(Exchange):
     _size = 0
     _retry_after: float | None = None
     _challenge = ""
+    _given = False
 
     def __init__(
         self,
@@ -160,8 +166,18 @@ class Post(Exchange):
     def pull(self) -> bytes | None:
         message = None if self.connection is None else self.connection.pull()
         if message is not None:
-            self._endpoint.posts.pop(self.id, None)  # type: ignore[arg-type]  # only requests are read so
+            self.answering = self._given = True
+            if self.over:
+                self._endpoint.posts.pop(self.id, None)  # type: ignore[arg-type]  # only requests are read so
         return message
+
+    def leave(self) -> None:
+        if not self.over:
+            super().leave()
+            if self._given:
+                self._endpoint.linger(self)
+        elif self._given and self._endpoint.waits(self):  # for what was pulled was not the reply
+            self._endpoint.over(self, ConnectionLost(UNANSWERED) if self.streamed else BadReply(NO_RESPONSE))
 
     def resume(self, headers: Sequence[tuple[str, str]]) -> None:
         """Ask for the rest of the stream (MCP 2025-11-25, transports, resumability)."""
@@ -169,7 +185,7 @@ class Post(Exchange):
         try:
             self._later = self._endpoint.request("GET", self._target, wanted, b"", self)
         except CallError:
-            self._endpoint.over(self, ConnectionLost("the stream ended without a response"))
+            self._endpoint.over(self, ConnectionLost(UNANSWERED))
 
     def close(self) -> None:
         """Hear no more of it."""
@@ -257,7 +273,11 @@ class Post(Exchange):
                 self.close()
                 self._endpoint.over(self, BadReply(str(exc)))
                 return
-            self._endpoint.feed([event.data for event in events if self._noted(event)], self)
+            messages = [event.data for event in events if self._noted(event)]
+            if self._given and messages:  # the first of all was pulled
+                self._given = False
+                del messages[0]
+            self._endpoint.feed(messages, self)
         elif self._body is not None:
             self._size += len(data)
             if self._status < 400 or self._size <= ERROR_TEXT:
@@ -278,7 +298,7 @@ class Post(Exchange):
         elif self._body is not None:
             if self._body:
                 endpoint.feed([b"".join(self._body).removeprefix(BOM)], self)
-            endpoint.over(self, BadReply("the body held no response") if endpoint.waits(self) else None)
+            endpoint.over(self, BadReply(NO_RESPONSE) if endpoint.waits(self) else None)
         else:
             endpoint.over(self, None)
 
@@ -312,7 +332,7 @@ class Post(Exchange):
             self._attempts += 1
             endpoint.resume(self, retry_pause(self._retry, 2.0 ** (self._attempts - 1)))
         else:
-            endpoint.over(self, error or ConnectionLost("the stream ended without a response"))
+            endpoint.over(self, error or ConnectionLost(UNANSWERED))
 
     def _failed(self, body: bytes) -> None:
         endpoint, status = self._endpoint, self._status

@@ -21,7 +21,7 @@ from cord_trio.mesh.frames import CHANGES, Bundle, Request, decode_request, enco
 from cord_trio.mesh.local import open_broker
 from cord_trio.mesh.owning import HandOn
 from cord_trio.mesh.signing import LIFE, WINDOW, Door, Signer
-from cord_trio.mesh_errors import OwnerRefused
+from cord_trio.mesh_errors import OwnerFailed, OwnerRefused
 from cord_trio.nats.wire import encode_headers
 from cord_trio.testing import ToolServer
 from tests.mesh.members import listed, member
@@ -228,6 +228,21 @@ async def test_what_is_handed_on_is_signed_as_well_and_still_for_whom_it_was_ask
             node(broker, names, "c", who, keys=[KEY]),
         ):
             assert await here.calling.call(replace(tool_call(), principal="ann"), ["b"]) == Complete(Raw(b'"ann@a"'))
+
+
+async def test_of_what_is_handed_on_and_refused_a_part_may_have_run(autojump_clock: MockClock) -> None:
+    names = Names()
+
+    async def hands_on(call: Call) -> Outcome:
+        await trio.lowlevel.checkpoint()
+        raise HandOn("c", call)
+
+    async with open_broker(Random(1)) as broker:
+        async with node(broker, names, "a") as here, node(broker, names, "b", hands_on):
+            async with node(broker, names, "c", who, keys=[KEY]):
+                with pytest.raises(OwnerFailed, match="it is not signed") as refused:
+                    await here.calling.call(tool_call(), ["b"])
+                assert (refused.value.kind, refused.value.executed) == ("OwnerRefused", "unknown")
 
 
 async def test_a_node_that_may_call_nothing_is_told_so(autojump_clock: MockClock) -> None:

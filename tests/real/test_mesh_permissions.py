@@ -9,18 +9,23 @@ from contextlib import asynccontextmanager
 from random import Random
 from typing import TYPE_CHECKING
 
+import attrs
 import pytest
 import trio
 from msgspec import Raw
 
 from cord_trio.call import Call, Complete
 from cord_trio.cli import main
-from cord_trio.config import MeshConfig
+from cord_trio.config import Config, MeshConfig
 from cord_trio.errors import ConnectFailed
+from cord_trio.fabric import open_fabric
+from cord_trio.mesh.joining import in_mesh
 from cord_trio.mesh.node import Node, open_node
 from cord_trio.mesh.reaching import open_store
 from cord_trio.mesh_errors import NotPermitted
 from cord_trio.nats.client import Nats, open_nats
+from tests.full_server import FullServer
+from tests.real.helpers import until
 from tests.real.nats_server import FOUND, Broker, running
 
 if TYPE_CHECKING:
@@ -122,3 +127,24 @@ async def test_who_has_no_key_is_let_in_nowhere(broker: Broker) -> None:
     with pytest.raises(ConnectFailed, match="refuses somebody without credentials"):
         async with open_nats(broker.url):
             raise AssertionError
+
+
+async def test_changes_of_resources_are_told_to_another_node_as_well(broker: Broker, keys: Path) -> None:
+    behind, told = FullServer(modern=True), trio.Event()
+
+    def sink(_uri: str) -> None:
+        told.set()
+
+    mesh = [attrs.evolve(settings(broker, keys, name), key="k" * 32) for name in ("a", "b")]
+    async with (
+        open_fabric(Config(sources=[behind.source()]), mesh=in_mesh(mesh[0], rng=Random(1))),
+        open_fabric(Config(), mesh=in_mesh(mesh[1], rng=Random(2))) as front,
+    ):
+        with trio.fail_after(8):
+            while "x__echo" not in front.registry.snapshot.tools:
+                await front.registry.changed(front.registry.snapshot.version)
+            with front.subscribe("p", ["cord://x/file:///a"], sink):
+                await until(lambda: "resourceSubscriptions" in behind.sent("subscriptions/listen")[-1]["notifications"])
+                await trio.sleep(0.1)
+                behind.connections[0].tell("notifications/resources/updated", {"uri": "file:///a"})
+                await told.wait()

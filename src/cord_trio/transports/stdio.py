@@ -9,6 +9,7 @@ import logging
 import signal
 from collections import deque
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -19,7 +20,7 @@ from cord_trio.transports.process import GRACES, Graces, spawn
 from cord_trio.transports.pump import Place
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     from cord_trio.counters import Counters
     from cord_trio.protocol.framing import FrameTooLarge
@@ -55,7 +56,7 @@ class StdioTransport(LineTransport):
         counters: Counters,
         name: str,
         max_message: int,
-        stop: trio.Event,
+        stop: Callable[[], None],
         pump: Pump | None,
     ) -> None:
         super().__init__(
@@ -72,6 +73,7 @@ class StdioTransport(LineTransport):
         self.noise: deque[str] = deque(maxlen=NOISE_LINES)
         self._child = child
         self._stop = stop
+        self._stopped = False  # whether it broke the rules
         self._receiver: Receiver | None = None
         self._crowded = False  # whether the last read brought so much that what it provokes is written together
         self._pump = pump
@@ -165,11 +167,13 @@ class StdioTransport(LineTransport):
         receiver.feed(lines)
 
     def _too_long(self, error: FrameTooLarge) -> str:
-        self._stop.set()
+        if not self._stopped:
+            self._stopped = True
+            self._stop()
         return f"server {self.name!r} was stopped: {error}"
 
     async def _obituary(self, reason: str) -> str:
-        if self._stop.is_set():
+        if self._stopped:
             await trio.lowlevel.checkpoint()
             return reason
         # Whatever else ended it has given the child its time already.
@@ -205,13 +209,13 @@ async def open_stdio(
     failure: Exception | None = None
     try:
         async with trio.open_nursery() as nursery:
-            stop = trio.Event()
+            # A child that breaks the rules is ended while its block still runs.
+            stop = partial(nursery.start_soon, child.stop, Graces(close=0.0, term=graces.term))
             transport = StdioTransport(
                 child, nursery=nursery, counters=counters, name=name, max_message=max_message, stop=stop, pump=pump
             )
             nursery.start_soon(child.drain_stderr)
             nursery.start_soon(_watch, child, transport, guardian, graces)
-            nursery.start_soon(_stop_early, child, stop, graces)
             try:
                 yield transport
             except Exception as exc:  # the block's own, which no group of this nursery shall wrap
@@ -240,9 +244,3 @@ async def _watch(child: Child, transport: StdioTransport, guardian: Guardian, gr
     transport.exited()
     if await child.sweep(graces):
         guardian.unregister(child.pid)
-
-
-async def _stop_early(child: Child, stop: trio.Event, graces: Graces) -> None:
-    """End a child that broke the rules, while its block still runs."""
-    await stop.wait()
-    await child.stop(Graces(close=0.0, term=graces.term))

@@ -79,6 +79,7 @@ INVARIANTS: Final[Mapping[Number, str]] = {
     "mesh.2": "it returns by its deadline, and is cancelled where it runs by then",
     "mesh.3": "what is said of whether it ran is true, and a success ran once",
     "mesh.5": "of one name there is one node at a time",
+    "mesh.6": "of an agent of which there is one there is never more than one, and later ones have higher fences",
     "mesh.7": "a cancel reaches all that the call set off, at the latest when its caller is known to be gone",
     "mesh.8": "what a node keeps of others' calls is bounded, and in the end it keeps nothing",
 }

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from cord_trio.cli import call, main, run, tools
-from cord_trio.errors import ConfigError
+from cord_trio.cli import call, main, run, tools, visiting
+from cord_trio.errors import AgentNotFound, ConfigError
 from cord_trio.mesh.joining import join_mesh
 from cord_trio.mesh.local import open_broker
 from cord_trio.mesh_errors import DuplicateName
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
+    from cord_trio.agents import Context
     from cord_trio.config import MeshConfig
     from cord_trio.fabric import Fabric
     from cord_trio.mesh.local import LocalBroker
@@ -114,6 +115,24 @@ async def test_run_gives_an_agent_the_tools_of_the_mesh(
         lead(monkeypatch, broker)
         assert await run.run(arguments(agent="mine_visiting:sums", payload="40"), trio.Event()) == 0
     assert capsys.readouterr().out == "42\n"
+
+
+async def test_run_asks_an_agent_of_the_mesh(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def sums(ctx: Context, payload: list[int]) -> object:
+        await trio.lowlevel.checkpoint()
+        return {"sum": sum(payload)}
+
+    async with open_broker(Random(1)) as broker, member(broker, "a") as a:
+        a.fabric.agent("sums", sums)
+        lead(monkeypatch, broker)
+        for agent in ("sums", "sums@a"):
+            assert await run.run(arguments(agent=agent, payload="[40, 2]"), trio.Event()) == 0
+        monkeypatch.setattr(visiting, "PATIENCE", 0.1)
+        with pytest.raises(AgentNotFound):
+            await run.run(arguments(agent="nobody"), trio.Event())
+    assert capsys.readouterr().out == '{"sum":42}\n' * 2
 
 
 @pytest.mark.parametrize(

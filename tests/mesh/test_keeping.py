@@ -189,6 +189,16 @@ async def test_where_nobody_has_it_now_that_is_told_and_nothing_ran(
             assert caught.value.executed == "no"
 
 
+async def test_who_lends_it_to_nobody_does_not_stand_by_but_asks_its_owner(autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker, member(broker, "a", agents=[]) as a, member(broker, "b") as b:
+        a.fabric.singleton("clerk", Clerk)
+        await trio.sleep(5)
+        assert "clerk" not in a.fabric.agents
+        b.fabric.singleton("clerk", Clerk)
+        await owned(b)
+        assert await a.fabric.ask("clerk", 0) == [1, b.fabric.agents["clerk"].fence]
+
+
 async def test_without_a_mesh_it_is_here() -> None:
     async with open_fabric() as fabric:
         fabric.singleton("clerk", Clerk)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import re
 import signal
 import subprocess
 import sys
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -28,11 +30,12 @@ from tests.real.nats_server import FOUND, Broker, running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
-    from pathlib import Path
 
     from cord_trio.agents import Context
 
 pytestmark = pytest.mark.skipif(FOUND is None, reason="no nats-server for this platform")
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "two_nodes.py"
 
 SERVED = """
 [mesh]
@@ -225,3 +228,14 @@ async def _is_there(fabric: Fabric) -> bool:
         return await fabric.ask("echo@b", 1) == [1, ["echo"]]
     except CordError:
         return False
+
+
+async def test_the_example_of_two_nodes_does_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location("two_nodes", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with running(jetstream=True) as free:  # without keys
+        await module.main(free.url)
+    assert capsys.readouterr().out == "clerk > writer: 40\nclerk > writer: 42 True\n"

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
-    parser.add_argument("agent", metavar="MODULE:AGENT", help="where its function or class is; or a configured name")
+    parser.add_argument(
+        "agent", metavar="MODULE:AGENT",
+        help="where its function or class is; or a configured name; with --mesh also NAME, or NAME@NODE",
+    )  # fmt: skip
     parser.add_argument(
         "payload", metavar="PAYLOAD", nargs="?", default="null",
         help="JSON, else a text; @FILE reads it from a file, - from stdin; default null",
@@ -43,8 +46,8 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
     except UnicodeDecodeError:
         return wrong_usage("payload: it is not UTF-8")
     loaded = _loaded(args)
-    config, name = _with(loaded, args.agent)
-    handlers = find_configured(config, "" if name in loaded.agents else name)
+    config, name = _with(loaded, args.agent, visiting=args.mesh is not None)
+    handlers = find_configured(config, name if name in config.agents.keys() - loaded.agents.keys() else "")
     visit = visit_of(args, config)
     async with (
         open_fabric(config, mesh=None if visit is None else visit.mesh) as fabric,
@@ -53,6 +56,8 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
         fabric.add_configured(handlers)
         if visit is not None and not await visit.listed(fabric):
             return FAILED
+        if visit is not None and name not in config.agents:
+            await visit.wait_known(fabric, name)
         answer = await fabric.ask(name, payload, answer=find_person(name))
     if isinstance(answer, ToolResult):
         answer = jsonrpc.parse(answer.raw) if args.json else answer.text
@@ -85,15 +90,15 @@ def _shown(answer: object) -> str:
         return repr(answer)
 
 
-def _with(config: Config, wanted: str) -> tuple[Config, str]:
-    """`config` with the agent that is wanted, and its name there.
+def _with(config: Config, wanted: str, *, visiting: bool) -> tuple[Config, str]:
+    """`config` with the agent that is wanted, and its name there; `visiting` a mesh, that may be one of another node.
 
     Raises:
         ConfigError: there is none.
 
     """
     if ":" not in wanted:
-        if wanted in config.agents:
+        if wanted in config.agents or visiting:
             return config, wanted
         known = ", ".join(config.agents)
         remedy = f"there are: {known}" if known else "write MODULE:AGENT"

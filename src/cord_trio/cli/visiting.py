@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 PATIENCE: Final = 10.0
 """Seconds to learn what the nodes of the mesh offer."""
 
+LOOK: Final = 0.05
+"""Seconds between two looks at whether an agent is known."""
+
 SHORT: Final = 43
 """Characters of a node's name that leave room for what a visitor adds."""
 
@@ -103,6 +106,12 @@ class Visit:
             + clean(", ".join(sorted(missing)))
         )
         return False
+
+    async def wait_known(self, fabric: Fabric, agent: str) -> None:
+        """Return once an agent of another node can be asked, or not after all this time."""
+        with trio.move_on_after(PATIENCE):
+            while fabric.agents.taker(agent) is None:  # noqa: ASYNC110  # a person waits, and a moment is nothing to her
+                await trio.sleep(LOOK)
 
     def tell_trace(self) -> None:
         """Say how what was called can be followed."""

@@ -371,7 +371,7 @@ async def join_mesh(
     fabric: Fabric, settings: MeshConfig, link: Link, store: Store, rng: random.Random, *, bulk: Link | None = None
 ) -> AsyncGenerator[Node]:
     """`fabric` as a node of a mesh for as long as the block runs. Raises as `open_node` does."""
-    keeping = Keeping(fabric, store, rng)
+    keeping = Keeping(fabric, settings, store, rng)
     hosting = Hosting(fabric, settings, store, keeping)
     moving = Moving(fabric, settings, store, hosting, keeping, rng)
     answer = answering(fabric, settings, moving)

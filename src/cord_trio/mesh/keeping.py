@@ -23,6 +23,7 @@ from cord_trio.mesh_errors import AgentTaken
 if TYPE_CHECKING:
     import random
 
+    from cord_trio.config import MeshConfig
     from cord_trio.fabric import Fabric
     from cord_trio.mesh.contracts import Store
     from cord_trio.mesh.node import Node
@@ -43,6 +44,7 @@ class Keeping:
 
     Args:
         fabric: makes them.
+        settings: say which of them others may ask; it stands by for no others.
         store: says whose they are.
         rng: draws pauses.
 
@@ -51,9 +53,10 @@ class Keeping:
 
     """
 
-    def __init__(self, fabric: Fabric, store: Store, rng: random.Random) -> None:
+    def __init__(self, fabric: Fabric, settings: MeshConfig, store: Store, rng: random.Random) -> None:
         self.held: dict[str, Held] = {}
         self._fabric = fabric
+        self._settings = settings
         self._store = store
         self._rng = rng
         self._lease: Lease | None = None
@@ -112,7 +115,7 @@ class Keeping:
         async with trio.open_nursery() as nursery:
             while True:
                 self._stirred = trio.Event()
-                wanted = self._fabric.agents.singletons
+                wanted = [name for name in self._fabric.agents.singletons if self._settings.lends(name)]
                 for name in wanted:
                     if name not in self._scopes:
                         scope = self._scopes[name] = trio.CancelScope()

@@ -20,6 +20,7 @@ from cord_trio.mesh.sounding import ask_all
 from cord_trio.testing import ToolServer
 from cord_trio.trace import TraceContext
 from tests.mesh.members import listed, member
+from tests.observe.provider import Provider
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -138,3 +139,22 @@ async def test_what_is_told_is_bounded_and_the_last(autojump_clock: MockClock) -
         recent.came(Request("call", f"{number:032x}", trace="00-t-s-01"), "a", "1" * 8, 0.0)
     assert [recent.find(f"{number:032x}") for number in range(10)] == [[]] * 10
     assert recent.find(f"{10:032x}")[0].how == "runs"
+
+
+async def test_the_spans_of_both_nodes_are_one_trace(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    otel = pytest.importorskip("opentelemetry.trace")
+    provider = Provider()
+    monkeypatch.setattr(otel, "get_tracer_provider", lambda: provider)
+    async with (
+        open_broker(Random(1)) as broker,
+        member(broker, "a") as a,
+        member(broker, "b", ToolServer(name="web").in_process()),
+    ):
+        await listed(a.fabric, "web__echo")
+        await a.fabric.call("web__echo", {"text": "x"}, trace=TRACE)
+    made, ran = provider.spans
+    assert [each.attributes["cord_trio.source"] for each in (made, ran)] == ["web@b", "web"]
+    assert f"{made.parent.trace_id:032x}" == f"{ran.parent.trace_id:032x}" == TRACE.id
+    assert ran.parent.span_id == made.get_span_context().span_id

@@ -13,8 +13,10 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
+from msgspec import Raw
 from msgspec.structs import replace
 
+from cord_trio.call import Error
 from cord_trio.counters import Counters
 from cord_trio.errors import CallError, CordError, DeadlineExceeded
 from cord_trio.mesh.frames import MAX_HOPS, STANDING, Frame, Request
@@ -29,9 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from msgspec import Raw
-
-    from cord_trio.call import Call, EventSink, Handler
+    from cord_trio.call import Call, Complete, EventSink, Handler, InputRequired, Task
     from cord_trio.errors import Executed
     from cord_trio.mesh.contracts import Link
     from cord_trio.mesh.parts import Parts, Want
@@ -309,9 +309,12 @@ class Owning:
             call = call_of(owned.request, body, owned.deadline, self._events(owned))
             del body
             executed = "unknown"
-            told = frame_of(await self._handler(call))
+            outcome = await self._handler(call)
             executed = "yes"
-            frame = told if len(told.body) <= ABOVE or self._parts is None else await self._bundled(owned, told)
+            if self._parts is None or isinstance(outcome, Error) or len(outcome.result) <= ABOVE:
+                frame = frame_of(outcome)
+            else:
+                frame = await self._bundled(owned, outcome, self._parts)
         except HandOn as exc:
             frame = self._hand_on(tenure, owned, exc)
         except CallError as exc:
@@ -381,12 +384,13 @@ class Owning:
         _, mesh, _, ours, _ = self._asked_as.split(".", 4)
         return f"c1.{mesh}.call.{node}.{epoch}.{ours}"
 
-    async def _bundled(self, owned: Owned, frame: Frame) -> Frame:
-        """What tells of a large result, which stays here until it is fetched."""
-        assert self._parts is not None
-        bundle = await self._parts.bundle(frame.body)
-        owned.large = frame.body
-        return Frame("end", type=frame.type, park=frame.park, bundle=bundle)
+    async def _bundled(self, owned: Owned, outcome: Complete | InputRequired | Task, parts: Parts) -> Frame:
+        """What tells of a large result, which stays here until it is fetched; as it is, since to copy it takes long."""
+        large = memoryview(outcome.result)
+        bundle = await parts.bundle(large)
+        owned.large = large
+        told = frame_of(replace(outcome, result=Raw(b"")))
+        return Frame("end", type=told.type, park=told.park, bundle=bundle)
 
     def _wanting(self, owned: Owned) -> Want:
         def want(first: int, count: int, to: str) -> None:

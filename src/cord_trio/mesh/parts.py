@@ -35,10 +35,10 @@ ABOVE: Final = 256 * 1024
 PART: Final = 64 * 1024
 """Bytes of a part."""
 
-WINDOW: Final = 16
+WINDOW: Final = 8
 """Parts of one body that are under way at once."""
 
-ASKED: Final = 4
+ASKED: Final = 2
 """Parts that are asked for at once."""
 
 POOL: Final = 32 * 1024 * 1024
@@ -138,7 +138,7 @@ class Parts:
         """Bodies that are being fetched."""
         return len(self._incoming)
 
-    async def bundle(self, body: bytes) -> Bundle:
+    async def bundle(self, body: bytes | memoryview) -> Bundle:
         """What is said of a body instead of it.
 
         Raises:
@@ -148,15 +148,15 @@ class Parts:
         if len(body) > MAX_BODY:
             raise MessageTooLong("mesh_body", MAX_BODY, len(body))
         digest = hashlib.sha256()
-        for start in range(0, len(body), ABOVE):
-            digest.update(memoryview(body)[start : start + ABOVE])
+        for start in range(0, len(body), PART):
+            digest.update(memoryview(body)[start : start + PART])
             await trio.lowlevel.checkpoint()  # all at once would take as long as ten calls
         return Bundle(-(-len(body) // PART), len(body), digest.hexdigest())
 
-    def send(self, body: bytes, first: int, count: int, to: str) -> None:
+    def send(self, body: bytes | memoryview, first: int, count: int, to: str) -> None:
         """Send parts that were asked for, as far as they can be sent now; who fetches asks again for the others."""
         for seq in range(first, min(first + count, first + WINDOW, -(-len(body) // PART))):
-            data = body[seq * PART : (seq + 1) * PART]
+            data = bytes(body[seq * PART : (seq + 1) * PART])
             try:
                 self._link.publish(to, data, headers=encode_frame(Frame("part", seq=seq)))
             except (CallError, ValueError):

@@ -79,7 +79,7 @@ class Owned:
     why: str = ""
     joined: bool = False
     end: Frame | None = None
-    large: bytes = b""
+    large: bytes | memoryview = b""
     began: float = 0.0
     due: float = math.inf
     standing: bool = False

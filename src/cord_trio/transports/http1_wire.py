@@ -42,6 +42,9 @@ STALL_LIMIT = 60.0
 PARTS = 64
 """Pieces handed to the kernel in one call."""
 
+AT_ONCE = 256 * 1024
+"""Bytes handed to the kernel in one call: more take it as long as many calls of a tool take us."""
+
 _HOST = re.compile(r"[\w.%:~-]+")  # \w: names in any script
 
 
@@ -153,7 +156,7 @@ class SocketWire(Wire):
             while backlog:
                 await trio.lowlevel.wait_writable(self.fd)
                 try:
-                    taken = self.sock.sendmsg([part for part, _ in zip(backlog, range(PARTS), strict=False)])
+                    taken = self.sock.sendmsg(_first(backlog))
                 except (BlockingIOError, InterruptedError):
                     continue
                 self.sent += taken
@@ -264,6 +267,18 @@ class SocketWire(Wire):
             self.fd = -1
             self.sock.close()
             self._discard()
+
+
+def _first(backlog: deque[bytes | memoryview]) -> list[bytes | memoryview]:
+    """What of `backlog` is handed to the kernel next."""
+    pieces: list[bytes | memoryview] = []
+    room = AT_ONCE
+    for piece in backlog:
+        if room <= 0 or len(pieces) == PARTS:
+            break
+        pieces.append(piece if len(piece) <= room else memoryview(piece)[:room])
+        room -= len(piece)
+    return pieces
 
 
 class QueuedWire(Wire):

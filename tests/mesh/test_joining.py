@@ -14,7 +14,7 @@ from cord_trio.call import Call, InputRequired
 from cord_trio.config import Config, MeshConfig
 from cord_trio.errors import CallError, ConfigError, ToolNotFound
 from cord_trio.fabric import Fabric, open_fabric
-from cord_trio.mesh.catalogues import digest_of
+from cord_trio.mesh.catalogues import Catalogue, Catalogues, digest_of
 from cord_trio.mesh.joining import in_mesh, join_mesh
 from cord_trio.mesh.local import open_broker
 from cord_trio.mesh.presence import LEASE
@@ -229,6 +229,45 @@ async def test_servers_of_one_group_that_list_the_same_share_calls_and_one_that_
             for _ in range(10):
                 await c.fabric.call("web__echo", {"text": "x"})
         assert first.received["call echo"] + second.received["call echo"] == 50
+
+
+async def test_a_group_that_lists_other_things_now_is_listed_all_the_while(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch = Catalogues.fetch
+
+    async def slow(self: Catalogues, digest: str) -> Catalogue:
+        await trio.sleep(2)
+        return await fetch(self, digest)
+
+    monkeypatch.setattr(Catalogues, "fetch", slow)
+    async with (
+        open_broker(Random(1)) as broker,
+        member(broker, "a", server("web").in_process(), groups={"web": "pool"}) as a,
+        member(broker, "c") as c,
+    ):
+        await listed(c.fabric, "web__echo")
+        before = [name for name in c.fabric.links if name.startswith("pool@")]
+        gaps: list[int] = []
+
+        async def watch() -> None:
+            snapshot = c.fabric.registry.snapshot
+            while True:
+                snapshot = await c.fabric.registry.changed(snapshot.version)
+                if "web__echo" not in snapshot.tools:
+                    gaps.append(snapshot.version)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            await a.fabric.call("web__change_tools")
+            while [name for name in c.fabric.links if name.startswith("pool@")] == before:
+                assert (await c.fabric.call("web__echo", {"text": "x"})).text == "x"
+                await trio.sleep(0.1)
+            await trio.sleep(10)
+            assert set(c.fabric.registry.snapshot.tools) == set(a.fabric.registry.snapshot.tools)
+            nursery.cancel_scope.cancel("enough was seen")
+        (after,) = [name for name in c.fabric.links if name.startswith("pool@")]
+        assert (gaps, [after] != before) == ([], True)
 
 
 async def test_calls_stay_in_their_region_while_there_is_somebody(autojump_clock: MockClock) -> None:

@@ -122,6 +122,7 @@ class Joined:
         self._stirred = trio.Event()
         self._owners: dict[str, list[str]] = {}  # of each source that we have adopted
         self._adopted: dict[str, Foreign] = {}
+        self._offers: dict[str, Offer] = {}  # what those stand for
         self._heard: dict[str, trio.CancelScope] = {}  # of the sources that we have adopted
         self._trusting: dict[str, Trusting] = {}  # of those as well
         self._full = False
@@ -206,7 +207,10 @@ class Joined:
             # Those that were here before come first, so that whoever joins takes no name from anybody.
             places = {name: place for place, name in enumerate(self._adopted)}
             before = sorted((offer for offer in offers if offer.name in places), key=lambda offer: places[offer.name])
-            for offer in (*before, *(offer for offer in offers if offer.name not in places)):
+            former = self._former(offers)
+            offers.update(former)
+            new = (offer for offer in offers if offer.name not in places)
+            for offer in (*before, *new, *former):
                 if offer.digest in self._ours:
                     continue  # one of ours lists the very same, and keeps all names: it is nearer
                 if len(ready) >= self._settings.remote:
@@ -216,6 +220,9 @@ class Joined:
                 if source is not None:
                     ready[offer.name], owners[offer.name] = source, offers[offer]
             self._owners = owners
+            self._offers = {offer.name: offer for offer in offers if offer.name in ready}
+            if former:
+                self._stirred.set()  # until what takes their places is there
             self.lending.see(partial(self._catalogue, nursery=nursery))
             if ready != self._adopted:
                 self._adopted = ready
@@ -225,6 +232,19 @@ class Joined:
                     return
                 self._hear_of(offers, nursery)
             await trio.sleep(GATHER)
+
+    def _former(self, offers: Mapping[Offer, list[str]]) -> dict[Offer, list[str]]:
+        """What groups offered that list other things now, as long as we have not adopted those; and who has it now.
+
+        So nothing is missing from our lists meanwhile.
+        """
+        found: dict[Offer, list[str]] = {}
+        for former in self._offers.values():
+            if former.group and former not in offers:
+                new = [other for other in offers if other.group == former.group and other.name not in self._adopted]
+                if new:
+                    found[former] = [node for other in new for node in offers[other]]
+        return found
 
     def _hear_of(self, offers: Iterable[Offer], nursery: trio.Nursery) -> None:
         """Have those that we have adopted, and none else, tell of the resources that somebody wants to hear of."""

@@ -232,3 +232,10 @@ def test_an_encoded_event_comes_back() -> None:
     assert SseSplitter().feed(encode_sse(b'{\r\n"a":\r1\n}', event="x", id="4")) == [
         SseEvent("x", b'{\n"a":\n1\n}', "4")
     ]
+
+
+def test_a_line_whose_cr_and_lf_come_apart_ends_before_both() -> None:
+    splitter = LineSplitter()
+    assert splitter.feed(b"{}\n") == [b"{}"]
+    assert splitter.feed(b'{"a":1}\r') == []
+    assert splitter.feed(b'\n{"b":2}\n') == [b'{"a":1}', b'{"b":2}']

@@ -97,7 +97,10 @@ class LineSplitter:
         if check and any(len(line) > self._limit for line in lines):
             first = next(i for i, line in enumerate(lines) if len(line) > self._limit)
             self._overflow(self._finish(lines[:first]), b"\n".join((*lines[first + 1 :], rest)))
-        whole = self._finish(lines)
+        if self._fresh or data.find(b"\r") >= 0 or (lines and lines[0].endswith(b"\r")):
+            whole = self._finish(lines)
+        else:  # as nearly always; not to look at the end of each line is half of what it costs here
+            whole = [line for line in lines if line and not line.isspace()]
         if rest:
             if len(rest) > self._limit:
                 self._overflow(whole, None)

@@ -127,7 +127,10 @@ class LineTransport(Transport):
                 return
         size = len(message) + 1 - written
         # What has begun must be finished, whatever the bound says.
-        if not written and self._full(size):
+        limits = self.limits
+        if not written and (
+            self._waiting_bytes + size > limits.outbox_bytes or len(self._backlog) >= limits.outbox_messages
+        ):
             raise Overloaded(*self._bound_met())
         self._backlog[object() if id is None else id] = message
         if written:
@@ -348,10 +351,6 @@ class LineTransport(Transport):
             self._reading.deadline = trio.current_time() + LAST_WORDS
             self._relieve()
         return reason
-
-    def _full(self, size: int) -> bool:
-        limits = self.limits
-        return self._waiting_bytes + size > limits.outbox_bytes or len(self._backlog) >= limits.outbox_messages
 
     def _bound_met(self) -> tuple[str, float]:
         self._counters.add("stdio.outbox_full")

@@ -43,11 +43,13 @@ class Curve:
 
 
 CURVES = (
-    Curve("sources", (1, 5, 20, 50, 100, 200, 500), "ms until all are connected and listed", "MB they add"),
+    Curve("sources", (1, 5, 20, 50, 100, 200, 500), "CPU ms until all are connected and listed", "MB they add"),
     Curve("tools", (10, 100, 1_000, 10_000, 50_000), "µs until a changed list is published", "MB they take", 1e6),
     Curve("agents", (1, 100, 1_000, 10_000, 100_000), "µs of an ask that is handed over once", "MB they take", 1e6),
     Curve("clients", (1, 8, 32, 128, 512, 2_000), "µs of the gateway's CPU for each call", "MB of the gateway", 1e6),
-    Curve("message", (100, 1_000, 10_000, 100_000, 1_000_000, 4_000_000, 16_000_000), "ms of a call", "MB it leaves"),
+    Curve(
+        "message", (100, 1_000, 10_000, 100_000, 1_000_000, 4_000_000, 16_000_000), "CPU ms of a call", "MB it leaves"
+    ),
     Curve("logs", (1_000, 10_000, 50_000, 100_000, 200_000), "CPU ms in each second", "MB of the fabric"),
 )
 
@@ -153,7 +155,7 @@ def main(argv):
     parser.add_argument("what", nargs="*", help=f"which of {', '.join(names)}; all unless named")
     parser.add_argument("--quick", action="store_true", help="one round, without the largest sizes")
     parser.add_argument("--svg", type=Path, metavar="FOLDER", help="draw the curves there")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure, beside those of other curves")
     parser.add_argument(
         "--minutes", type=float, default=MINUTES, help=f"begin no further round after that ({MINUTES:g})"
     )
@@ -190,7 +192,8 @@ def main(argv):
                 args.svg.mkdir(parents=True, exist_ok=True)
                 (args.svg / f"{curve.name}-{key}.svg").write_text(svg(f"{curve.name}: {title}", sizes, values))
     if args.json:
-        args.json.write_text(json.dumps({"machine": report.machine(), "curves": figures}, indent=1))
+        kept = json.loads(args.json.read_text())["curves"] if args.json.exists() else {}  # of other runs
+        args.json.write_text(json.dumps({"machine": report.machine(), "curves": {**kept, **figures}}, indent=1))
     print(f"worse than linear: {', '.join(steep) or 'nothing'}; {report.machine()}")
     return int(bool(steep))
 

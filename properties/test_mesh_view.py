@@ -18,6 +18,7 @@ from cord_trio.mesh.watchers import chosen
 from cord_trio.nats.kv import open_bucket
 from cord_trio.testing.schedule import scheduled
 from cord_trio.testing.strategies import schedules
+from properties.invariants import proves
 from properties.mesh_world import BUCKET, HEALED, VANISHED, World, open_world
 
 NAMES = ["a", "b", "c", "d", "e"]
@@ -127,3 +128,39 @@ def test_when_all_who_watch_die_at_once_the_others_notice(rng: Random, seed: int
 
     with scheduled(rng):
         trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+@proves("mesh.9")
+@given(
+    schedules(),
+    st.lists(
+        st.tuples(st.sampled_from([0.0, 0.3, 2.0]), st.sampled_from([LEASE + 0.0, LEASE + 1.7, 20.0])),
+        min_size=1,
+        max_size=4,
+    ),
+    st.integers(0, 9),
+)
+@FEW
+def test_a_store_that_is_lost_ends_no_incarnation(rng: Random, losses: list[tuple[float, float]], seed: int) -> None:
+    # Not again within a lease: a store that was lost twice may let somebody prove what is not so.
+    counters = Counters()
+
+    async def main() -> None:
+        async with open_world(NAMES, seed, counters, spread=3.0) as world:
+            await trio.sleep(10)
+            epochs = {name: node.epoch for name, node in world.living().items()}
+            for away, pause in losses:
+                if away:
+                    world.broker.kill()
+                world.broker.streams.lose(BUCKET)
+                await trio.sleep(away)
+                world.broker.start()
+                await trio.sleep(pause)
+                for node in world.living().values():
+                    assert {name: node.roster.epoch(name) for name in NAMES} == epochs
+            await trio.sleep(HEALED)
+            await world.check_healed()
+
+    with scheduled(rng):
+        trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert (counters["mesh.fences"], counters["mesh.epochs_ended"]) == (0, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +14,7 @@ import trio.testing
 from cord_trio.counters import Counters
 from cord_trio.errors import CallError, DeadlineExceeded
 from cord_trio.transports import http as http_transport
-from cord_trio.transports import http1_client, http_rules
+from cord_trio.transports import http1_client, http_rules, http_sinks
 from tests.transports.test_http import (
     LEGACY,
     MODERN,
@@ -85,8 +86,22 @@ def said(**members: Json) -> Answer:
     )
 
 
+def split(request: Seen, *places: int) -> Apart:
+    """The reply in JSON, in parts that end at these places of its body."""
+    whole = as_json(request)
+    begin = whole.index(b"\r\n\r\n") + 4
+    bounds = [0, *(begin + place for place in places), len(whole)]
+    return Apart(whole[start:end] for start, end in pairwise(bounds))
+
+
 ENDS: list[Answer] = [
     as_json,
+    lambda request: split(request, 0),
+    lambda request: split(request, 0, 9),
+    lambda request: split(request, 5),
+    lambda request: split(request, -9),
+    lambda request: Cut(as_json(request)[: -len(reply(request))]),
+    Hold(status(200, b"x" * 10, "Content-Type: application/json")[:-10]),
     lambda request: as_json(request).replace(b'"id": ', b'"id": "').replace(b', "result"', b'", "result"'),
     said(result={}, id=None),
     said(result={}, id=4711),
@@ -239,6 +254,20 @@ async def test_a_reply_that_is_the_only_event_of_a_stream_is_read_by_its_caller_
         trio.lowlevel.remove_instrument(steps)
         assert steps.of["_connect"] == 0
         assert seats(transport) == [True]
+
+
+async def test_a_reply_whose_head_comes_before_its_body_is_read_as_if_they_came_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with canned(tools__call=[*COLD, lambda request: split(request, 0)]) as server:
+        async with talking(server.url) as (session, transport):
+            await warm(session)
+            heads: list[int] = []
+            monkeypatch.setattr(http_sinks.Post, "head", lambda _self, status, _headers: heads.append(status))
+            for _ in range(3):
+                assert await call(session) == TEXT
+            assert seats(transport) == [True]
+            assert not heads
 
 
 @pytest.mark.parametrize("again", [False, True])

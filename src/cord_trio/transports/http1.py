@@ -171,6 +171,13 @@ class KnownHead:
             head = self._size(len(data))
         return len(head) if head and data.startswith(head) else -1
 
+    def begins(self, data: bytes) -> bool:
+        """Whether `data` is such a head, and a body is to follow: what servers send that write them apart."""
+        if not (data.startswith(self._before) and data.endswith(self._after)):
+            return False
+        length = data[len(self._before) : len(data) - len(self._after)]
+        return len(length) <= LENGTH_DIGITS and length.isdigit() and int(length) > 0
+
     def _size(self, size: int) -> bytes:
         """The head that makes `size` bytes together with its body; empty if there is none."""
         both = size - self._around

@@ -87,7 +87,7 @@ class Connection:
         self._known: KnownHead | None = None
         self._stream: KnownStream | None = None
         self._aside = b""
-        """What was pulled and not fed yet: the known head of a stream, and its first event once that was given."""
+        """What was pulled and not fed yet: a known head, and the first event of a stream once that was given."""
         self._given = False
         self.rests = False
         self._needed: Cell[None] | None = None
@@ -106,10 +106,11 @@ class Connection:
         self._exchange = exchange
         self._interim = 0
         exchange.connection = self
-        if exchange.attended and self._needed is not None:
-            exchange.fd = wire.fd
-        elif exchange.attended:
-            self.rests = wire.fd >= 0  # the reader reads this answer, but not the next
+        if exchange.attended:
+            if self._needed is not None:
+                exchange.fd = wire.fd
+            else:
+                self.rests = wire.fd >= 0  # the reader reads this answer, but not the next
         elif self._needed is not None:
             self.call_reader()
         return True
@@ -192,12 +193,27 @@ class Connection:
                 self._ended()
             return None
         known, exchange = self._known, self._exchange
-        if known is not None and known.plain and exchange is not None and self._in_head and not self._buffer:
+        if (
+            known is not None
+            and known.plain
+            and exchange is not None
+            and self._in_head
+            and not (self._buffer or self._given)
+        ):
+            if self._aside:
+                data, self._aside = self._aside + data, b""
             start = known.body(data)
             if 0 <= start < len(data) <= self._pool.limits.body:  # with its head, so that no body is too long
                 exchange.over = True
-                self._done()
+                self._exchange = None  # what `_done` does, without its call
+                if self.wire.waiting:
+                    self.close()
+                else:
+                    self._pool.release(self)
                 return data[start:]
+            if known.begins(data):
+                self._aside = data
+                return None
         if self._stream is not None and exchange is not None and (self._aside or data.startswith(self._stream.head)):
             return self._pull_event(self._stream, exchange, data)
         self._feed(data)
@@ -230,7 +246,7 @@ class Connection:
             # Bytes that nobody asked for, such as a 408 before the server closes: never an answer.
             self.close()
             return
-        if self._aside:
+        if self._aside or self._given:
             data, self._aside, self._given = self._aside + data, b"", False
         try:
             if self._in_head:

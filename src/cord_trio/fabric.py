@@ -189,9 +189,14 @@ class Fabric(Verbs, Sources):
             self._leave()
 
     @contextmanager
-    def accepting(self) -> Generator[None, None, None]:
-        """One piece of work from outside, for as long as the block runs. Raises as `call` does if it is not taken."""
-        self._enter()
+    def accepting(self, *, nested: bool = False) -> Generator[None, None, None]:
+        """One piece of work from outside, for as long as the block runs. Raises as `call` does if it is not taken.
+
+        Args:
+            nested: it is a part of what was accepted before, so that it is taken also while we drain.
+
+        """
+        self._enter("nested" if nested else "")
         try:
             yield
         finally:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from cord_trio.agents import GRACE, Budget
+from cord_trio.agents import GRACE, Budget, Mailbox
 from cord_trio.errors import (
     AgentCrashed,
     AgentNotFound,
@@ -16,6 +16,7 @@ from cord_trio.errors import (
     BudgetExceeded,
     CallCycle,
     CallError,
+    Draining,
     ToolNotFound,
 )
 from cord_trio.mesh.local import open_broker
@@ -26,11 +27,12 @@ from cord_trio.trace import TraceContext
 from tests.mesh.members import has, member, server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from trio.testing import MockClock
 
-    from cord_trio.agents import Context
+    from cord_trio.agents import Context, Question
+    from cord_trio.protocol.jsonrpc import Json
 
 
 async def echo(ctx: Context, payload: object) -> object:
@@ -366,6 +368,68 @@ async def test_a_node_that_dies_in_the_middle_is_told_and_nothing_is_asked_again
                 await trio.sleep(1)
                 b.way.cut()
             assert (begun, lost[0].executed) == (["b"], "unknown")
+
+
+async def test_a_question_to_the_person_who_asked_reaches_her_over_nodes_and_handoffs(
+    autojump_clock: MockClock,
+) -> None:
+    async def wants(ctx: Context, payload: object) -> object:
+        return await ctx.elicit("n?", {"type": "object", "properties": {}})
+
+    async def hands(ctx: Context, payload: object) -> object:
+        await trio.lowlevel.checkpoint()
+        return ctx.handoff("wants@c")
+
+    async def answer(questions: Mapping[str, Question]) -> Mapping[str, Json]:
+        await trio.sleep(3)
+        (question,) = questions.values()
+        return {key: {"action": "accept", "content": {"n": question.params["message"]}} for key in questions}
+
+    async with open_broker(Random(1)) as broker, member(broker, "a") as a, member(broker, "b") as b:
+        async with member(broker, "c") as c:
+            c.fabric.agent("wants", wants, mailbox=Mailbox())
+            b.fabric.agent("hands", hands)
+            a.fabric.agent("front", asks("hands@b"))
+            b.fabric.agent("between", asks("front@a"))
+            await has(b, "wants")
+            for name in ("wants@c", "front", "between@b"):
+                assert await a.fabric.ask(name, answer=answer) == {"n": "n?"}
+            with pytest.raises(AgentCrashed, match="which nobody here can answer"):
+                await a.fabric.ask("wants@c")
+
+
+async def test_who_drains_takes_what_is_part_of_what_it_took_and_nothing_else(autojump_clock: MockClock) -> None:
+    async def late(ctx: Context, payload: object) -> object:
+        await trio.sleep(5)
+        return [await ctx.ask("echo@a", payload), await ctx.tell("box@a", payload)]
+
+    got: list[object] = []
+
+    async def takes(ctx: Context, payload: object) -> None:
+        await trio.lowlevel.checkpoint()
+        got.append(payload)
+
+    async with open_broker(Random(1)) as broker, member(broker, "b") as b:
+        async with member(broker, "a") as a:
+            a.fabric.agent("echo", echo)
+            a.fabric.agent("box", takes, mailbox=Mailbox())
+            b.fabric.agent("late", late)
+            await has(a, "late")
+            answers: list[object] = []
+
+            async def ask() -> None:
+                answers.append(await a.fabric.ask("late", 7))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask)
+                await trio.sleep(1)
+                nursery.start_soon(a.fabric.drain, 60)
+                await trio.sleep(1)
+                for refused in (b.fabric.ask("echo@a", 1), b.fabric.tell("box@a", 1)):
+                    with pytest.raises(Draining) as caught:
+                        await refused
+                    assert caught.value.executed == "no"
+            assert (answers, got) == ([[7, True]], [7])
 
 
 async def test_an_agent_that_is_removed_or_whose_node_has_left_is_not_found(autojump_clock: MockClock) -> None:

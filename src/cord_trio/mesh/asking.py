@@ -9,20 +9,22 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 from msgspec import Raw
 from msgspec.structs import replace
 
 from cord_trio.agents.agent import GRACE, PLACE, base_of
+from cord_trio.agents.answering import Asker
 from cord_trio.agents.elsewhere import Distant
 from cord_trio.call import Call, Complete
-from cord_trio.errors import BadReply, CallError, DeadlineExceeded, HandoffRefused
+from cord_trio.errors import BadReply, CallError, DeadlineExceeded, HandoffRefused, InputNeeded
 from cord_trio.mesh.frames import MAX_HOPS
 from cord_trio.mesh.letters import (
     ASK,
     EMIT,
+    INQUIRE,
     MAX_PATH,
     TELL,
     Letter,
@@ -30,6 +32,7 @@ from cord_trio.mesh.letters import (
     limits_of,
     packed,
     params_with,
+    questions_with,
     read_reply,
     spent_of,
     steps_of,
@@ -38,18 +41,21 @@ from cord_trio.mesh.owning import HOPS, HandOn
 from cord_trio.mesh.presence import is_name
 from cord_trio.protocol.jsonrpc import parse
 
+Back: TypeAlias = "Callable[[str, str, str, Mapping[str, Question]], Awaitable[Mapping[str, Json]]]"
+
 if TYPE_CHECKING:
     import random
     from collections.abc import Awaitable, Callable, Mapping, Sequence
     from decimal import Decimal
 
     from cord_trio.agents.agent import Step
+    from cord_trio.agents.answering import Question
     from cord_trio.agents.budget import Account, Reservation
     from cord_trio.agents.context import Context
     from cord_trio.agents.directory import Agents
     from cord_trio.agents.turn import Branch
-    from cord_trio.call import EventSink
     from cord_trio.mesh.node import Node
+    from cord_trio.protocol.jsonrpc import Json
     from cord_trio.trace import TraceContext
 
 KNOWN: Final = 1024
@@ -59,20 +65,24 @@ BEHIND: Final = 1024
 """Values that an agent of another node emits before whoever streams has looked at them; of more the newest go."""
 
 
-class Tail:
+class Tail(Asker):
     """Who asked an agent from another node, as its handlers meet it; also where a handoff may leave this node.
 
     Args:
         letter: what was asked.
         account: of what it spends here.
-        events: where goes what it emits; None for nowhere.
+        call: that brought it; what it emits goes to its `events`.
+        back: puts questions to who waits for it: node, token, the agent's name, and what it wants to know.
 
     """
 
-    def __init__(self, letter: Letter, account: Account, events: EventSink | None) -> None:
+    def __init__(self, letter: Letter, account: Account, call: Call, back: Back) -> None:
+        super().__init__(call.deadline)
         self.letter = letter
         self.account = account
-        self._events = events
+        self._name = call.name or ""
+        self._events = call.events
+        self._back = back
 
     @property
     def spent(self) -> dict[str, Decimal]:
@@ -84,6 +94,12 @@ class Tail:
             given = packed(value, "what an agent emits")
             self._events(EMIT, given.json)
         await trio.lowlevel.checkpoint()
+
+    async def inquire(self, questions: Mapping[str, Question]) -> Mapping[str, Json]:
+        node, _, token = "".join(self.letter.ways[-1:]).rpartition(".")
+        if not node:  # it was told, and nobody waits
+            raise InputNeeded(self._name, sorted({each.method for each in questions.values()}))
+        return await self._back(node, token, self._name, questions)
 
 
 class Asking:
@@ -178,7 +194,9 @@ class Asking:
         token = f"{self._rng.getrandbits(128):032x}"
         account = branch.account
         limits = limits_of(account)
-        letter = self._letter(address, branch, payload, context.transcript, (*ways_of(branch), token), limits)
+        letter = self._letter(
+            address, branch, payload, context.transcript, (*ways_of(branch), f"{self.here}.{token}"), limits
+        )
         call = self._call(ASK, address, branch, letter, context.trace)
         self._asked_now[token] = branch
         try:
@@ -257,6 +275,17 @@ class Asking:
         if type(outcome) is not Complete:
             raise BadReply(f"agent {address} answered as no agent does")
         return outcome.result
+
+    async def inquire(self, node: str, token: str, agent: str, questions: Mapping[str, Question]) -> Mapping[str, Json]:
+        """What the person behind an ask of another node answers. Raises as `Asker.inquire` does."""
+        deadline = trio.current_effective_deadline()
+        call = Call(INQUIRE, agent, questions_with(questions, token), deadline=deadline)
+        answer, error, _ = read_reply(await self._called(f"{agent}{PLACE}{node}", call), agent)
+        if error is not None:
+            raise error
+        if not isinstance(answer, dict):
+            raise BadReply(f"node {node} answered as nobody does who was asked")
+        return answer
 
     async def _tell(self, address: str, branch: Branch, payload: object) -> bool:
         """Put `payload` into a mailbox of another node; returns whether it was taken."""

@@ -14,15 +14,16 @@ from msgspec import Raw
 from msgspec.structs import replace
 
 from cord_trio.agents.agent import Agent, base_of
+from cord_trio.agents.answering import asker_of
 from cord_trio.agents.budget import Account
 from cord_trio.agents.exporting import as_tool
 from cord_trio.agents.failing import cancelled_alone
 from cord_trio.agents.turn import Branch
 from cord_trio.call import Complete
-from cord_trio.errors import AgentNotFound, CallError, DeadlineExceeded
+from cord_trio.errors import AgentNotFound, CallError, DeadlineExceeded, InputNeeded
 from cord_trio.mesh.asking import Tail
 from cord_trio.mesh.catalogues import encode_agents
-from cord_trio.mesh.letters import TELL, letter_in, refusal_of, reply_of, unpacked
+from cord_trio.mesh.letters import INQUIRE, TELL, letter_in, questions_in, refusal_of, reply_of, unpacked
 from cord_trio.mesh.owning import HOPS, HandOn
 from cord_trio.mesh.singletons import locate
 from cord_trio.mesh_errors import NoOwner
@@ -32,15 +33,18 @@ STANDBY: Final = "cord_trio/standby"
 """What says in the `_meta` of an agent that is listed that its node only stands by for it."""
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Generator
+    from collections.abc import Awaitable, Generator, Mapping
 
     from cord_trio.agents.agent import AgentMade
+    from cord_trio.agents.answering import Question
     from cord_trio.call import Call
     from cord_trio.config import MeshConfig
     from cord_trio.fabric import Fabric
+    from cord_trio.mesh.asking import Asking
     from cord_trio.mesh.contracts import Store
     from cord_trio.mesh.keeping import Keeping
     from cord_trio.mesh.letters import Letter
+    from cord_trio.protocol.jsonrpc import Json
     from cord_trio.protocol.mcp import Tool
 
 
@@ -55,6 +59,7 @@ class Hosting:
 
     Attributes:
         asked: the asks of ours that are under way at other nodes, by their tokens.
+        asking: our way to ask others, once there is one.
 
     """
 
@@ -62,6 +67,7 @@ class Hosting:
         self._keeping = keeping
         self._store = store
         self.asked: dict[str, Branch] = {}
+        self.asking: Asking | None = None
         self._fabric = fabric
         self._settings = settings
 
@@ -85,19 +91,21 @@ class Hosting:
             CallError: it could not be begun.
 
         """
+        if call.method == INQUIRE:
+            return await self._inquire(call)
         letter = letter_in(call.params)
         name = call.name or ""
         agents = self._fabric.agents
         limits = letter.budget
         account = agents.account if limits is None else Account(limits, name, agents.account)
-        tail = Tail(letter, account, call.events)
+        tail = Tail(letter, account, call, self._ask_back)
         above = self._above(letter)
         onward = Branch(above, letter.path[:-1], letter.hops, call.principal, account)
         siblings = agents.roots if above is None else above.children
         siblings[onward] = None
         try:
             await self._require(name, call)
-            with self._fabric.accepting():
+            with self._fabric.accepting(nested=above is not None):
                 said = agents.serve(name, self._said(call, letter, onward, tail))
                 return Complete(await within_its_own(call.deadline, said))
         except (AgentNotFound, NoOwner) as exc:
@@ -152,10 +160,28 @@ class Hosting:
         except BaseExceptionGroup as exc:
             raise cancelled_alone(exc, name, self._fabric.counters) from None
 
+    async def _inquire(self, call: Call) -> Complete:
+        """What the person answers who is behind an ask of ours at another node."""
+        name = call.name or ""
+        questions, token = questions_in(call.params)
+        try:
+            asker = asker_of(self.asked.get(token))
+            if asker is None:
+                raise InputNeeded(name, sorted({each.method for each in questions.values()}))
+            return Complete(reply_of(await asker.inquire(questions), "what was answered", {}))
+        except Exception as exc:
+            return Complete(refusal_of(exc, name, self._settings.node, {}))
+
+    async def _ask_back(
+        self, node: str, token: str, agent: str, questions: Mapping[str, Question]
+    ) -> Mapping[str, Json]:
+        assert self.asking is not None
+        return await self.asking.inquire(node, token, agent, questions)
+
     def _above(self, letter: Letter) -> Branch | None:
         """The ask of ours that waits for this one by way of other nodes, if there is one."""
-        for token in reversed(letter.ways):
-            branch = self.asked.get(token)
+        for way in reversed(letter.ways):
+            branch = self.asked.get(way.rpartition(".")[2])
             if branch is not None:
                 return branch
         return None

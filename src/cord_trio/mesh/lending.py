@@ -49,6 +49,7 @@ class Lending:
         self, agents: Agents, node: Node, rng: random.Random, hosting: Hosting, keeping: Keeping, moving: Moving
     ) -> None:
         self.asking = Asking(agents, node, hosting.asked, hosting.locate, moving.move, rng, self._stir)
+        hosting.asking = self.asking
         self._keeping = keeping
         self._node = node
         self._hosting = hosting

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Raw
 
 from cord_trio.agents.agent import Step
+from cord_trio.agents.answering import Question
 from cord_trio.agents.budget import COUNTERS, Budget
 from cord_trio.errors import (
     AgentCrashed,
@@ -41,12 +42,13 @@ if TYPE_CHECKING:
 ASK: Final = "agents/ask"
 TELL: Final = "agents/tell"
 EMIT: Final = "agents/emit"
+INQUIRE: Final = "agents/inquire"
 MOVE: Final = "agents/move"
 HOLD: Final = "agents/hold"
 TAKE: Final = "agents/take"
 """Methods of calls between nodes that are about agents, and of the notification of what one emits."""
 
-ABOUT_AGENTS: Final = frozenset((ASK, TELL, MOVE, HOLD, TAKE))
+ABOUT_AGENTS: Final = frozenset((ASK, TELL, INQUIRE, MOVE, HOLD, TAKE))
 """The methods among them."""
 
 MAX_PATH: Final = 64
@@ -78,7 +80,7 @@ class Letter(msgspec.Struct, frozen=True, omit_defaults=True):
         payload: what it is given.
         path: the names of the agents that led to it, its own last.
         hops: handoffs so far.
-        ways: of the nodes that wait for it: the token of each one's ask, the first first.
+        ways: of the nodes that wait for it: `node.token` of each one's ask, the first first.
         steps: the transcript.
         limits: what is left of each counter of its asker's budget; without those that have no limit.
         spent: of that budget by those that handed on, by counter.
@@ -208,6 +210,25 @@ def letter_in(params: Mapping[str, Raw]) -> Letter:
         return _LETTERS.decode(bytes(params.get(_LETTER, _NONE)))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise BadFrame(f"what is asked of an agent cannot be read: {exc}") from exc
+
+
+def questions_with(questions: Mapping[str, Question], token: str) -> dict[str, Raw]:
+    """The params of a call that asks back whoever waits under `token`."""
+    return {"token": Raw(encode(token)), "questions": Raw(msgspec.json.encode(questions))}
+
+
+def questions_in(params: Mapping[str, Raw]) -> tuple[dict[str, Question], str]:
+    """What is asked back, and the token of who is asked.
+
+    Raises:
+        BadFrame: it is no question.
+
+    """
+    try:
+        token = msgspec.json.decode(params.get("token", _NONE), type=str)
+        return msgspec.json.decode(params.get("questions", _NONE), type=dict[str, Question]), token
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise BadFrame(f"what an agent asks back cannot be read: {exc}") from exc
 
 
 def reply_of(answer: object, what: str, spent: dict[str, Decimal]) -> Raw:

@@ -106,7 +106,7 @@ class Moving:
             BadFrame: it cannot be read.
 
         """
-        if call.method in (letters.ASK, letters.TELL):
+        if call.method in (letters.ASK, letters.TELL, letters.INQUIRE):
             return await self._hosting.answer(call)
         name = call.name or ""
         try:

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cord_trio.mesh")
 
+PARTS_OF_OURS: Final = frozenset(("agents/ask", "agents/tell", "agents/inquire"))
+"""Methods of calls that may be part of what was taken here before: who answers them sees to it, while we drain too."""
+
 SLOTS: Final = 256
 """Calls of other nodes that run at once."""
 
@@ -227,7 +230,7 @@ class Owning:
         # One that is there again never left: the store was lost, and it has said again what it is.
         if tenure.is_over(owned.caller, request.epoch) and self._roster.epoch(owned.caller) != request.epoch:
             return "fenced"
-        if self.draining and not request.park:
+        if self.draining and not request.park and request.method not in PARTS_OF_OURS:
             return "draining"
         if request.bundle is not None and self._parts is None:
             return "unsupported"

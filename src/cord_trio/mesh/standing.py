@@ -8,8 +8,10 @@ wait. What they tell is level-triggered and numbered, so that what is lost on th
 from __future__ import annotations
 
 import logging
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
+import attrs
 import msgspec
 import trio
 from msgspec import Raw
@@ -47,6 +49,9 @@ BEAT: Final = 5.0
 
 AGAIN: Final = (0.2, 30.0)
 """Seconds before a node is asked again that told an error, at first and at most."""
+
+MAX_LINGERING: Final = 8
+"""Calls whose place others have taken, and that end once it is known that nothing of them was lost."""
 
 RENEW: Final = 1800.0
 """Seconds after which another call takes the place of one that tells of changes: a broker may let a node answer what it
@@ -169,6 +174,26 @@ async def _trust(fabric: Fabric, settings: MeshConfig, server: str, kinds: Colle
 # Who uses it
 
 
+@attrs.define(eq=False)
+class _Held:
+    """One call that tells of changes.
+
+    Attributes:
+        uris: of what.
+        scope: of its task.
+        live: set once its node tells of them, or cannot.
+        heard: set whenever its node has said something.
+        hurry: set to end it whatever may have been lost.
+
+    """
+
+    uris: tuple[str, ...]
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    live: trio.Event = attrs.field(factory=trio.Event)
+    heard: trio.Event = attrs.field(factory=trio.Event)
+    hurry: trio.Event = attrs.field(factory=trio.Event)
+
+
 class Hearing:
     """Has a node tell of the resources of one server that somebody wants to hear of.
 
@@ -187,29 +212,52 @@ class Hearing:
         self._subscriptions = subscriptions
         self._rng = rng
         self._counters = counters
-        self._held: frozenset[str] = frozenset()
 
     async def run(self) -> None:
         """Hold one call for all that is wanted, and another one, before that ends, when that has changed."""
         async with trio.open_nursery() as nursery:
-            old: trio.CancelScope | None = None
+            lingering: deque[_Held] = deque()
+            old: _Held | None = None
             while (subscriptions := self._subscriptions()) is not None:
                 changed, uris = subscriptions.changed, subscriptions.uris
-                scope: trio.CancelScope | None = None
+                held: _Held | None = None
                 if uris:
-                    scope, live = trio.CancelScope(), trio.Event()
-                    nursery.start_soon(self._hold, uris, scope, live)
+                    held = _Held(uris)
+                    nursery.start_soon(self._hold, held)
                     with trio.move_on_after(SUBSCRIBE_PATIENCE):
-                        await live.wait()
-                if old is not None:
-                    old.cancel("another call has taken its place")
-                old = scope
+                        await held.live.wait()
+                if old is not None and held is None:
+                    old.scope.cancel("nobody wants to hear of anything any more")
+                elif old is not None:
+                    lingering.append(old)
+                    nursery.start_soon(self._let_go, old, lingering)
+                    if len(lingering) > MAX_LINGERING:
+                        lingering[0].hurry.set()
+                old = held
                 with trio.move_on_after(RENEW):
                     await changed.wait()
                 await trio.sleep(GATHER)
             nursery.cancel_scope.cancel("no node offers the server any more")
 
-    async def _hold(self, uris: tuple[str, ...], scope: trio.CancelScope, live: trio.Event) -> None:
+    async def _let_go(self, old: _Held, lingering: deque[_Held]) -> None:
+        """End a call whose place another has taken, once it has said that nothing was lost of what it told before."""
+        await trio.sleep(2 * GATHER)
+        old.heard = trio.Event()
+        with trio.move_on_after(2 * BEAT):
+            async with trio.open_nursery() as nursery:
+
+                async def first(event: trio.Event) -> None:
+                    await event.wait()
+                    nursery.cancel_scope.cancel("one is enough")
+
+                nursery.start_soon(first, old.heard)
+                nursery.start_soon(first, old.hurry)
+        if not old.heard.is_set():
+            self._tell(old.uris)
+        lingering.remove(old)
+        old.scope.cancel("another call has taken its place")
+
+    async def _hold(self, held: _Held) -> None:
         seen = -1
         gap = False
         failures = 0
@@ -225,22 +273,23 @@ class Hearing:
                 return
             missing = (gap or news.n > 0) if seen < 0 else news.n > seen + (method == UPDATED)
             seen, gap, failures = news.n, False, 0
-            live.set()
+            held.live.set()
             if missing:
                 self._counters.add("mesh.changes_missed")
-                self._tell(uris)
+                self._tell(held.uris)
             elif method == UPDATED:
                 self._tell((news.uri,))
+            held.heard.set()
 
-        params = {"uris": Raw(encode(uris))}
-        with scope:
+        params = {"uris": Raw(encode(held.uris))}
+        with held.scope:
             while True:
                 try:
                     await self._carry(Call(CHANGES, None, params, events=told))
                 except CallError as exc:
                     log.debug("a node does not tell of changes error=%s", exc)
                 self._counters.add("mesh.changes_lost")
-                live.set()  # whoever waits need not wait for it any longer
+                held.live.set()  # whoever waits need not wait for it any longer
                 seen, gap = -1, True
                 first, most = AGAIN
                 failures += 1

@@ -22,7 +22,7 @@ def parse(argv):
     names = [table.name for table in TABLES]
     parser = argparse.ArgumentParser(prog="python -m bench", description="cord_trio, floors and peers in one run.")
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"which of {', '.join(names)}; all unless named")
-    parser.add_argument("--quick", action="store_true", help="under two minutes, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="three minutes, to see that it works")
     parser.add_argument("--json", metavar="FILE", help="write every figure of every round, after each table")
     parser.add_argument("--resume", action="store_true", help="leave out the tables that FILE has already")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no further round after that many")

@@ -64,6 +64,8 @@ def lines(bench, grown):
         f"Medians / best of up to {plan['rounds']} interleaved rounds of {plan['seconds']:g} s. {about['cpu']}, "
         f"{about['cores']} cores, {about['system']}, Python {about['python']}, load {about['load']:.1f} at the start."
     )
+    if plan["rounds"] < 3:
+        yield "So few rounds say little: a neighbour who is busy for a moment falls on one contestant alone."
     versions = report.versions(bench["tables"])
     yield f"Versions: {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))}."
     measured = [(each, bench["tables"][each.name]) for each in TABLES if each.name in bench["tables"]]

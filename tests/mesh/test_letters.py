@@ -11,6 +11,7 @@ from cord_trio.agents import Budget, Step
 from cord_trio.errors import (
     AgentCrashed,
     AgentDown,
+    AgentError,
     AgentGone,
     AgentNotGranted,
     BadReply,
@@ -61,6 +62,7 @@ def test_a_letter_comes_out_as_it_went_in(value: object) -> None:
         AgentDown("x", "tired"),
         BudgetExceeded("calls", 3, "x"),
         AgentCrashed("x#1", "ouch"),
+        AgentError("it rests"),
         NotJson("it", "no"),
         OwnerLost("b", "00000001", "gone", "unknown"),
         OwnerRefused("b", "busy", "now", "unknown"),

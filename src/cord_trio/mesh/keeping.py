@@ -92,8 +92,12 @@ class Keeping:
         if name in self._waits:
             self._waits[name].set()
 
+    def give(self, name: str) -> None:
+        """An agent of ours is another's now: from here on it may come again."""
+        self.held.pop(name, None)
+
     async def let_go(self, name: str) -> None:
-        """An agent of ours is another's now, and has no life here any more: return once it is forgotten."""
+        """An agent that was ours is another's now, and has no life here any more: return once it is forgotten."""
         if name in self._over:
             self._over[name].set()
             await self._gone[name].wait()
@@ -190,13 +194,14 @@ class Keeping:
         one = self._fabric.agents.singletons[name]
         grace = one.options.get("grace", GRACE)
         # It has a task, so that its runs can be ended by us, also those whose askers are here.
+        made = False
         options = {**one.options, "supervisor": one.options.get("supervisor") or Supervisor(gives_up="stop")}
         try:
             agent = self._fabric.agent(name, one.function, **options)
             agent.fence = held.revision
             assert agent.resident is not None
             agent.resident.given = given
-            self.held[name] = held
+            self.held[name], made = held, True
             self._fabric.counters.add("mesh.agents_owned")
             log.info("has the agent agent=%s fence=%d", name, held.revision)
             lease.nursery.start_soon(_tell_over, over)
@@ -206,7 +211,8 @@ class Keeping:
             log.warning("an agent of which there is one is not made here agent=%s reason=%s", name, exc)
         finally:
             del self._over[name], self._gone[name]
-            if self.held.pop(name, None) is not None:
+            self.held.pop(name, None)
+            if made:
                 with trio.move_on_after(2 * grace + FAREWELL, shield=True), suppress(AgentNotFound):
                     await self._fabric.retire(name)
             with trio.move_on_after(FAREWELL, shield=True):

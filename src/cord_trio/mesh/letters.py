@@ -18,6 +18,7 @@ from cord_trio.agents.budget import COUNTERS, Budget
 from cord_trio.errors import (
     AgentCrashed,
     AgentDown,
+    AgentError,
     AgentGone,
     AgentNotFound,
     AgentNotGranted,
@@ -133,6 +134,7 @@ _LETTERS: Final = msgspec.json.Decoder(Letter)
 _REPLIES: Final = msgspec.json.Decoder(_Reply)
 
 _FACTS: Final[Mapping[str, tuple[Callable[..., Exception], tuple[str, ...]]]] = {
+    "AgentError": (AgentError, ()),
     "AgentNotFound": (AgentNotFound, ("name",)),
     "AgentGone": (AgentGone, ("name", "generation")),
     "AgentNotGranted": (AgentNotGranted, ("agent", "name", "granted")),
@@ -241,13 +243,15 @@ def refusal_of(error: Exception, agent: str, node: str, spent: dict[str, Decimal
     notes = tuple(str(note) for note in getattr(error, "__notes__", ())[-MAX_NOTES:])
     kind = type(error).__name__
     made = _FACTS.get(kind)
-    if made is not None:
+    if made is not None and made[1]:
         facts = tuple(getattr(error, name) for name in made[1])
         fault = _Fault(node, kind, getattr(error, "executed", ""), facts, notes=notes)
     elif isinstance(error, CallError):
         fault = _Fault(node, call=Raw(failure_of(error).body), notes=notes)
     elif isinstance(error, AgentCrashed):
         fault = _Fault(node, "AgentCrashed", facts=(error.agent,), text=str(error), notes=notes)
+    elif isinstance(error, AgentError):
+        fault = _Fault(node, "AgentError", facts=(str(error),), notes=notes)
     else:
         at = f"{agent}@{node}"
         fault = _Fault(node, "AgentCrashed", facts=(at,), text=f"agent {at} crashed: {error!r}", notes=notes)

@@ -164,6 +164,7 @@ class Moving:
             try:
                 epoch = await self._ready(name, to, state)
                 await self._commit(held, to, epoch)
+                self._keeping.give(name)
             except AgentTaken as exc:
                 await self._keeping.let_go(name)  # noqa: ASYNC120  # the nursery of the mesh alone cancels us
                 raise AgentError(f"agent {name!r} was not moved: {exc}") from exc

@@ -132,6 +132,7 @@ async def test_a_call_that_goes_on_moves_no_deadline_of_whom_it_has_asked_before
         outcome = await fabric.handle(first("agent__desk", deadline=trio.current_time() + 5))
         async with trio.open_nursery() as nursery:
             job = await fabric.start("rests", 50.0, owner=nursery)
+            await trio.sleep(1)
             with pytest.raises(DeadlineExceeded):
                 late = trio.current_time() + 5
                 await fabric.handle(again(outcome, {"q1": ADA}, "agent__desk", deadline=late))

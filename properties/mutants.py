@@ -1,24 +1,37 @@
 # ruff: noqa: E501, T201  # the code is quoted as it stands; a program prints
 """Seeded faults: `python -m properties.mutants [PART ...]` breaks the code in one place at a time.
 
-For each fault the tests that should see it are run on a copy; a fault that they do not see is printed as SURVIVED,
-and is a test that is missing, or a line that nothing needs. Exit 1 if there is one. Takes minutes.
+For each fault the tests that should see it are run on a copy, two faults at once; a fault that they do not see is
+printed as SURVIVED, and is a test that is missing, or a line that nothing needs. Exit 1 if there is one.
+
+All take an hour and more. `--results FILE` keeps what became of each, and goes on from there the next time; `--minutes N`
+begins no other fault after so many; `--write` puts the table of what was kept into the docs. What was kept of a fault
+counts as long as it reads the same.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from collections import Counter
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from properties.mutants_apart import APART, TESTS_APART
 from properties.mutants_below import BELOW, TESTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 ROOT: Final = Path(__file__).parents[1]
 COPIED: Final = ("src", "docs", "tests", "properties", "conftest.py", "pyproject.toml")
@@ -30,6 +43,10 @@ settings.load_profile("unshrunk")
 """
 """Added to the copy's conftest.py: that a test fails is enough, nobody reads the example."""
 
+PAGE: Final = ROOT / "docs" / "faults.md"
+BEGIN: Final = "<!-- the seeded faults, by python -m properties.mutants --write -->\n"
+END: Final = "<!-- end of the seeded faults -->"
+
 LIMIT: Final = 120.0
 """Seconds for one run of tests, after which the fault counts as seen: it made something hang."""
 
@@ -37,7 +54,7 @@ AGENTS: Final = (
     ("tests/agents",),
     (
         *("properties/test_agents.py", "properties/test_agent_programs.py", "properties/test_budgets.py"),
-        *("properties/test_resuming.py", "properties/test_supervision.py"),
+        *("properties/test_resuming.py", "properties/test_supervision.py", "properties/test_every_step.py"),
     ),
 )
 """What to run for faults in agents; the quick ones first. For the others see `mutants_below`."""
@@ -64,6 +81,18 @@ FAULTS: Final = [
         ("post", "                scope.deadline = deadline  #", "                pass  #"),
         ("post", "                scope.deadline = math.inf\n", "                pass\n"),
         ("post", "            more = more - 1 if more else QUANTUM - 1\n", "            more = QUANTUM\n"),
+        ("turn", "if len(self._queue) >= WAITING:", "if len(self._queue) > WAITING:"),
+        ("mailbox", "if len(self._overflow) >= WAITING:", "if len(self._overflow) > WAITING:"),
+        ("post", "if len(self._alarms) >= MAX_ALARMS:", "if len(self._alarms) > MAX_ALARMS:"),
+        ("directory", "if self._forwarded >= MAX_FORWARDED:", "if self._forwarded > MAX_FORWARDED:"),
+        ("job", "if len(self.ended) > MAX_ENDED:", "if len(self.ended) > MAX_ENDED + 1:"),
+        ("budget", "        self.refund()\n\n    @trio", "        pass\n\n    @trio"),
+        ("context", "if not agent.may_call(tool):", "if not agent.may_call(tool) and not self.transcript:"),
+        (
+            "conversation",
+            "            await trio.lowlevel.checkpoint_if_cancelled()\n    finally",
+            "            await trio.lowlevel.checkpoint()\n    finally",
+        ),
         ("post", "                    envelope.asker.release(scope)\n", "                    pass\n"),
         ("post", "asker is not None and asker.deadline == deadline:", "False:"),
         ("answering", "        for scope in self._bound:\n            scope.deadline = deadline\n", ""),
@@ -236,52 +265,153 @@ FAULTS: Final = [
 ] + [Fault(file, old, new) for file, old, new in BELOW + APART]
 
 
+@attrs.frozen
+class Found:
+    """What became of a fault, by its `key_of`: the test that saw it, empty if none did, and the seconds it took."""
+
+    fault: str
+    test: str
+    seconds: float
+
+
 def seen(copy: Path, fault: Fault) -> str:
     """The test that sees the fault in `copy`; empty if none does."""
-    environment = {**os.environ, "PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    folder = copy.parent / f"{copy.name}.tmp"
+    folder.mkdir(exist_ok=True)
+    more = {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(folder)}
     for tests in next(
         (tests for start, tests in {**TESTS_APART, **TESTS}.items() if fault.file.startswith(start)), AGENTS
     ):
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
-        try:
-            done = subprocess.run(
-                command, cwd=copy, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return "something hangs"
-        if done.returncode:
-            failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        with subprocess.Popen(
+            command, cwd=copy, env={**os.environ, **more}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+        ) as process:  # fmt: skip
+            try:
+                said, _ = process.communicate(timeout=LIMIT)
+            except subprocess.TimeoutExpired:
+                return "something hangs"
+            finally:
+                try:
+                    os.killpg(process.pid, signal.SIGKILL)  # what the broken code has left of its children, too
+                except ProcessLookupError:
+                    pass
+        if process.returncode:
+            failed = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
             return failed[0].split(" - ")[0].rpartition("::")[2] if failed else "the tests cannot run"
     return ""
 
 
-def main(parts: list[str]) -> int:
-    survived = 0
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder)
-        for name in COPIED:
-            source = ROOT / name
-            if source.is_dir():
-                shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(source, copy / name)
-        with (copy / "conftest.py").open("a", encoding="utf-8") as conftest:
-            conftest.write(UNSHRUNK)
-        for fault in FAULTS:
-            if parts and not any(part in str(fault) for part in parts):
-                continue
+def copy_into(copy: Path) -> None:
+    """All that the tests need."""
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, copy / name)
+    with (copy / "conftest.py").open("a", encoding="utf-8") as conftest:
+        conftest.write(UNSHRUNK)
+
+
+class Run:
+    """Faults that are tried, several at once, each in a copy of its worker's.
+
+    Args:
+        faults: to be tried.
+        results: the file to add to; None for none.
+        until: by `time.monotonic`, after which no other is begun.
+
+    """
+
+    def __init__(self, faults: Iterable[Fault], results: Path | None, until: float) -> None:
+        self.found: list[Found] = []
+        self._faults = iter(list(faults))
+        self._results = results
+        self._until = until
+        self._next = threading.Lock()
+
+    def work(self, copy: Path) -> None:
+        """Try one after the other in `copy`."""
+        copy_into(copy)
+        while (fault := self._take()) is not None:
             path = copy / "src" / "cord_trio" / fault.file
             whole = path.read_text("utf-8")
+            began = time.monotonic()
             if whole.count(fault.old) != 1:
-                print(f"NOT THERE ONCE  {fault}")
-                survived += 1
-                continue
-            path.write_text(whole.replace(fault.old, fault.new), "utf-8")
-            test = seen(copy, fault)
-            path.write_text(whole, "utf-8")
-            survived += not test
-            print(f"{'seen' if test else 'SURVIVED'}  {fault}  by {test or 'nobody'}", flush=True)
-    return 1 if survived else 0
+                test = ""
+            else:
+                path.write_text(whole.replace(fault.old, fault.new), "utf-8")
+                test = seen(copy, fault)
+                path.write_text(whole, "utf-8")
+            self._tell(fault, Found(key_of(fault), test, round(time.monotonic() - began, 1)))
+
+    def _take(self) -> Fault | None:
+        with self._next:
+            return next(self._faults, None) if time.monotonic() < self._until else None
+
+    def _tell(self, fault: Fault, found: Found) -> None:
+        with self._next:
+            self.found.append(found)
+            print(f"{'seen' if found.test else 'SURVIVED'}  {fault}  by {found.test or 'nobody'}", flush=True)
+            if self._results is not None:
+                with self._results.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(attrs.asdict(found)) + "\n")
+
+
+def key_of(fault: Fault) -> str:
+    """Which fault it is, as long as it reads the same."""
+    return json.dumps([fault.file, fault.old, fault.new])
+
+
+def kept(results: Path) -> dict[str, Found]:
+    """What became of which faults, the newest of each, in the present list alone."""
+    known = {key_of(fault) for fault in FAULTS}
+    lines = results.read_text("utf-8").splitlines() if results.exists() else []
+    every = (Found(**json.loads(line)) for line in lines)
+    return {found.fault: found for found in every if found.fault in known}
+
+
+def table(found: dict[str, Found]) -> str:
+    """By file: how many there are, were tried and seen, and those that no test saw."""
+    of_file = Counter(fault.file for fault in FAULTS)
+    tried = Counter(json.loads(one.fault)[0] for one in found.values())
+    was_seen = Counter(json.loads(one.fault)[0] for one in found.values() if one.test)
+    lines = ["| file | faults | tried | seen |", "|---|---|---|---|"]
+    lines += [f"| `{file}` | {of_file[file]} | {tried[file]} | {was_seen[file]} |" for file in sorted(of_file)]
+    lines.append(f"| all | {len(FAULTS)} | {sum(tried.values())} | {sum(was_seen.values())} |")
+    survived = [fault for fault in FAULTS if key_of(fault) in found and not found[key_of(fault)].test]
+    lines += ["", "Not seen: " + ("; ".join(f"`{fault}`" for fault in survived) or "none") + "."]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m properties.mutants", description="Try seeded faults.")
+    parser.add_argument("parts", nargs="*", help="only faults in whose file or text one of these is")
+    parser.add_argument("--results", type=Path, help="keep what became of each here, and go on from it")
+    parser.add_argument("--minutes", type=float, default=180.0, help="begin no other fault after so many (180)")
+    parser.add_argument("--jobs", type=int, default=2, help="faults at once (2)")
+    parser.add_argument("--write", action="store_true", help="put the table of what was kept into the docs")
+    options = parser.parse_args(arguments)
+    done = {} if options.results is None else kept(options.results)
+    chosen = [
+        fault for fault in FAULTS
+        if key_of(fault) not in done and (not options.parts or any(part in str(fault) for part in options.parts))
+    ]  # fmt: skip
+    run = Run(chosen, options.results, time.monotonic() + options.minutes * 60)
+    with tempfile.TemporaryDirectory() as folder:
+        workers = [threading.Thread(target=run.work, args=(Path(folder) / str(job),)) for job in range(options.jobs)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    found = {**done, **{one.fault: one for one in run.found}}
+    print(f"{len(run.found)} tried now, {len(found)} of {len(FAULTS)} in all")
+    if options.write:
+        before, begin, rest = PAGE.read_text("utf-8").partition(BEGIN)
+        _, end, after = rest.partition(END)
+        PAGE.write_text(before + begin + table(found) + end + after, "utf-8")
+    return 0 if all(one.test for one in found.values()) else 1
 
 
 if __name__ == "__main__":

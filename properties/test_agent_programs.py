@@ -41,7 +41,20 @@ from properties.agent_programs import (
 from properties.invariants import proves
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from random import Random
+
+
+TICKS = st.lists(st.integers(0, 12), max_size=3)
+"""After how many ticks each of some tasks is cancelled."""
+
+
+async def cancelled_after(ticks: int, function: Callable[..., Awaitable[object]], *args: object) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(function, *args)
+        for _ in range(ticks):
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel(f"after {ticks} ticks")
 
 
 def played(program: Program, rng: Random) -> World:
@@ -153,9 +166,14 @@ def test_invariant_11_a_lone_chain_is_refused_exactly_where_it_meets_itself(
 
 
 @proves(12)
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=4), st.booleans())
-def test_invariant_12_a_chain_without_contention_costs_one_tick_an_ask(chain: list[int], made: bool) -> None:
-    """`chain` says how many handoffs there are at each depth of asks; `made` agents have a state."""
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=4), st.booleans(), TICKS, schedules())
+def test_invariant_12_a_chain_without_contention_costs_one_tick_an_ask(
+    chain: list[int], made: bool, cancels: list[int], rng: Random
+) -> None:
+    """`chain` says how many handoffs there are at each depth of asks; `made` agents have a state.
+
+    Others ask the same agents beside it, which have turns for all, and are cancelled after so many ticks.
+    """
     steps = 0
     asker: trio.lowlevel.Task | None = None
 
@@ -182,12 +200,16 @@ def test_invariant_12_a_chain_without_contention_costs_one_tick_an_ask(chain: li
             for hops in range(5):
                 agents.add(f"hop{hops}", function, turn=99, reentrant=True)
             await trio.testing.wait_all_tasks_blocked()
-            asker = trio.lowlevel.current_task()
-            trio.lowlevel.add_instrument(Steps())
-            await agents.converse("ask0", tuple(chain))
-            asker = None
+            async with trio.open_nursery() as nursery:
+                for ticks in cancels:
+                    nursery.start_soon(cancelled_after, ticks, agents.converse, "ask0", tuple(chain))
+                asker = trio.lowlevel.current_task()
+                trio.lowlevel.add_instrument(Steps())
+                await agents.converse("ask0", tuple(chain))
+                asker = None
 
-    trio.run(main)
+    with scheduled(rng):
+        trio.run(main)
     assert steps <= len(chain)
 
 
@@ -196,11 +218,12 @@ GRANTS = st.lists(st.sampled_from(["web__*", "*__get", "notes__add", "nothing", 
 
 
 @proves(18)
-@given(st.lists(GRANTS, min_size=1, max_size=5), st.sampled_from([None, Mailbox()]))
+@given(st.lists(GRANTS, min_size=1, max_size=5), st.sampled_from([None, Mailbox()]), TICKS, schedules())
 def test_invariant_18_a_taker_has_its_own_grants_and_none_of_its_givers(
-    grants: list[list[str]], mailbox: Mailbox | None
+    grants: list[list[str]], mailbox: Mailbox | None, cancels: list[int], rng: Random
 ) -> None:
-    seen: list[tuple[set[str], set[str]]] = []
+    """Others go the same way beside it, and are cancelled after so many ticks."""
+    seen: list[tuple[int, set[str], set[str]]] = []
     routes = {name: Route(name, "web", Tool(name, None, "", Annotations(), Raw(b"{}"), None, {})) for name in TOOLS}
 
     async def call(call: Call) -> Outcome:
@@ -215,15 +238,20 @@ def test_invariant_18_a_taker_has_its_own_grants_and_none_of_its_givers(
                 called.add(tool)
             except ToolNotGranted:
                 pass
-        seen.append((called, set(ctx.tools)))
+        seen.append((at, called, set(ctx.tools)))
         return ctx.handoff(f"a{at + 1}", at + 1) if at + 1 < len(grants) else None
 
     async def main() -> None:
         async with open_agents(call, lambda: Snapshot(1, tools=routes)) as agents:
             for number, tools in enumerate(grants):
                 agents.add(f"a{number}", handle, tools=tools, mailbox=mailbox if number % 2 else None)
-            await agents.converse("a0", 0)
+            async with trio.open_nursery() as nursery:
+                for ticks in cancels:
+                    nursery.start_soon(cancelled_after, ticks, agents.converse, "a0", 0)
+                await agents.converse("a0", 0)
 
-    trio.run(main)
+    with scheduled(rng):
+        trio.run(main)
     expected = [{tool for tool in TOOLS if any(fnmatchcase(tool, glob) for glob in tools)} for tools in grants]
-    assert seen == [(tools, tools) for tools in expected]
+    assert all((called, tools) == (expected[at], expected[at]) for at, called, tools in seen)
+    assert {at for at, _, _ in seen} == set(range(len(grants)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import zip_longest
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal, Self
 from unittest import mock
@@ -73,6 +74,16 @@ class State:
             self.crashed = True
             raise Broken
         return payload
+
+
+async def crash_for(ticks: int | None, agents: Agents, name: str) -> None:
+    """As `crash`, cancelled after so many ticks."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(crash, agents, name)
+        if ticks is not None:
+            for _ in range(ticks):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel(f"after {ticks} ticks")
 
 
 async def crash(agents: Agents, name: str) -> bool:
@@ -307,6 +318,7 @@ def test_invariant_37_a_reference_by_generation_reaches_no_other(
     st.sampled_from([0.0, 0.3, 2.0]),
     st.lists(st.sampled_from(NAMES[:3]), max_size=5),
     st.integers(0, 20),
+    st.lists(st.integers(0, 25), max_size=5),
     MAILBOXES,
     schedules(),
 )
@@ -315,9 +327,11 @@ def test_invariant_38_nothing_is_made_anew_while_it_drains(
     pause: float,
     crashes: list[str],
     ticks: int,
+    cancels: list[int],
     mailbox: Mailbox | None,
     rng: Random,
 ) -> None:
+    """Whoever makes an agent crash may be cancelled after so many ticks, before the drain or after it."""
     log: list[str] = []
     start = Resident.start
 
@@ -332,8 +346,8 @@ def test_invariant_38_nothing_is_made_anew_while_it_drains(
                 agents.add(name, partial(State, log, name), mailbox=mailbox, supervisor=supervisor)
             await wait_all_tasks_blocked()
             async with trio.open_nursery() as nursery:
-                for name in crashes:
-                    nursery.start_soon(crash, agents, name)
+                for name, cancel in zip_longest(crashes, cancels[: len(crashes)]):
+                    nursery.start_soon(crash_for, cancel, agents, name)
                 for _ in range(ticks):
                     await trio.lowlevel.checkpoint()
                 agents.draining.set()

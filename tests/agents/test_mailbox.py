@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from cord_trio.agents import GRACE, Context, Handoff, Mailbox, converse, latest
 from cord_trio.agents import mailbox as mailbox_room
@@ -28,8 +28,6 @@ from tests.agents.world import at_rest, echo, hang, world
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-    from trio.testing import MockClock
 
     from cord_trio.agents import Agents
 
@@ -164,6 +162,65 @@ async def test_who_is_behind_takes_no_context_variable_of_one_for_an_equal_one_o
         opened.set()
         await agents.wait_quiet()
     assert all(seen[number] is given[number] for number in range(4))
+    assert at_rest(agents)
+
+
+async def test_no_message_has_the_deadline_of_the_one_before_it(autojump_clock: MockClock) -> None:
+    done: list[float] = []
+
+    async def rests(ctx: Context, seconds: float) -> None:
+        await trio.sleep(seconds)
+        done.append(seconds)
+
+    async with world() as agents:
+        agents.add("rests", rests, mailbox=Mailbox())
+        with trio.fail_after(3):
+            await agents.converse("rests", 1)
+        await agents.tell("rests", 5)
+        await agents.wait_quiet()
+    assert done == [1, 5]
+    assert at_rest(agents)
+
+
+def test_no_message_is_cancelled_with_the_one_before_it() -> None:
+    """Without a deadline, which would end the scope of both."""
+    released = trio.Event()
+    done: list[object] = []
+
+    async def clings(ctx: Context, payload: object) -> None:
+        if payload == "first":
+            with trio.move_on_after(2, shield=True):
+                await released.wait()
+        else:
+            await trio.lowlevel.checkpoint()
+        done.append(payload)
+
+    async def main() -> None:
+        async with world() as agents:
+            agents.add("clings", clings, mailbox=Mailbox(), grace=1)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(agents.converse, "clings", "first")
+                await wait_all_tasks_blocked()
+                await agents.tell("clings", "second")
+                nursery.cancel_scope.cancel("whoever asked leaves")
+            assert done == []
+            released.set()
+            await agents.wait_quiet()
+        assert at_rest(agents)
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert done == ["first", "second"]
+
+
+async def test_of_three_of_a_key_the_last_is_kept_in_the_place_of_the_first() -> None:
+    async with world() as agents:
+        gate = gated(agents, Mailbox(4, full=latest(lambda payload: str(payload)[0])))
+        for payload in ("running", "a1", "b1", "a2", "a3", "b2"):
+            await agents.tell("gate", payload)
+            await wait_all_tasks_blocked()
+        gate.open.set()
+        await agents.wait_quiet()
+    assert gate.seen == ["running", "a3", "b2"]
     assert at_rest(agents)
 
 

@@ -16,3 +16,16 @@ def test_whoever_is_refused_does_not_wait() -> None:
         turn.park(below)
     assert below.waits is None
     assert list(holder.waiting()) == []
+
+
+def test_a_message_that_is_about_to_be_let_in_is_no_part_of_a_circle() -> None:
+    """Whoever lets messages in is between two of them: it holds no turn, and nobody needs to wait for it."""
+    full, free = Turn("full", 1), Turn("free", 1)
+    holder = Branch(None, ("full",), 0)
+    assert full.take(holder)
+    queued = Branch(holder, ("full", "free"), 0)
+    holder.children[queued] = None
+    free.park(queued)
+    waiter = Branch(None, ("full",), 0)
+    full.park(waiter)
+    assert waiter.waits is full

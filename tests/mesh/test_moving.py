@@ -13,7 +13,8 @@ from cord_trio.errors import AgentError, AgentNotFound
 from cord_trio.fabric import open_fabric
 from cord_trio.mesh import moving
 from cord_trio.mesh.local import open_broker
-from cord_trio.mesh.singletons import locate
+from cord_trio.mesh.presence import LEASE
+from cord_trio.mesh.singletons import locate, move
 from cord_trio.mesh_errors import NoOwner, NotJson, OwnerRefused, StoreFailed
 from cord_trio.nats.kv import Bucket, open_bucket
 from tests.mesh.members import has, member
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
     from cord_trio.agents import Context
+    from cord_trio.mesh.contracts import Store
+    from cord_trio.mesh.singletons import Held
     from tests.mesh.members import Member
 
 
@@ -257,3 +260,21 @@ async def test_who_moves_it_and_dies_before_has_not_moved_it(
                 held = await locate(await open_bucket(nats, "cord_cord"), "clerk")
             assert held is not None
             assert held.node == "b"
+
+
+async def test_state_that_came_too_early_is_not_gone_on_with(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_broker(Random(1)) as broker, member(broker, "a") as a, member(broker, "b") as b:
+        await stands_by(a, b)
+        await a.fabric.ask("clerk", 1)
+        put, slow = move, [LEASE + 1]
+
+        async def late(store: Store, held: Held, node: str, epoch: str) -> Held:
+            await trio.sleep(slow.pop())
+            return await put(store, held, node, epoch)
+
+        monkeypatch.setattr(moving, "move", late)
+        await a.fabric.move("clerk", "b")
+        assert await a.fabric.ask("clerk", 2) == [2]
+        assert b.fabric.counters["mesh.moved_without_state"] == 1

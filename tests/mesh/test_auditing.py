@@ -61,6 +61,8 @@ def record(epoch: str = ONE, **more: object) -> bytes:
         ({"up__a": record(servers={"web": "d1"}), "cat__d1": b"2\nx"}, "answers", [("no catalogue", "a")]),
         ({"up__a": record(servers={"web": "d1"}), "cat__d1": b"x"}, "answers", [("no catalogue", "a")]),
         ({"up__a": record(servers={"web": "d1"}), "cat__d1": b"2\nx", "cat__d1__1": b"y"}, "answers", []),
+        ({"up__a": record(agents="d1")}, "answers", [("no catalogue", "a")]),
+        ({"up__a": record(agents="d1"), "cat__d1": b"1\nx"}, "answers", []),
         ({"cat__d1": b"1\nx"}, "answers", [("unnamed catalogue", "d1")]),
         (
             {

@@ -124,6 +124,7 @@ def _node_data(name: str, record: NodeRecord, answer: Answer) -> dict[str, objec
         "labels": record.labels,
         "servers": record.servers,
         "groups": record.groups,
+        "agents": record.agents,
         "wire": record.wire,
         "watches": record.watches,
         "state": answer.state,
@@ -137,6 +138,8 @@ def _node_line(record: NodeRecord, answer: Answer) -> str:
         f"{server}{'=' + record.groups[server] if server in record.groups else ''} ({digest[:DIGEST]})"
         for server, digest in record.servers.items()
     ]
+    if record.agents:
+        offers.append(f"agents ({record.agents[:DIGEST]})")
     low, high = record.wire
     facts = [f"{answer.took * 1e3:.0f} ms" if answer.state == "answers" else _STATES[answer.state]]
     if answer.margin is not None:

@@ -172,7 +172,8 @@ def _catalogues(found: Contents) -> Iterator[Finding]:
     named: set[str] = set()
     groups: dict[str, set[str]] = {}
     for name, record in found.nodes.items():
-        for server, digest in sorted(record.servers.items()):
+        agents = [("agents", record.agents)] if record.agents else []
+        for server, digest in [*sorted(record.servers.items()), *agents]:
             named.add(digest)
             if server in record.groups:
                 groups.setdefault(record.groups[server], set()).add(digest)

@@ -63,6 +63,12 @@ APART: Final[list[tuple[str, str, str]]] = [
     ("mesh/signing.py", "if number <= window.highest - WINDOW:", "if False:"),
     ("mesh/signing.py", " + mesh.encode()", ""),
     ("mesh/owning.py", "        WHO.set(owned.request.principal)\n", ""),
+    ("mesh/owning.py", "            tenure.make_room(caller, request.settled, now)\n", ""),
+    ("mesh/owning.py", "            frame = self._failed(owned, failed)\n", "            raise\n"),
+    ("mesh/workers.py", "            work.scope.deadline = work.deadline\n", ""),
+    ("mesh/workers.py", "            task.context = copy_context()\n", ""),
+    ("mesh/heads.py", "        or request.behalf or", "        or"),
+    ("nats/inflow.py", "            taker.settle(message)\n            return\n", "            taker.settle(message)\n"),
     # Presence
     ("mesh/presence.py", "        until = trio.current_time() + LEASE * (1 - MARGIN)\n", "        until = trio.current_time() + LEASE\n"),
     ("mesh/presence.py", "scope.deadline = asked + LEASE * (1 - MARGIN)", "scope.deadline = trio.current_time() + LEASE * (1 - MARGIN)"),

@@ -73,7 +73,8 @@ USUAL = st.builds(
     Request, st.just("call"), IDS, st.binary(max_size=9), source=st.sampled_from(["", "s", "%", "a b"]),
     tool=st.sampled_from([None, "", "t__u", "é"]), ttl=st.none() | NUMBERS, epoch=EPOCHS,
     principal=st.sampled_from(["", "local"]), trace=st.sampled_from(["", "00-1-2-01"]),
-    settled=st.lists(IDS, max_size=MAX_SETTLED).map(tuple), events=st.booleans(),
+    settled=st.lists(IDS, max_size=MAX_SETTLED).map(tuple), events=st.booleans(), hop=st.sampled_from([0, 0, 0, 2]),
+    behalf=st.sampled_from(["", "", "", "b"]), park=st.sampled_from(["", "", "", "p"]),
 )  # fmt: skip
 SWAPS = st.sampled_from(
     [(b": ", b":"), (b"C-K: ok", b"C-K: OK"), (b"C-Ver: 1", b"C-Ver: 12"), (b"\r\n\r\n", b"\r\nX: y\r\n\r\n"),

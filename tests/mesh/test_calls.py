@@ -604,3 +604,24 @@ async def test_calls_under_way_are_bounded(monkeypatch: pytest.MonkeyPatch, auto
         async with node(broker, names, "a") as here, node(broker, names, "b"):
             with pytest.raises(Overloaded, match="mesh_flights"):
                 await here.calling.call(tool_call(), ["b"])
+
+
+async def test_a_handler_that_fails_while_it_is_cancelled_harms_no_other_call(autojump_clock: MockClock) -> None:
+    async def handler(call: Call) -> Outcome:
+        if call.name == "well":
+            await trio.lowlevel.checkpoint()
+            return Complete(Raw(b"{}"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise ValueError("in its cleanup")
+
+    names = Names()
+    async with open_broker(Random(1)) as broker:
+        async with node(broker, names, "a") as here, node(broker, names, "b", handler) as there:
+            with trio.move_on_after(1):
+                await here.calling.call(tool_call(), ["b"])
+            assert await here.calling.call(tool_call(name="well"), ["b"]) == Complete(Raw(b"{}"))
+            assert (there.counters["mesh.handler_failed"], there.owning.busy) == (1, 0)

@@ -95,3 +95,13 @@ async def test_the_end_of_a_caller_concerns_its_own_alone(
     assert tenure.over("a", "d") == ([older], [])
     assert (tenure.is_over("a", "d"), tenure.is_over("a", "e")) == (True, False)
     assert tenure.over("c", "e") == ([others], [])
+
+
+async def test_a_call_that_ends_lets_go_of_those_that_it_said_to_be_over(autojump_clock: MockClock) -> None:
+    tenure = await made()
+    before = known(tenure, 1)
+    tenure.end(before, Frame("ok", body=b"x"), 0.0)
+    request = Request("call", f"{2:032x}", settled=(f"{1:032x}",))
+    after = tenure.known["a", request.id] = Owned("a", request, "inbox", math.inf)
+    tenure.end(after, Frame("ok", body=b"x"), 0.0)
+    assert list(tenure.known.values()) == [after]

@@ -70,13 +70,13 @@ async def test_what_is_cancelled_or_late_ends_alone(autojump_clock: MockClock) -
         late, cancelled, well = (
             Piece(9.0, trio.current_time() + 3), Piece(9.0), Piece(9.0, trio.current_time() + 10)
         )  # fmt: skip
-        for piece in (late, cancelled, well):
+        for piece in (well, late, cancelled):
             workers.begin(piece)
         assert cancelled.scope is not None
         cancelled.scope.cancel("before it began")
         await trio.sleep(9.5)
         assert [late.done, cancelled.done, well.done] == ["cancelled", "cancelled", "done"]
-        assert before.task is late.task
+        assert before.task is well.task
         after = Piece()
         workers.begin(after)
         await trio.sleep(1)

@@ -457,3 +457,14 @@ async def test_what_is_queued_can_be_had_without_waiting() -> None:
     assert await inflow.receive() is second
     with pytest.raises(trio.WouldBlock):
         inflow.receive_nowait()
+
+
+async def test_who_waits_for_a_message_gets_it_once(world: World, autojump_clock: MockClock) -> None:
+    async with opened(world) as nats:
+        with nats.subscribe("a") as subscription:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(subscription.receive)
+                await wait_all_tasks_blocked()
+                world.wires[0].say(b"MSG a %d 1\r\nx\r\n" % subscription.sid)
+            with pytest.raises(trio.WouldBlock):
+                subscription.receive_nowait()

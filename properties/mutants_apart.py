@@ -128,6 +128,7 @@ TESTS_APART: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     "redacting.py": (("properties/test_recording.py", "tests/test_recording.py"),),
     "layers/record.py": (("tests/test_recording.py",), ("properties/test_recording.py",)),
     "mesh/presence.py": (("tests/mesh/test_presence.py",), ("properties/test_mesh.py",)),
+    "mesh/": (("properties/test_mesh_frames.py", "tests/mesh"), ("properties/test_mesh_calls.py",)),
     "nats/wire.py": (("tests/nats/test_wire.py", "properties/test_nats.py"), ("tests/nats/test_client.py",)),
     "nats/kv.py": (("tests/mesh/test_local.py",), ("tests/real/test_nats_kv.py",)),
     "nats/": (("tests/nats",), ("tests/real/test_nats.py", "tests/real/test_nats_kv.py")),

@@ -45,7 +45,7 @@ async def writer(ctx: cord.Context, total: int) -> str:  # noqa: ASYNC124  # asy
 
 
 async def main(url: str) -> None:
-    settings = {node: MeshConfig(servers=[url], node=node) for node in ("kitchen", "cellar")}
+    settings = {node: MeshConfig(servers=[url], name="example", node=node) for node in ("kitchen", "cellar")}
     async with (
         cord.open_fabric(mesh=in_mesh(settings["kitchen"])) as kitchen,
         cord.open_fabric(mesh=in_mesh(settings["cellar"])) as cellar,

@@ -89,6 +89,19 @@ async def test_tools_lists_what_is_here_and_what_the_mesh_has(
     assert one.node != "a"
 
 
+async def test_what_is_here_and_in_the_mesh_is_listed_once_and_waited_for_in_vain_never(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(folder, notes=server(name="notes"))
+    async with open_broker(Random(1)) as broker, offering(broker):
+        lead(monkeypatch, broker)
+        with trio.fail_after(visiting.PATIENCE / 2):
+            assert await tools.run(arguments(json=True), trio.Event()) == 0
+    said = capsys.readouterr()
+    assert {each["source"] for each in json.loads(said.out)} == {"notes"}
+    assert said.err == ""
+
+
 async def test_call_needs_no_file_and_says_how_a_failed_one_is_followed(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +116,7 @@ async def test_call_needs_no_file_and_says_how_a_failed_one_is_followed(
         trace = capsys.readouterr().err.split("mesh trace ")[1].partition("`")[0]
         assert [step.name for step in a.node.presence.recent.find(trace)] == ["notes__crash"]
         assert await call.run(arguments(tool="nothing__here"), trio.Event()) == 1
+        assert "mesh trace" not in capsys.readouterr().err  # of what was never made
 
 
 async def test_run_gives_an_agent_the_tools_of_the_mesh(

@@ -22,7 +22,7 @@ from cord_trio.fabric import open_fabric
 from cord_trio.mesh.joining import in_mesh
 from cord_trio.mesh.node import Node, open_node
 from cord_trio.mesh.reaching import open_store
-from cord_trio.mesh_errors import NotPermitted
+from cord_trio.mesh_errors import NotPermitted, StoreFailed
 from cord_trio.nats.client import Nats, open_nats
 from tests.full_server import FullServer
 from tests.real.helpers import until
@@ -121,6 +121,19 @@ async def test_nobody_answers_what_it_was_not_asked(broker: Broker, keys: Path) 
     async with connected(broker, keys, "a") as (a, _), connected(broker, keys, "b") as (b, _):
         with trio.fail_after(2), pytest.raises(NotPermitted):
             await b.request(f"{a.inbox}.1", b"forged")
+
+
+async def test_whoever_joins_as_another_or_with_brokers_that_are_not_there_is_told_what_to_mend(
+    broker: Broker, keys: Path
+) -> None:
+    mine = settings(broker, keys, "a")
+    with pytest.raises(NotPermitted, match=r"a\.nk be node 'b' of mesh 'cord'\?$") as caught:
+        async with open_store(attrs.evolve(mine, node="b")):
+            raise AssertionError
+    assert caught.value.executed == "no"
+    with pytest.raises(StoreFailed, match=r"mesh\.replicas is 3: name 1, or have as many brokers"):
+        async with open_store(attrs.evolve(mine, replicas=3)):
+            raise AssertionError
 
 
 async def test_who_has_no_key_is_let_in_nowhere(broker: Broker) -> None:

@@ -71,8 +71,9 @@ async def _result(config: Config, visit: Visit | None, tool: str, arguments: dic
             await visit.listed(fabric, tool)
         try:
             return await fabric.call(tool, arguments, answer=find_person(tool), trace=visit.trace)
-        except CallError:
-            visit.tell_trace()
+        except CallError as exc:
+            if not isinstance(exc, ToolNotFound):  # else there is nothing to follow
+                visit.tell_trace()
             raise
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -24,11 +24,12 @@ from cord_trio.trace import TraceContext
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Iterable
 
     from cord_trio.config import MeshConfig
     from cord_trio.fabric import Fabric
     from cord_trio.mesh.node import Node
+    from cord_trio.registry import Snapshot
 
 PATIENCE: Final = 10.0
 """Seconds to learn what the nodes of the mesh offer."""
@@ -88,7 +89,11 @@ class Visit:
             raise ConfigError([Problem("", "mesh.node", f"node {name} is in the mesh already", remedy)]) from exc
 
     async def listed(self, fabric: Fabric, tool: str = "") -> bool:
-        """Wait for all that the mesh offers to be had here, or for `tool`; False if it takes too long."""
+        """Wait for all that the mesh offers to be had here, or for `tool`; False if it takes too long.
+
+        What a source of our own lists as well is ours alone: it is not had from others, or not for long.
+        """
+        from cord_trio.config.values import Foreign
         from cord_trio.mesh.joining import offers_of
 
         assert self._node is not None
@@ -97,10 +102,15 @@ class Visit:
             while True:
                 snapshot = fabric.registry.snapshot
                 ready = {name for name, view in snapshot.sources.items() if view.state == "ready"}
-                missing = {offer.name for offer in offers_of(self._node)} - ready
-                if not missing or tool in snapshot.tools:
+                theirs = {name for name, link in fabric.links.items() if isinstance(link.source, Foreign)}
+                ours = _digests(snapshot, snapshot.sources.keys() - theirs)
+                twice = {offer.name for offer in offers_of(self._node) if offer.digest in ours}
+                missing = {offer.name for offer in offers_of(self._node)} - ready - twice
+                if not (missing or twice & theirs) or tool in snapshot.tools:
                     return True
                 await fabric.registry.changed(snapshot.version)
+        if not missing:
+            return True
         tell(
             f"error: after {PATIENCE:g} s it is not known what {count(len(missing), 'source')} of the mesh list: "
             + clean(", ".join(sorted(missing)))
@@ -116,6 +126,20 @@ class Visit:
     def tell_trace(self) -> None:
         """Say how what was called can be followed."""
         tell(f"`python -m cord_trio mesh trace {self.trace.id}` follows it over the mesh")
+
+
+def _digests(snapshot: Snapshot, sources: Iterable[str]) -> set[str]:
+    """Of what these list; none of what has not listed yet, or is too long to be offered."""
+    from cord_trio.mesh.catalogues import digest_of, encode_catalogue
+    from cord_trio.mesh_errors import BadCatalogue
+
+    found: set[str] = set()
+    for name in sources:
+        with suppress(BadCatalogue):
+            text = encode_catalogue(snapshot, name)
+            if text is not None:
+                found.add(digest_of(text))
+    return found
 
 
 def visit_of(args: argparse.Namespace, config: Config) -> Visit | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ssl
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cord_trio.errors import ConfigError, Problem
-from cord_trio.mesh_errors import NotPermitted
+from cord_trio.mesh_errors import NotPermitted, StoreFailed
 from cord_trio.nats.client import open_nats
 from cord_trio.nats.keys import Credentials, load_credentials
 from cord_trio.nats.kv import Bucket, BucketOptions, open_bucket
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from cord_trio.config import MeshConfig
     from cord_trio.counters import Counters
     from cord_trio.nats.client import Nats
+
+ALONE: Final = 10074
+"""What a server that is in no cluster, or in a smaller one, says of replicas.
+
+Source: nats-server, server/errors.json.
+"""
 
 
 @asynccontextmanager
@@ -39,7 +45,12 @@ async def open_store(
         except NotPermitted as exc:
             whose = settings.credentials or "who signs in so"
             doubt = f"may {whose} be node {settings.node!r} of mesh {settings.name!r}?"
-            raise NotPermitted(exc.subject, f"{exc.reason}; {doubt}", exc.executed) from exc
+            raise NotPermitted(exc.subject, f"{exc.reason}; {doubt}") from exc  # nothing was called yet
+        except StoreFailed as exc:
+            if exc.code != ALONE:
+                raise
+            doubt = f"mesh.replicas is {settings.replicas}: name 1, or have as many brokers in one cluster"
+            raise StoreFailed(exc.code, f"{exc.reason}; {doubt}") from exc
         yield nats, bucket
 
 

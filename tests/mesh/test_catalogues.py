@@ -101,6 +101,7 @@ async def test_what_has_not_listed_yet_has_no_catalogue_and_what_is_too_long_nei
     [
         b"", b"[", b"\xff", b"[]", b"{}", EMPTY.replace(b"2025-11-25", b"1999-01-01"),
         EMPTY.replace(b'"lists":{}', b'"lists":{"tools":{}}'), b"[" * 100_000,
+        EMPTY.replace(b'"2025-11-25"', b'"2025-11-25","later":"\xff"'),
     ],
 )  # fmt: skip
 def test_a_text_that_is_no_catalogue_is_refused(bad: bytes) -> None:

@@ -91,6 +91,15 @@ def test_what_is_no_letter_is_refused(raw: bytes) -> None:
         letter_in({"letter": Raw(raw)} if raw else {})
 
 
+@pytest.mark.parametrize("amount", ["NaN", "Infinity", "-1", "1e1000000000"])
+def test_what_is_no_amount_of_a_budget_is_neither_asked_nor_answered(amount: str) -> None:
+    for name in ("limits", "spent"):
+        with pytest.raises(BadFrame, match="a budget of no amounts"):
+            letter_in({"letter": Raw(f'{{"payload":{{}},"{name}":{{"calls":"{amount}"}}}}'.encode())})
+    _, error, spent = read_reply(Raw(f'{{"spent":{{"calls":"{amount}"}}}}'.encode()), "x")
+    assert (type(error), spent) == (BadReply, {})
+
+
 @pytest.mark.parametrize("raw", [b"1", b"{", b'{"answer":3}', b'{"fault":{}}'])
 def test_what_is_no_reply_is_a_bad_one(raw: bytes) -> None:
     assert isinstance(read_reply(Raw(raw), "x")[1], BadReply)

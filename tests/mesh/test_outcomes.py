@@ -6,7 +6,7 @@ import pytest
 from msgspec import Raw
 
 from cord_trio import errors
-from cord_trio.call import Call
+from cord_trio.call import Call, Complete, Error
 from cord_trio.errors import CallError
 from cord_trio.mesh.frames import Frame, Request
 from cord_trio.mesh.outcomes import call_of, failure_of, outcome_of, params_of, ttl_of
@@ -61,7 +61,32 @@ def test_of_another_error_its_name_and_text_remain() -> None:
     assert (type(granted), str(granted)) == (errors.ToolNotFound, "no tool named 't'")
 
 
-@pytest.mark.parametrize("body", [b"", b"[", b"{}", b'{"kind":1,"text":"","executed":""}', b"\xff"])
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+
+@pytest.mark.parametrize("type", ["complete", "input_required", "task"])
+@pytest.mark.parametrize("body", [b"", b"}{", b'{}\n{"method":"x"}', b'{"a":"\xff"}', DEEP])
+def test_a_result_that_cannot_be_read_did_run(body: bytes, type: str) -> None:
+    with pytest.raises(OwnerFailed, match="its answer cannot be read") as caught:
+        outcome_of(Frame("ok", body=body, type=type), "b", "t")
+    assert caught.value.executed == "yes"
+
+
+def test_what_crosses_has_no_line_breaks_that_could_end_a_message() -> None:
+    hidden = b'{"a":[\n{"jsonrpc":"2.0","method":"x"}\r\n]}'
+    call = call_of(Request("call", "0" * 32), hidden, math.inf, None)
+    outcome = outcome_of(Frame("ok", body=hidden), "b", "t")
+    failure = outcome_of(Frame("err", body=b'{"kind":"","text":"","executed":"yes","data":%b}' % hidden), "b", "t")
+    assert isinstance(outcome, Complete)
+    assert isinstance(failure, Error)
+    for text in (bytes(call.params["a"]), bytes(outcome.result), failure.data):
+        assert b"\n" not in text
+        assert b"\r" not in text
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[", b"{}", b'{"kind":1,"text":"","executed":""}', b"\xff", b'{"kind":"","data":%b}' % DEEP]
+)
 def test_an_error_that_cannot_be_read_may_have_run(body: bytes) -> None:
     with pytest.raises(OwnerFailed, match="not readably why") as caught:
         outcome_of(Frame("err", body=body), "b", "t")
@@ -74,7 +99,17 @@ def test_what_is_not_known_of_the_call_is_unknown() -> None:
     assert caught.value.executed == "unknown"
 
 
-@pytest.mark.parametrize("body", [b"[]", b"x", b'{"_meta":1}', b'{"_meta":{"io.modelcontextprotocol/logLevel":}}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[]",
+        b"x",
+        b'{"a":"\xff"}',
+        b'{"a":%b}' % DEEP,
+        b'{"_meta":1}',
+        b'{"_meta":{"io.modelcontextprotocol/logLevel":}}',
+    ],
+)
 def test_params_that_are_none_are_refused(body: bytes) -> None:
     with pytest.raises(BadFrame, match="the params of a call cannot be read"):
         call_of(Request("call", "0" * 32), body, math.inf, None)

@@ -28,6 +28,7 @@ from cord_trio.protocol.jsonrpc import (
     members,
     object_of,
     parse,
+    payload_of,
     spoilt_reply_id,
     too_deep,
 )
@@ -235,3 +236,20 @@ def test_a_long_message_is_as_deep_as_a_short_one(levels: int, deep: bool, aroun
 @pytest.mark.parametrize(("brackets", "deep"), [(b"", False), (b"[]" * 200, False), (b"[" * 200, True)])
 def test_a_long_message_with_many_brackets_is_looked_at_in_full(brackets: bytes, deep: bool) -> None:
     assert too_deep(b'["%b",%b' % (b"[" * 70_000, brackets)) is deep
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"x", b"{}{}", b'{"a":1},"b":{}', b'"\xff"', b"[" * 129 + b"]" * 129, b"[" * 100_000 + b"]" * 100_000]
+)
+def test_what_is_not_one_json_text_is_no_payload(text: bytes) -> None:
+    with pytest.raises(Malformed) as caught:
+        payload_of(text)
+    assert caught.value.code == PARSE_ERROR
+
+
+def test_a_payload_is_free_of_line_breaks_and_else_as_it_was() -> None:
+    assert bytes(payload_of(b'{"a":\r\n[1,\n"\\n"]}')) == b'{"a":  [1, "\\n"]}'
+    assert bytes(payload_of('{"a": "\u00e4"}'.encode())) == '{"a": "\u00e4"}'.encode()
+    assert bytes(payload_of(b"[" * 200 + b"]" * 200, 200)) == b"[" * 200 + b"]" * 200
+    with pytest.raises(Malformed):
+        members(b'{"a":%b}' % (b"[" * 100_000 + b"]" * 100_000))

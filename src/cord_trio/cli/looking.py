@@ -154,6 +154,7 @@ async def trace(args: argparse.Namespace, settings: MeshConfig, nats: Nats, buck
     """Follow a call over the mesh: ask all nodes what they know of it."""
     from cord_trio.mesh.recent import STEPS, trace_of
     from cord_trio.mesh.sounding import ask_all
+    from cord_trio.protocol.jsonrpc import UNREADABLE
 
     id = trace_of(args.id) or args.id
     if not _ID.fullmatch(id):
@@ -170,7 +171,7 @@ async def trace(args: argparse.Namespace, settings: MeshConfig, nats: Nats, buck
                 untold[name] = _STATES[answer.state] or "it keeps none"
             else:
                 steps += [(name, step) for step in STEPS.decode(answer.message.data)]
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except UNREADABLE:
             untold[name] = "its answer cannot be read"
     steps.sort(key=lambda each: -each[1].ago)
     if args.json:

@@ -39,7 +39,7 @@ from cord_trio.mesh.letters import (
 )
 from cord_trio.mesh.owning import HOPS, HandOn
 from cord_trio.mesh.presence import is_name
-from cord_trio.protocol.jsonrpc import parse
+from cord_trio.protocol.jsonrpc import UNREADABLE, parse
 
 Back: TypeAlias = "Callable[[str, str, str, Mapping[str, Question]], Awaitable[Mapping[str, Json]]]"
 
@@ -243,7 +243,12 @@ class Asking:
 
         async def show() -> None:
             async for value in receive:
-                await sink(parse(value))
+                try:
+                    given = parse(value)
+                except UNREADABLE:
+                    self._node.counters.add("mesh.bad_frames")
+                    continue
+                await sink(given)
 
         result: Raw | None = None
         failure: Exception | None = None

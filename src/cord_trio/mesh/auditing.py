@@ -15,6 +15,7 @@ import trio
 from cord_trio.mesh.presence import MAX_RECORD, TAKEN, WIRE, NodeRecord, decode_record, is_epoch, is_name
 from cord_trio.mesh.sounding import Answer, ask_all
 from cord_trio.nats.watch import Change, Reset, Synced
+from cord_trio.protocol.jsonrpc import UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -101,7 +102,7 @@ class Contents:
 def _owner(value: bytes) -> tuple[str, str]:
     try:
         found = msgspec.json.decode(value, type=dict[str, str])
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNREADABLE:
         found = {}
     return found.get("node", ""), found.get("epoch", "")
 

@@ -15,15 +15,16 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import trio
-from msgspec import Raw
 
 from cord_trio.call import Complete
+from cord_trio.config.settings import DEEPEST
 from cord_trio.counters import Counters
 from cord_trio.errors import (
     CallError,
     ConnectionLost,
     DeadlineExceeded,
     Draining,
+    Malformed,
     Overloaded,
     SourceDown,
 )
@@ -38,12 +39,13 @@ from cord_trio.mesh.pinning import STATE, marked, pin_of
 from cord_trio.mesh.recent import Recent
 from cord_trio.mesh.withdrawals import PAUSE, Withdrawals
 from cord_trio.mesh_errors import BadFrame, NoOwner, NoResponders, OwnerFailed, OwnerLost, OwnerRefused
+from cord_trio.protocol.jsonrpc import NOTHING, payload_of
 from cord_trio.routing import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
 
-    from cord_trio.call import Call, Outcome
+    from cord_trio.call import Call, EventSink, Outcome
     from cord_trio.mesh.contracts import Link
     from cord_trio.mesh.frames import Bundle
     from cord_trio.mesh.owning import Roster
@@ -306,7 +308,7 @@ class Calling:
                     self._parts.send(flight.large, frame.seq, frame.window, frame.to)
                 case "prog":
                     if flight.events is not None:
-                        flight.events(frame.method, Raw(frame.body))
+                        self._tell(flight.events, frame)
                 case "rej" if frame.reason == "expired" and self._renews(flight, frame, stream.inbox):
                     pass  # it is signed anew
                 case "rej":
@@ -325,6 +327,14 @@ class Calling:
                         flight.end(f"it ended, or lost its lease (epoch {frame.epoch} is over)")
                 case _:
                     pass  # it runs
+
+    def _tell(self, events: EventSink, frame: Frame) -> None:
+        """Pass a notification on."""
+        try:
+            events(frame.method, payload_of(frame.body, DEEPEST) if frame.body else NOTHING)
+        except Malformed as exc:
+            self._counters.add("mesh.bad_frames")
+            log.info("a notification that cannot be read method=%s why=%s", frame.method[:40], exc)
 
     def _renews(self, flight: Flight, frame: Frame, inbox: str) -> bool:
         """Sign a call by the clock of who would not have it, and offer it once more; False if that does not help."""

@@ -19,13 +19,14 @@ import trio
 from msgspec import Raw
 
 from cord_trio.client import DECODERS
+from cord_trio.config.settings import DEEPEST
 from cord_trio.counters import Counters
 from cord_trio.errors import CallError, Malformed
 from cord_trio.handshake import Greeting
 from cord_trio.manifests import MEMBERS
 from cord_trio.mesh_errors import BadCatalogue, NotPermitted
 from cord_trio.protocol.eras import ERAS, LATEST_MODERN
-from cord_trio.protocol.jsonrpc import object_of
+from cord_trio.protocol.jsonrpc import UNREADABLE, object_of, payload_of
 from cord_trio.snapshot import KINDS, NO_EXPORTS, Listed
 
 if TYPE_CHECKING:
@@ -146,14 +147,14 @@ def decode_catalogue(text: bytes) -> Catalogue:
     """
     digest = digest_of(text)
     try:
-        told = msgspec.json.decode(text, type=_Text)
+        told = msgspec.json.decode(payload_of(text, DEEPEST), type=_Text)
         era = ERAS[told.revision]
         lists = {
             kind: Listed(DECODERS[kind](Raw(b'{"%b":%b}' % (MEMBERS[kind].encode(), told.lists[kind]))).items)
             for kind in KINDS
             if kind in told.lists
         }
-    except (msgspec.MsgspecError, Malformed, UnicodeDecodeError, RecursionError, KeyError) as exc:
+    except (*UNREADABLE, Malformed, KeyError) as exc:
         raise BadCatalogue(digest, f"it cannot be read: {exc!r}") from exc
     greeting = Greeting(told.revision, era.modern, told.capabilities, told.server_info, told.instructions)
     return Catalogue(digest, len(text), greeting, lists)

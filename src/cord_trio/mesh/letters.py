@@ -32,7 +32,7 @@ from cord_trio.errors import (
 from cord_trio.mesh.frames import Frame
 from cord_trio.mesh.outcomes import failure_of, outcome_of
 from cord_trio.mesh_errors import BadFrame, NoOwner, NotJson, OwnerFailed, OwnerLost, OwnerRefused
-from cord_trio.protocol.jsonrpc import encode, parse
+from cord_trio.protocol.jsonrpc import UNREADABLE, encode, parse
 from cord_trio.protocol.mcp import ToolResult
 
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ MAX_PATH: Final = 64
 
 MAX_NOTES: Final = 8
 """Notes of an exception that cross."""
+
+MAX_AMOUNT: Final = 10**30
+"""Of a counter that crosses; to write the longest numbers that can be said takes a machine's memory."""
 
 _LETTER: Final = "letter"
 _NONE: Final = Raw(b"null")
@@ -196,6 +199,10 @@ def amounts_of(spent: Mapping[str, Decimal]) -> dict[str, Any]:
     return {name: amount if name == "money" else int(amount) for name, amount in spent.items() if name in COUNTERS}
 
 
+def _are_amounts(amounts: Mapping[str, Decimal]) -> bool:
+    return all(each.is_finite() and 0 <= each <= MAX_AMOUNT for each in amounts.values())
+
+
 def params_with(letter: Letter) -> dict[str, Raw]:
     """The params of a call that carries it."""
     return {_LETTER: Raw(msgspec.json.encode(letter))}
@@ -209,9 +216,12 @@ def letter_in(params: Mapping[str, Raw]) -> Letter:
 
     """
     try:
-        return _LETTERS.decode(bytes(params.get(_LETTER, _NONE)))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        letter = _LETTERS.decode(bytes(params.get(_LETTER, _NONE)))
+    except UNREADABLE as exc:
         raise BadFrame(f"what is asked of an agent cannot be read: {exc}") from exc
+    if not (_are_amounts(letter.limits) and _are_amounts(letter.spent)):
+        raise BadFrame("what is asked of an agent has a budget of no amounts")
+    return letter
 
 
 def questions_with(questions: Mapping[str, Question], token: str) -> dict[str, Raw]:
@@ -229,7 +239,7 @@ def questions_in(params: Mapping[str, Raw]) -> tuple[dict[str, Question], str]:
     try:
         token = msgspec.json.decode(params.get("token", _NONE), type=str)
         return msgspec.json.decode(params.get("questions", _NONE), type=dict[str, Question]), token
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+    except UNREADABLE as exc:
         raise BadFrame(f"what an agent asks back cannot be read: {exc}") from exc
 
 
@@ -269,8 +279,10 @@ def read_reply(result: Raw, name: str) -> tuple[object, Exception | None, dict[s
     try:
         reply = _REPLIES.decode(bytes(result))
         answer = unpacked(reply.answer)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+    except UNREADABLE as exc:
         return None, BadReply(f"what agent {name!r} said cannot be read: {exc}"), {}
+    if not _are_amounts(reply.spent):
+        return None, BadReply(f"what agent {name!r} said that it spent are no amounts"), {}
     return answer, None if reply.fault is None else _error_in(reply.fault, name), reply.spent
 
 

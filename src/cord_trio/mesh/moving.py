@@ -22,6 +22,7 @@ from cord_trio.mesh.keeping import AGAIN
 from cord_trio.mesh.letters import Value, packed, read_reply, refusal_of, reply_of, unpacked
 from cord_trio.mesh.singletons import move
 from cord_trio.mesh_errors import AgentTaken, BadFrame, NoOwner
+from cord_trio.protocol.jsonrpc import UNREADABLE
 
 if TYPE_CHECKING:
     import random
@@ -113,7 +114,7 @@ class Moving:
             given: dict[str, Raw] = dict(call.params)
             to = msgspec.json.decode(given.get("to", b'""'), type=str)
             state = unpacked(msgspec.json.decode(given.get("state", b"{}"), type=Value))
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        except UNREADABLE as exc:
             raise BadFrame(f"what is asked of an agent that moves cannot be read: {exc}") from exc
         said: object = None
         try:

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Raw
 
 from cord_trio.call import NO_MEMBERS, Call, Complete, Error, InputRequired, Task
+from cord_trio.config.settings import DEEPEST
 from cord_trio.errors import (
     BadReply,
     CallError,
@@ -32,7 +33,7 @@ from cord_trio.errors import (
 )
 from cord_trio.mesh.frames import Frame, Request
 from cord_trio.mesh_errors import BadFrame, OwnerFailed
-from cord_trio.protocol.jsonrpc import encode, members, object_of, parse
+from cord_trio.protocol.jsonrpc import UNREADABLE, encode, members, object_of, parse, payload_of
 from cord_trio.protocol.mcp import META_CAPABILITIES, META_LOG_LEVEL, META_VERSION
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def call_of(request: Request, body: bytes, deadline: float, events: EventSink | 
 
     """
     try:
-        params = members(body)
+        params = members(payload_of(body, DEEPEST) if body else b"")
         if _META not in params:  # as of most callers within a fabric
             return Call(
                 request.method, request.tool, params, NO_MEMBERS, request.principal, deadline, events,
@@ -94,7 +95,7 @@ def call_of(request: Request, body: bytes, deadline: float, events: EventSink | 
         capabilities = bytes(meta.pop(META_CAPABILITIES, b"{}"))
         level = parse(meta.pop(META_LOG_LEVEL, b"null"))
         revision = parse(meta.pop(META_VERSION, b'""'))
-    except (Malformed, msgspec.DecodeError) as exc:
+    except (Malformed, *UNREADABLE) as exc:
         raise BadFrame(f"the params of a call cannot be read: {exc}") from exc
     return Call(
         request.method,
@@ -165,7 +166,10 @@ def outcome_of(frame: Frame, node: str, name: str) -> Outcome:
 
     """
     if frame.kind == "ok":
-        result = Raw(frame.body)
+        try:
+            result = payload_of(frame.body, DEEPEST)
+        except Malformed as exc:
+            raise OwnerFailed(node, "BadFrame", f"its answer cannot be read: {exc}", "yes") from exc
         match frame.type:
             case "input_required":
                 return InputRequired(result, frame.park)
@@ -174,8 +178,8 @@ def outcome_of(frame: Frame, node: str, name: str) -> Outcome:
             case _:
                 return Complete(result)
     try:
-        fault = _FAULT.decode(frame.body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        fault = _FAULT.decode(payload_of(frame.body, DEEPEST))
+    except (Malformed, *UNREADABLE):
         raise OwnerFailed(node, "BadFrame", "it said that it failed, and not readably why", "unknown") from None
     if not fault.kind:
         return Error(fault.code, fault.text, _data(fault))

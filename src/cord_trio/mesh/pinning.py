@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from msgspec import DecodeError, Raw
+from msgspec import Raw
 from msgspec.structs import replace
 
 from cord_trio.call import InputRequired, Task
 from cord_trio.errors import Malformed
-from cord_trio.protocol.jsonrpc import encode, members, object_of, parse
+from cord_trio.protocol.jsonrpc import UNREADABLE, encode, members, object_of, parse
 from cord_trio.routing import TASKS
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def pin_of(call: Call) -> tuple[str, str, Call] | None:
         return None
     try:
         text = parse(call.params[name])
-    except (Malformed, DecodeError):
+    except (Malformed, *UNREADABLE):
         return None
     found = _MARKED.fullmatch(text) if isinstance(text, str) else None
     if found is None:
@@ -61,7 +61,7 @@ def _with(result: Raw, name: str, node: str, epoch: str) -> Raw:
     try:
         parts = members(result)
         text = parse(parts[name])
-    except (Malformed, DecodeError, KeyError):
+    except (Malformed, *UNREADABLE, KeyError):
         return result
     if not isinstance(text, str):
         return result

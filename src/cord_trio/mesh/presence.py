@@ -24,6 +24,7 @@ from cord_trio.counters import Counters
 from cord_trio.errors import CallError
 from cord_trio.mesh.recent import Recent
 from cord_trio.mesh_errors import Conflict, DuplicateName, NoResponders
+from cord_trio.protocol.jsonrpc import UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -397,11 +398,13 @@ def is_epoch(text: str) -> bool:
 
 
 def decode_record(data: bytes) -> NodeRecord:
-    """What a node said of itself; an empty record if it cannot be read."""
+    """What a node said of itself; an empty record if it cannot be read, or names what can have no name."""
     try:
-        return _RECORD.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        record = _RECORD.decode(data)
+    except UNREADABLE:
         return NodeRecord()
+    named = "".join((*record.servers, *record.groups.values()))
+    return record if named.isprintable() else NodeRecord()
 
 
 def _encode(record: NodeRecord) -> bytes:

@@ -14,6 +14,7 @@ import msgspec
 
 from cord_trio.mesh.presence import LEASE, TAKEN
 from cord_trio.mesh_errors import AgentTaken, Conflict
+from cord_trio.protocol.jsonrpc import UNREADABLE
 
 if TYPE_CHECKING:
     from cord_trio.mesh.contracts import Store
@@ -118,7 +119,7 @@ async def _ended(store: Store, held: Held) -> bool:
 def _held(agent: str, entry: Entry) -> Held:
     try:
         record = _RECORD.decode(entry.value)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNREADABLE:
         record = _Record()  # whoever wrote that has no claim to it
     return Held(agent, record.node, record.epoch, entry.revision)
 

@@ -22,7 +22,7 @@ from cord_trio.config import Foreign
 from cord_trio.errors import CallError, CallFailed
 from cord_trio.following import LEAST_TRUST, SUBSCRIBE_PATIENCE
 from cord_trio.mesh.frames import CHANGES, MOOT, TRUST
-from cord_trio.protocol.jsonrpc import INVALID_PARAMS, METHOD_NOT_FOUND, encode, object_of
+from cord_trio.protocol.jsonrpc import INVALID_PARAMS, METHOD_NOT_FOUND, UNREADABLE, encode, object_of
 
 if TYPE_CHECKING:
     import random
@@ -102,7 +102,7 @@ async def answer_standing(fabric: Fabric, settings: MeshConfig, call: Call) -> O
     """
     try:
         wanted = _decode_wanted(object_of(call.params))
-    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+    except UNREADABLE as exc:
         raise CallFailed(INVALID_PARAMS, f"{call.method}: {exc}", executed="no") from exc
     match call.method:
         case "cord/changes":
@@ -266,7 +266,7 @@ class Hearing:
             nonlocal seen, gap, failures
             try:
                 news = _decode_told(params)
-            except (msgspec.MsgspecError, UnicodeDecodeError):
+            except UNREADABLE:
                 self._counters.add("mesh.bad_frames")
                 return
             if news.n < seen or (news.n == seen and method == UPDATED):
@@ -347,7 +347,7 @@ class Trusting:
             try:
                 outcome = await self._carry(Call(TRUST, None, params, deadline=deadline))
                 found = _decode_trust(outcome.result) if isinstance(outcome, Complete) else {}
-            except (CallError, msgspec.MsgspecError) as exc:
+            except (CallError, *UNREADABLE) as exc:
                 log.debug("a node does not tell how long its lists can be trusted error=%s", exc)
                 found = {}
             now = trio.current_time()

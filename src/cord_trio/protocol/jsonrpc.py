@@ -27,6 +27,9 @@ INTERNAL_ERROR: Final = -32603
 MAX_DEPTH: Final = 128
 """Levels of arrays and objects a message may have, itself included."""
 
+UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What a decoder raises of a text that somebody else wrote."""
+
 NOTHING: Final = Raw(b"")
 """A member that is absent."""
 
@@ -62,6 +65,7 @@ _decode_envelope = msgspec.json.Decoder(Envelope).decode
 _decode_error = msgspec.json.Decoder(RpcError).decode
 _decode_members = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_json = msgspec.json.Decoder().decode
+_decode_raw = msgspec.json.Decoder(Raw).decode
 _decode_id = msgspec.json.Decoder(int | str).decode
 _encode = msgspec.json.Encoder().encode
 encode: Final = _encode
@@ -105,6 +109,26 @@ def decode(line: bytes, depth: int = MAX_DEPTH) -> Envelope:
         # Between tokens, as was just checked. Payloads are relayed as they are, also to peers that end a message there.
         return _decode_envelope(line.replace(b"\r", b" ").replace(b"\n", b" "))
     return envelope
+
+
+def payload_of(text: bytes, depth: int = MAX_DEPTH) -> Raw:
+    """`text` as a payload to be relayed; line breaks between its tokens become spaces.
+
+    Raises:
+        Malformed: not UTF-8, not one JSON text, or too deep (-32700).
+
+    """
+    try:
+        if not text.isascii():
+            text.decode()
+        payload = _decode_raw(text)
+    except UNREADABLE as exc:
+        raise Malformed(PARSE_ERROR, f"not JSON: {exc}") from exc
+    if len(text) > 2 * depth and too_deep(text, depth):
+        raise TooDeep(PARSE_ERROR, f"JSON is nested deeper than {depth} levels")
+    if _LF in text or _CR in text:
+        return Raw(text.replace(b"\r", b" ").replace(b"\n", b" "))
+    return payload
 
 
 def check(envelope: Envelope) -> Envelope:
@@ -198,7 +222,7 @@ def members(raw: Raw | bytes) -> dict[str, Raw]:
         return {}
     try:
         return _decode_members(raw)
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, RecursionError) as exc:
         raise Malformed(INVALID_PARAMS, f"not an object: {exc}") from exc
 
 

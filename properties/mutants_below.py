@@ -150,7 +150,7 @@ BELOW: Final[list[tuple[str, str, str]]] = [
     ("awaiting.py", "            cell.settle(client)\n", "            pass\n"),
     ("awaiting.py", "            timer.discard(cell)\n", "            pass\n"),
     ("awaiting.py", "            self.pop(cell, None)\n            cell.fail", "            cell.fail"),
-    ("following.py", "            self._dirty[kind] = trio.Event()\n            found = known\n            try:\n                found = {each: await self._fetch(each) for each in kinds}\n", "            found = known\n            try:\n                found = {each: await self._fetch(each) for each in kinds}\n                self._dirty[kind] = trio.Event()\n"),
+    ("following.py", "            self._dirty[kind] = Flag()\n            found = known\n            try:\n                found = {each: await self._fetch(each) for each in kinds}\n", "            found = known\n            try:\n                found = {each: await self._fetch(each) for each in kinds}\n                self._dirty[kind] = Flag()\n"),
     # The drain, and the ends of a connection in this process
     ("fabric.py", "        if self.draining.is_set() and not park:\n            raise Draining\n        limit", "        limit"),
     ("fabric.py", "        if self.draining.is_set():\n            raise Draining\n        return super", "        return super"),

@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from cord_trio.cell import Cell, Timer
+from cord_trio.cell import Cell, Flag, Timer
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -220,3 +220,23 @@ async def test_a_table_is_looked_through_at_its_earliest_deadline_until_nothing_
         nursery.cancel_scope.cancel("seen")
     assert looks == [1.0, 3.0]
     assert timer.next == math.inf
+
+
+async def test_a_flag_ends_all_waits_and_those_that_begin_later() -> None:
+    flag = Flag()
+    seen: list[str] = []
+
+    async def wait(name: str) -> None:
+        await flag.wait()
+        seen.append(name)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait, "first")
+        nursery.start_soon(wait, "second")
+        await wait_all_tasks_blocked()
+        assert (flag.is_set(), seen) == (False, [])
+        flag.set()
+        flag.set()
+    assert (flag.is_set(), sorted(seen)) == (True, ["first", "second"])
+    with trio.testing.assert_checkpoints():
+        await flag.wait()

@@ -216,7 +216,7 @@ async def test_a_tool_that_goes_while_the_call_waits_is_not_called(autojump_cloc
             link = fabric.links["x"]
             assert isinstance(link, Link)
             assert link.following is not None
-            link.following._dirty["tools"].set()
+            link.following.stir("tools")
         assert [type(ending).__name__ for ending in endings] == ["ToolResult", "ToolNotFound"]
         assert "call mine" not in server.received
 

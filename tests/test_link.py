@@ -304,6 +304,9 @@ async def test_d05_a_bug_of_ours_is_one_reason_without_a_group(
     with caplog.at_level(logging.CRITICAL, "cord_trio.link"):
         async with bench(ToolServer().in_process(name="x")) as here:
             await trio.sleep(0.1)
+            assert here.link.following is not None
+            here.link.following.stir("tools")
+            await trio.sleep(0.1)
             assert here.link.reason == "internal error: ValueError('deep inside')"
             assert here.link.failure is not None
             assert "Group" not in str(here.link.failure)
@@ -527,6 +530,29 @@ async def test_r10_a_server_that_tells_of_changes_all_the_time_is_listed_ever_mo
         await trio.sleep(DEBOUNCE)
         await wait_all_tasks_blocked()
         assert server.received["tools/list"] == before + 1, "after a while without, at once"
+
+
+async def test_a_change_during_the_first_list_is_listed_after_it(autojump_clock: MockClock) -> None:
+    server = ToolServer()
+    async with bench(server.in_process(name="x")) as here:
+        while here.link.following is None:
+            await trio.lowlevel.checkpoint()
+        here.link.following.stir("tools")
+        assert not here.link.tried
+        await trio.sleep(1)
+        assert server.received["tools/list"] == 2
+
+
+async def test_a_list_that_grows_old_after_the_connection_is_not_fetched(autojump_clock: MockClock) -> None:
+    server = ToolServer()
+    async with bench(server.in_process(name="x")) as here:
+        await here.link.wait_tried()
+        here.link.end("the test ends it")
+        await here.link.wait_ended()
+        assert here.link.following is not None
+        here.link.following.stir("tools")
+        await trio.sleep(1)
+        assert server.received["tools/list"] == 1
 
 
 async def test_a_change_while_the_list_is_fetched_is_listed_too(autojump_clock: MockClock) -> None:

@@ -97,6 +97,40 @@ class Cell(Generic[T]):
         return await trio.lowlevel.wait_task_rescheduled(abort)  # type: ignore[no-any-return]  # Trio says Any
 
 
+class Flag:
+    """What `trio.Event` is, without the set of tasks that one holds (300 bytes) until somebody waits.
+
+    A source has a dozen, most of which nobody ever waits for.
+    """
+
+    __slots__ = ("_event", "_set")
+
+    def __init__(self) -> None:
+        self._set = False
+        self._event: trio.Event | None = None
+
+    def is_set(self) -> bool:
+        """Whether it was set."""
+        return self._set
+
+    @trio.lowlevel.enable_ki_protection
+    def set(self) -> None:
+        """End all waits, from here on also at once. Again does nothing."""
+        self._set = True
+        if self._event is not None:
+            self._event.set()
+            self._event = None
+
+    async def wait(self) -> None:
+        """Return once it is set. Always lets others run."""
+        if self._set:
+            await trio.lowlevel.checkpoint()
+            return
+        if self._event is None:
+            self._event = trio.Event()
+        await self._event.wait()
+
+
 def resume(task: trio.lowlevel.Task, value: object) -> None:
     """End the wait of a task that waits again and again, and sees to that itself: a cell would be made each time."""
     trio.lowlevel.reschedule(task, outcome.Value(value))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
+from cord_trio.cell import Flag
 from cord_trio.client import TELLS
 from cord_trio.config import Http
 from cord_trio.errors import CallError, CallFailed
@@ -77,7 +78,7 @@ class Subscriptions:
     """
 
     def __init__(self) -> None:
-        self.changed = trio.Event()
+        self.changed = Flag()
         self.heard: Callable[[], None] | None = None
         self._sinks: dict[str, dict[object, Sink]] = {}
 
@@ -117,7 +118,7 @@ class Subscriptions:
     def stir(self) -> None:
         """Have whoever waits for `changed` look again."""
         self.changed.set()
-        self.changed = trio.Event()
+        self.changed = Flag()
 
 
 class Following:
@@ -142,9 +143,11 @@ class Following:
         self._counters = counters
         self._pause = pause
         self._publish = publish
-        self._dirty: dict[Kind, trio.Event] = {kind: trio.Event() for kind in TELLS}
-        self._heard = trio.Event()
-        self._live = trio.Event()
+        self._dirty: dict[Kind, Flag] = {kind: Flag() for kind in TELLS}
+        self._nursery: trio.Nursery | None = None  # where lists are kept fresh
+        self._refreshed: set[Kind] = set()  # by a task each
+        self._heard = Flag()
+        self._live = Flag()
         self._gap = True
         self._listing = False
         self._found: dict[Kind, Listed] = {}
@@ -186,7 +189,7 @@ class Following:
                 await transport.wait_listening()
         self._listing = True
         others = [kind for kind in KINDS if kind != "tools" and client.lists(kind)]
-        fetched = {kind: trio.Event() for kind in others}
+        fetched = {kind: Flag() for kind in others}
         for kind, event in fetched.items():
             nursery.start_soon(self._other, kind, event)
         self._found["tools"] = await self._fetch("tools")
@@ -198,11 +201,24 @@ class Following:
 
     def keep(self, nursery: trio.Nursery) -> None:
         """Keep the lists fresh, and the subscriptions, in `nursery`."""
-        for kind in TELLS:
-            if kind == "tools" or self._client.lists(kind):
-                nursery.start_soon(self._refresh, kind)
+        self._nursery = nursery
+        for kind, changed in self._dirty.items():
+            if changed.is_set():
+                self.stir(kind)
         if not self._client.greeting.modern and self._client.subscribes:
             nursery.start_soon(self._subscribe)
+
+    def end(self) -> None:
+        """Begin nothing more: what `keep` was given ends."""
+        self._nursery = None
+
+    def stir(self, kind: Kind) -> None:
+        """List `kind` anew, since it has changed or may have. Its task begins here: most servers never say so."""
+        self._dirty[kind].set()
+        nursery, listed = self._nursery, kind == "tools" or self._client.lists(kind)
+        if nursery is not None and listed and kind not in self._refreshed:
+            self._refreshed.add(kind)
+            nursery.start_soon(self._refresh, kind)
 
     def trust(self, kind: Kind) -> float:
         """Seconds for which the list of `kind` may be trusted, infinite if changes are told.
@@ -215,7 +231,7 @@ class Following:
             return left
         if now >= self._renewed.get(kind, -math.inf) + LEAST_TRUST:
             self._renewed[kind] = now
-            self._dirty["resources" if kind == "templates" else kind].set()
+            self.stir("resources" if kind == "templates" else kind)
         return 0.0
 
     def told(self, method: str, params: Raw) -> None:
@@ -230,10 +246,10 @@ class Following:
             self._heard.set()
             self._live.set()
         elif method.endswith("/list_changed"):
-            for kind, event in self._dirty.items():
+            for kind in TELLS:
                 if method == f"notifications/{kind}/list_changed":
                     self._counters.add("link.list_changed")
-                    event.set()
+                    self.stir(kind)
 
     def shown(self, declares: bytes, tools: Iterable[Tool]) -> None:
         """The server lists `tools` for who declares this: list anew if some of them are new."""
@@ -242,12 +258,12 @@ class Following:
         if found and self._published:
             self._reserved |= found
             self._counters.add("link.reserved", len(found))
-            self._dirty["tools"].set()
+            self.stir("tools")
 
     def _missed(self) -> None:
         """Nobody told us what changed until now."""
-        for event in self._dirty.values() if self._listing else ():
-            event.set()
+        for kind in TELLS if self._listing else ():
+            self.stir(kind)
 
     def _opened(self) -> None:
         """A legacy server's standing stream is open, which lost what it was told before."""
@@ -273,7 +289,7 @@ class Following:
         notes = tuple(f"tool {tool.name!r}: {tool.header_fault}" for tool in tools if tool.header_fault)
         return Listed(tuple(tool for tool in tools if not tool.header_fault), listed.notes + notes, listed.ttl)
 
-    async def _other(self, kind: Kind, event: trio.Event) -> None:
+    async def _other(self, kind: Kind, event: Flag) -> None:
         """The first list of what is no tool: without it the source is of use all the same."""
         try:
             self._found[kind] = await self._fetch(kind)
@@ -305,7 +321,7 @@ class Following:
             if trio.current_time() - since >= pause:
                 pause = DEBOUNCE  # it was quiet for a while
             await trio.sleep(pause)
-            self._dirty[kind] = trio.Event()
+            self._dirty[kind] = Flag()
             found = known
             try:
                 found = {each: await self._fetch(each) for each in kinds}
@@ -331,7 +347,7 @@ class Following:
                 uris = self._subscriptions.uris if self._client.subscribes else ()
                 scope = None
                 if announces or uris:
-                    scope, self._live = trio.CancelScope(), trio.Event()
+                    scope, self._live = trio.CancelScope(), Flag()
                     nursery.start_soon(self._hold, uris, scope)
                     with trio.move_on_after(SUBSCRIBE_PATIENCE):
                         await self._live.wait()

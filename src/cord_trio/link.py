@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from cord_trio.awaiting import Awaiting
+from cord_trio.cell import Flag
 from cord_trio.connecting import Connecting
 from cord_trio.errors import CallError, ConnectFailed, ConnectionLost, DrainTimeout, SourceDown
 from cord_trio.following import STEADY, Following, Subscriptions
@@ -79,13 +80,14 @@ class Link:
 
     """
 
+    cut: DrainTimeout | None = None  # here, as thirty attributes of its own would cost it five times the memory
+
     def __init__(
         self, source: Source, around: Surroundings, *, epoch: int = 0, subscriptions: Subscriptions | None = None
     ) -> None:
         """Make a link; `epoch` is that of the registry's view, `subscriptions` those of the link before it."""
         self.source = source
-        self.retired = False
-        self.drains = False
+        self.retired = self.drains = self._over = False
         self.resting = source.start == "lazy"
         self.state: State = "configured"
         self.reason = ""
@@ -94,7 +96,7 @@ class Link:
         self.epoch = epoch
         self.sessions: dict[str, Client] = {}
         self.notes: tuple[str, ...] = ()
-        self.starts = 0
+        self.starts = self._past_log_lines = 0
         self.known = False
         self.subscriptions = subscriptions or Subscriptions()
         self._connecting = Connecting(source, around, self._told)
@@ -106,21 +108,15 @@ class Link:
         self._around = around
         self.waiting = Awaiting()
         self.following: Following | None = None
-        self._tried = trio.Event()
-        self._woken = trio.Event()
-        self._attempted = trio.Event()
+        self._tried, self._woken, self._attempted, self._ended = Flag(), Flag(), Flag(), Flag()
         self._stored: Stored | None = None
         if self.resting:
             self._tried.set()
         if source.start == "manifest":
             self._stored = Stored(source, state_folder(around.state_dir), around.counters)
         self._ready_at: float | None = None
-        self._over = False
-        self.cut: DrainTimeout | None = None
         self._scope = trio.CancelScope()
         self._pausing = trio.CancelScope()
-        self._ended = trio.Event()
-        self._past_log_lines = 0
 
     @property
     def name(self) -> str:
@@ -187,7 +183,7 @@ class Link:
         if self.resting:
             self.resting = False
             if not self.known:
-                self._tried = trio.Event()
+                self._tried = Flag()
 
     def call(self, call: Call, name: str | None) -> Awaitable[Outcome]:
         """How the source ended `call`, which it knows as `name`. Waits for one attempt to connect if it must.
@@ -219,12 +215,14 @@ class Link:
     async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the source connected until cancelled, ended or the registry ends. Never raises for what it did."""
         try:
-            with self._scope:
-                async with trio.open_nursery() as interactive:
-                    self.pool.open(interactive)
-                    task_status.started()
-                    await self._keep()
-                    interactive.cancel_scope.cancel("the link has ended")
+            async with trio.open_nursery() as interactive:
+                if self._over:
+                    interactive.cancel_scope.cancel(self.reason)
+                self._scope = interactive.cancel_scope
+                self.pool.open(interactive)
+                task_status.started()
+                await self._keep()
+                interactive.cancel_scope.cancel("the link has ended")
         finally:
             self._ended.set()
 
@@ -285,7 +283,7 @@ class Link:
                 await self._publish("down")
                 if ready_at is None:
                     self.waiting.refuse(self._down)  # calls wait for one attempt; after a loss none has been made yet
-                    self._woken = trio.Event()
+                    self._woken = Flag()
                 self._set_tried()
                 with self._pausing:
                     await trio.sleep_until(self.next_try)
@@ -406,6 +404,8 @@ class Link:
             # Cancelled must travel through the nursery: it may be the nursery's own.
             except Exception as exc:
                 failure = exc
+            finally:
+                following.end()
             self._dismiss()  # at once: a child that is slow to end must not attract calls
             nursery.cancel_scope.cancel("the connection is lost")
         if failure is not None:
@@ -431,7 +431,7 @@ class Link:
 
     def rest(self) -> None:
         """Take no calls on what is open: it is about to be closed, until somebody needs it."""
-        self.resting, self._woken = True, trio.Event()
+        self.resting, self._woken = True, Flag()
         self.state = "draining" if self.drains else "manifest"
         self._around.counters.add("link.rests")
         log.info("source rests source=%s", self.name)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -18,6 +17,7 @@ import trio
 from msgspec import Raw
 
 from cord_trio.answering import Answering
+from cord_trio.cell import Flag
 from cord_trio.counters import Counters
 from cord_trio.errors import BadReply, CallError, CallFailed, ConnectionLost, DeadlineExceeded, Malformed, TooDeep
 from cord_trio.pending import Pending, expire, too_long
@@ -90,7 +90,7 @@ class Session:
     ) -> None:
         self.transport = transport
         self.name = name
-        self.noise: deque[str] = deque(maxlen=NOISE_LINES)
+        self.noise: list[str] = []  # not a deque, which takes 700 bytes while it is empty
         self.log_lines = 0
         self.ending = self.over = False
         self.batches = False
@@ -109,7 +109,7 @@ class Session:
         self.counters = counters
         self._told = told
         self._loss: ConnectionLost | None = None
-        self._ended = trio.Event()
+        self._ended = Flag()
 
     # What we ask
 
@@ -357,6 +357,7 @@ class Session:
     def _note(self, text: str) -> None:
         log.debug("noise peer=%s text=%r", self.name, text)
         self.noise.append(text)
+        del self.noise[:-NOISE_LINES]
 
     def _notified(self, message: Envelope, within: Id | None) -> None:
         method, params = message.method, message.params

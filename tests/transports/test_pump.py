@@ -136,6 +136,26 @@ async def test_who_is_cancelled_is_forgotten_and_its_descriptor_can_be_anothers(
         again.close()
 
 
+async def test_a_pipe_that_nobody_waits_for_is_read_until_it_is_over_or_forgotten_or_fails() -> None:
+    def fail(_: bytes) -> None:
+        raise KeyError("mine")
+
+    async with pumping(nothing) as (pump, _, _nursery):
+        ended, left, bad = Pipe(pump, lambda _: "over"), Pipe(pump), Pipe(pump, fail)
+        for pipe in (ended, left, bad):
+            pump.watch(pipe.fd, pipe.read)
+            pipe.say(b"a")
+        await trio.testing.wait_all_tasks_blocked()
+        pump.forget(left.fd)
+        for pipe in (ended, left, bad):
+            pipe.say(b"b")
+        await trio.testing.wait_all_tasks_blocked()
+        assert (ended.got, left.got, bad.got) == ([b"a"], [b"a"], [b"a"])
+        assert not {ended.fd, left.fd, bad.fd} & pump.pipes.keys()
+        for pipe in (ended, left, bad):
+            pipe.close()
+
+
 async def _cancel_when_blocked(scope: trio.CancelScope) -> None:
     await trio.testing.wait_all_tasks_blocked()
     scope.cancel("enough")

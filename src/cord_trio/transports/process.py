@@ -160,6 +160,10 @@ class Child:
             del self._said[:-STDERR_TAIL]
         return bool(data)
 
+    def hear(self) -> str | None:
+        """The same, for a pump: why it is over, at its end."""
+        return None if self.read_stderr() else "its stderr has ended"
+
     async def _discard_stdout(self) -> None:
         while await _readable(self.stdout):
             try:

@@ -7,6 +7,7 @@ There is none without `select.epoll`; then each connection's own task reads.
 
 from __future__ import annotations
 
+import logging
 import select
 import sys
 from functools import partial
@@ -19,6 +20,8 @@ from cord_trio.cell import Cell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+log = logging.getLogger("cord_trio.transports")
 
 TURN: Final = 0.001
 """Seconds that one turn reads, and one more read; then others run before it goes on with the rest."""
@@ -45,7 +48,7 @@ class Pump:
         self.attended = False
         self._epoll = select.epoll()
         self.heed: Final = self._epoll.modify
-        self.pipes: dict[int, tuple[Callable[[], str | None], Cell[str]]] = {}
+        self.pipes: dict[int, tuple[Callable[[], str | None], Cell[str] | None]] = {}
         self._afterwards: list[Callable[[], None]] = []
 
     async def keep(self, fd: int, read: Callable[[], str | None]) -> str:
@@ -56,7 +59,12 @@ class Pump:
         cell = Cell[str]()
         self.pipes[fd] = read, cell
         self._epoll.register(fd, select.EPOLLIN)
-        return await cell.wait(partial(self._forget, fd))
+        return await cell.wait(partial(self.forget, fd))
+
+    def watch(self, fd: int, read: Callable[[], str | None]) -> None:
+        """The same where nobody waits for the end, which spares a task. Its owner says `forget` before he closes it."""
+        self.pipes[fd] = read, None
+        self._epoll.register(fd, select.EPOLLIN)
 
     def afterwards(self, act: Callable[[], None]) -> None:
         """Call `act` once those have run whom this turn woke. What reads may say so."""
@@ -83,12 +91,16 @@ class Pump:
             try:
                 over = read()
             except Exception as exc:  # a bug that is one connection's
-                self._forget(fd)
-                cell.fail(exc)
+                self.forget(fd)
+                if cell is None:
+                    log.exception("reading failed fd=%d", fd)
+                else:
+                    cell.fail(exc)
             else:
                 if over is not None:
-                    self._forget(fd)
-                    cell.settle(over)
+                    self.forget(fd)
+                    if cell is not None:
+                        cell.settle(over)
             if perf_counter() > until:
                 await self._settle()
                 await trio.lowlevel.checkpoint()
@@ -104,7 +116,8 @@ class Pump:
             for act in acts:
                 act()
 
-    def _forget(self, fd: int) -> None:
+    def forget(self, fd: int) -> None:
+        """Read it no more."""
         if self.pipes.pop(fd, None) is not None and not self._epoll.closed:
             try:
                 self._epoll.unregister(fd)

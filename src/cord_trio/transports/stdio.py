@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections import deque
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -48,6 +47,8 @@ class StdioTransport(LineTransport):
 
     """
 
+    _stopped: bool = False  # whether it broke the rules; here, as thirty attributes of its own would cost much more
+
     def __init__(
         self,
         child: Child,
@@ -70,10 +71,9 @@ class StdioTransport(LineTransport):
             max_message=max_message,
         )
         self.pid = child.pid
-        self.noise: deque[str] = deque(maxlen=NOISE_LINES)
+        self.noise: list[str] = []
         self._child = child
         self._stop = stop
-        self._stopped = False  # whether it broke the rules
         self._receiver: Receiver | None = None
         self._crowded = False  # whether the last read brought so much that what it provokes is written together
         self._pump = pump
@@ -164,6 +164,7 @@ class StdioTransport(LineTransport):
             if line[0] != _BRACE and not line.lstrip().startswith((b"{", b"[{", b"[ ", b"[]")):
                 self._counters.add("stdio.noise")
                 self.noise.append(line[:NOISE_BYTES].decode(errors="replace"))
+                del self.noise[:-NOISE_LINES]
         receiver.feed(lines)
 
     def _too_long(self, error: FrameTooLarge) -> str:
@@ -214,7 +215,10 @@ async def open_stdio(
             transport = StdioTransport(
                 child, nursery=nursery, counters=counters, name=name, max_message=max_message, stop=stop, pump=pump
             )
-            nursery.start_soon(child.drain_stderr)
+            if pump is None:
+                nursery.start_soon(child.drain_stderr)
+            else:
+                pump.watch(child.stderr, child.hear)
             nursery.start_soon(_watch, child, transport, guardian, graces)
             try:
                 yield transport
@@ -222,6 +226,8 @@ async def open_stdio(
                 failure = exc
             finally:
                 transport.close()
+                if pump is not None:
+                    pump.forget(child.stderr)
             nursery.cancel_scope.cancel("the block that owns the child has ended")
     finally:
         with trio.move_on_after(graces.bound, shield=True):

@@ -136,6 +136,15 @@ async def test_whoever_joins_as_another_or_with_brokers_that_are_not_there_is_to
             raise AssertionError
 
 
+async def test_a_node_that_is_cancelled_leaves_its_name_to_the_next(broker: Broker, keys: Path) -> None:
+    mine = settings(broker, keys, "a")
+    for _ in range(2):
+        with trio.fail_after(5), trio.CancelScope() as scope:  # less than what a lease lasts
+            async with open_fabric(Config(), mesh=in_mesh(mine)):
+                scope.cancel("somebody pressed Ctrl-C")
+                await trio.sleep_forever()
+
+
 async def test_who_has_no_key_is_let_in_nowhere(broker: Broker) -> None:
     with pytest.raises(ConnectFailed, match="refuses somebody without credentials"):
         async with open_nats(broker.url):

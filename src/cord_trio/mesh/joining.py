@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -98,6 +98,12 @@ def offers_of(node: Node) -> dict[Offer, list[str]]:
     return found
 
 
+async def _while_it_lasts(follow: Callable[[], Awaitable[None]]) -> None:
+    """Follow the registry, or the roster: one that a cancel ended before we first looked is no failure."""
+    with suppress(trio.BrokenResourceError):
+        await follow()
+
+
 class Joined:
     """What ties one fabric to one node."""
 
@@ -130,12 +136,12 @@ class Joined:
     async def run(self) -> None:
         """Offer ours, adopt theirs, and drain with the fabric, until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._offer)
+            nursery.start_soon(_while_it_lasts, self._offer)
             nursery.start_soon(self.lending.run)
             nursery.start_soon(self._keeping.run, self._node)
             nursery.start_soon(self._moving.run, self._node)
             nursery.start_soon(self._adopt, nursery)
-            nursery.start_soon(self._hear)
+            nursery.start_soon(_while_it_lasts, self._hear)
             await self._fabric.draining.wait()
             await self._node.drain()
 

@@ -440,15 +440,24 @@ async def open_nats(
     )
     nats = Nats(inbox, counters, make_line)
     failure: Exception | None = None
+    kept = trio.CancelScope()
+
+    async def keep(*, task_status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC128  # the line says so
+        with kept:
+            await nats.line.keep(task_status=task_status)
+
     async with trio.open_nursery() as nursery:
         try:
-            await nursery.start(nats.line.keep)
+            await nursery.start(keep)
+            kept.shield = True  # until the block has ended: a node that is cancelled gives its name back
             yield nats
             with trio.move_on_after(FAREWELL, shield=True):
                 await _say_goodbye(nats)
         # Cancelled must travel through the nursery: it may be the nursery's own.
         except Exception as exc:
             failure = exc
+        finally:
+            kept.cancel("the block of the client has ended")
         nursery.cancel_scope.cancel("the block of the client has ended")
     for subscription in list(nats._subscriptions.values()):
         subscription.end()

@@ -27,6 +27,13 @@ def test_a_mesh_is_read_with_all_that_it_says() -> None:
     assert (config.mesh.lends("clerk"), config.mesh.lends("web")) == (True, False)
 
 
+def test_a_group_of_a_source_that_is_not_there_is_noted() -> None:
+    mesh = '[mesh]\nservers = ["nats://a"]\ngroups = { wep = "pool" }\n'
+    for sources, remedy in (("", "configure it"), ('[sources.web]\ncommand = "x"\n', "did you mean web?")):
+        (problem,) = toml(mesh + sources).problems
+        assert (problem.path, problem.remedy, problem.fatal) == ("mesh.groups.wep", remedy, False)
+
+
 def test_a_mesh_alone_is_enough_and_its_token_is_shown_nowhere() -> None:
     config = toml('[mesh]\nservers = ["nats://a"]\ntoken = "${TOKEN}"\n')
     assert config.problems == ()

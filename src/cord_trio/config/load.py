@@ -133,6 +133,10 @@ def parse_config(
         raise ConfigError(problems)
     if not sources and not broken and not agents and mesh is None:
         report.note("", "configures no source and no agent", "add one")
+    for name in () if mesh is None else mesh.groups:
+        if name not in seen:
+            remedy = nearest(name, seen) if seen else "configure it"
+            report.note(f"mesh.groups.{name}", "names no source of this file, so nothing is in that group", remedy)
     return Config(
         sources=sources,
         agents=agents,

@@ -34,7 +34,7 @@ HEX = st.sampled_from("0123456789abcdef")
 IDS = st.lists(HEX, min_size=32, max_size=32).map("".join)
 EPOCHS = st.lists(HEX, min_size=8, max_size=8).map("".join)
 NODES = st.text("abz09_-", min_size=1, max_size=48)
-SUBJECTS = st.sampled_from(["_INBOX.a.b", "x", "a.b.c"])
+SUBJECTS = st.sampled_from(["_INBOX.a.b", "_INBOX_x-y.a", "_INBOX.$a.b.c"])
 NUMBERS = st.integers(0, 10**12 - 1)
 BUNDLES = st.builds(Bundle, NUMBERS, NUMBERS, st.lists(HEX, min_size=64, max_size=64).map("".join))
 CALLS = st.builds(

@@ -10,6 +10,7 @@ from cord_trio.mesh.frames import (
     decode_request,
     encode_frame,
     encode_request,
+    is_inbox,
 )
 from cord_trio.mesh_errors import BadFrame
 from cord_trio.nats.wire import encode_headers
@@ -124,3 +125,28 @@ def test_a_frame_that_is_none_is_refused_with_one_clear_error(headers: dict[str,
 def test_a_name_that_no_text_can_hold_is_said_all_the_same() -> None:
     request = Request("call", ID, tool="a\ud800", epoch="0badcafe")
     assert decode_request(block(encode_request(request))).tool == "a?"
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "",
+        "_INBOX",
+        "_INBOX.",
+        "_INBOX..a",
+        "_INBOX.*",
+        "_INBOX.a.>",
+        "_INBOX.a b",
+        "$KV.b.up.a",
+        "$JS.API.X",
+        "c1.m.call",
+    ],
+)
+def test_answers_and_parts_go_to_inboxes_alone(subject: str) -> None:
+    assert not is_inbox(subject)
+    assert is_inbox("_INBOX.a")
+    assert is_inbox("_INBOX_node-1.0Ab.$x")
+    head = encode_headers({"C-Ver": "1", "C-Op": "credit", "C-Id": "0" * 32, "C-K": "credit", "C-To": subject})
+    for decode in (decode_request, decode_frame):
+        with pytest.raises(BadFrame, match="C-To"):
+            decode(head)

@@ -277,7 +277,7 @@ async def test_an_owner_remembers_so_many_and_no_more(
             assert tenure is not None
             for number, op in enumerate(("cancel", "cancel", "call", "ping", "credit", "drop")):
                 request = Request(op, f"{number:032x}", b"{}", epoch=names.epochs["a"], park="p")
-                here.nats.publish(subject(there, "a"), b"{}", reply="x", headers=encode_request(request))
+                here.nats.publish(subject(there, "a"), b"{}", reply="_INBOX.x", headers=encode_request(request))
             await here.nats.flush()
             await wait_all_tasks_blocked()
             assert (len(tenure.known), there.counters["mesh.remembered_full"], work.begun) == (1, 1, [])

@@ -123,6 +123,31 @@ async def test_nobody_answers_what_it_was_not_asked(broker: Broker, keys: Path) 
             await b.request(f"{a.inbox}.1", b"forged")
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"C-Op": "ping"},
+        {"C-Op": "trace"},
+        {"C-Ver": "1", "C-Op": "ping", "C-Id": "0" * 32},
+        {"C-Ver": "2", "C-Op": "call", "C-Id": "0" * 32},
+        {"C-Ver": "1", "C-Op": "call", "C-Id": "0" * 32, "C-From-Epoch": "00000001"},
+    ],
+)
+async def test_nobody_lets_another_say_for_it_what_it_may_not(
+    headers: dict[str, str], broker: Broker, keys: Path
+) -> None:
+    async with opened(broker, keys, "a") as (a, _), connected(broker, keys, "c") as (c, bucket):
+        async with opened(broker, keys, "b") as (b, _):
+            for key in ("up.a", "up.b"):
+                before = await bucket.get(key)
+                c.publish(f"c1.cord.call.b.{b.epoch}.c", b"{}", reply=f"$KV.cord_cord.{key}", headers=headers)
+                await c.flush()
+                with trio.fail_after(5):  # it is answered after the other
+                    await c.request(f"c1.cord.call.b.{b.epoch}.c", headers={"C-Op": "ping"})
+                assert await bucket.get(key) == before
+            assert a.epoch
+
+
 async def test_whoever_joins_as_another_or_with_brokers_that_are_not_there_is_told_what_to_mend(
     broker: Broker, keys: Path
 ) -> None:

@@ -59,7 +59,7 @@ _EPOCH: Final = re.compile(r"[0-9a-f]{8}")
 _NODE: Final = re.compile(r"[a-z0-9_-]{1,48}")
 _NUMBER: Final = re.compile(r"[0-9]{1,12}")
 _SHA: Final = re.compile(r"[0-9a-f]{64}")
-_SUBJECT: Final = re.compile(r"[!-)+-=?-~]{1,512}")  # visible, no wildcard
+_INBOX: Final = re.compile(r"_INBOX[A-Za-z0-9_-]*(?:\.[!-)+\-/-=?-~]{1,128}){1,8}")  # each part visible, no wildcard
 _PLAIN: Final = re.compile(r"[!-$&-~]*")
 _ESCAPED: Final = re.compile(rb"%([0-9A-Fa-f]{2})")
 
@@ -174,6 +174,15 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     epoch: str = ""
 
 
+def is_inbox(subject: str) -> bool:
+    """Whether answers may go there.
+
+    To any other subject a node publishes nothing because another wants it: what it may say itself, and may say since
+    it was asked, that one may not.
+    """
+    return _INBOX.fullmatch(subject) is not None
+
+
 def encode_request(request: Request) -> dict[str, str]:
     """The headers that say it; the body goes beside them."""
     headers = {"C-Ver": "1", "C-Op": request.op, "C-Id": request.id}
@@ -235,7 +244,7 @@ def decode_request(head: bytes, body: bytes = b"") -> Request:
         if op != "call":
             return Request(
                 op, id, body, epoch=_match(fields, "C-From-Epoch", _EPOCH), window=_number(fields, "C-Win"),
-                park=_text(fields, "C-Park"), first=_number(fields, "C-Seq"), to=_match(fields, "C-To", _SUBJECT),
+                park=_text(fields, "C-Park"), first=_number(fields, "C-Seq"), to=_match(fields, "C-To", _INBOX),
                 reason=_text(fields, "C-Why"), behalf=_match(fields, "C-For", _NODE), method="",
             )  # fmt: skip
         settled = fields.get("C-Settled")
@@ -319,7 +328,7 @@ def decode_frame(head: bytes, body: bytes = b"") -> Frame:
         state=_one_of(fields, "C-State", STATES, kind == "pong", "unknown"),
         seq=_number(fields, "C-Seq"),
         window=_number(fields, "C-Win"),
-        to=_match(fields, "C-To", _SUBJECT),
+        to=_match(fields, "C-To", _INBOX),
         bundle=bundle,
         node=_match(fields, "C-Node", _NODE),
         epoch=_match(fields, "C-Epoch", _EPOCH),

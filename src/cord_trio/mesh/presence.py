@@ -22,6 +22,7 @@ import trio
 
 from cord_trio.counters import Counters
 from cord_trio.errors import CallError
+from cord_trio.mesh.frames import is_inbox
 from cord_trio.mesh.recent import Recent
 from cord_trio.mesh_errors import Conflict, DuplicateName, NoResponders
 from cord_trio.protocol.jsonrpc import UNREADABLE
@@ -353,6 +354,9 @@ class Presence:
         return True
 
     def _told(self, message: Message) -> None:
+        if message.reply and not is_inbox(message.reply):
+            self._counters.add("mesh.bad_frames")
+            return
         op = message.header("C-Op")
         if op == "trace":
             if message.reply:

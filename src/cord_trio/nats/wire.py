@@ -25,7 +25,7 @@ MAX_PAYLOAD: Final = 16 * 1024 * 1024
 """Bytes of the longest message taken in, headers included. A server's own bound is 1 MiB unless configured."""
 
 MAX_HEADERS: Final = 64 * 1024
-"""Bytes of the longest header block taken in, and sent."""
+"""Bytes of the longest header block taken in, and sent; of a longer one that comes nothing is known."""
 
 MAX_CONTROL: Final = 4096
 """Bytes of the longest control line sent: past it a server with its usual settings ends the connection."""
@@ -40,6 +40,7 @@ PING: Final = b"PING\r\n"
 PONG: Final = b"PONG\r\n"
 
 _HEAD: Final = b"NATS/1.0"
+_NO_HEADERS: Final = b"NATS/1.0\r\n\r\n"
 _CR: Final = 13
 _SIZE_DIGITS: Final = 10
 _SID_DIGITS: Final = 18
@@ -254,8 +255,8 @@ class Parser:
             raise NatsMalformed("a payload is not followed by a line end")
         subject, sid, reply, length = self._frame
         head = data[start : start + length]
-        if length and not (head.startswith(_HEAD) and head.endswith(b"\r\n\r\n")):
-            raise NatsMalformed("a header block does not begin with NATS/1.0, or does not end with a blank line")
+        if length and not (length <= self._max_headers and head.startswith(_HEAD) and head.endswith(b"\r\n\r\n")):
+            head = _NO_HEADERS  # who published it is at fault: a server passes on what it is given
         return Message(subject, sid, reply, head, data[start + length : end])
 
     def _line(self, line: bytes, events: list[Event]) -> None:
@@ -290,15 +291,11 @@ class Parser:
         length = _number(words[-2], _SIZE_DIGITS, line) if headed else 0
         if total > self._max_payload:
             self._too_long("message", self._max_payload)
-        if length > self._max_headers:
-            self._too_long("header block", self._max_headers)
         if length > total:
             raise NatsMalformed(f"headers that are longer than their message: {_shown(line)}")
-        try:
-            reply = words[2].decode() if len(words) > count else ""
-            self._frame = (words[0].decode(), _number(words[1], _SID_DIGITS, line), reply, length)
-        except UnicodeDecodeError:
-            raise NatsMalformed(f"a subject that is not UTF-8: {_shown(line)}") from None
+        # That they are UTF-8 is up to who published it as well.
+        reply = words[2].decode(errors="replace") if len(words) > count else ""
+        self._frame = (words[0].decode(errors="replace"), _number(words[1], _SID_DIGITS, line), reply, length)
         self._need = total + 2
 
     def _too_long(self, what: str, limit: int) -> NoReturn:

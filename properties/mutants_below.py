@@ -42,7 +42,7 @@ BELOW: Final[list[tuple[str, str, str]]] = [
     ("registry.py", "        watchers, self._watchers = self._watchers, {}\n", "        watchers = self._watchers\n"),
     ("registry.py", "        for watcher in watchers:\n            watcher.settle(None)\n", "        pass\n"),
     ("registry.py", "        if self.snapshot.version > since:\n", "        if self.snapshot.version >= since:\n"),
-    ("registry.py", "old.sources.copy() | changed  # type", "{**changed, **old.sources, **changed}  # type"),
+    ("registry.py", "        sources.update(changed)\n", "        sources = {**changed, **sources, **changed}\n"),
     ("registry.py", "            ack.settle(self.snapshot)\n", "            ack.settle(old)\n"),
     ("registry.py", "            ack.fail(trio.BrokenResourceError())\n", "            pass\n"),
     ("registry.py", 'version if "tools" in new else old.listed_tools', "old.listed_tools"),

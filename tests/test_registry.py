@@ -58,6 +58,20 @@ async def test_tools_come_in_configured_order_then_in_the_servers() -> None:
     assert snapshot.version == 2
 
 
+async def test_names_that_look_alike_when_they_are_joined_are_told_apart() -> None:
+    snapshot = await publish(
+        registry(source("web")),
+        Update("web", 1, "ready", tools("a\0b", "c")),
+        Update("web", 2, "ready", tools("a", "b\0c")),
+        Update("web", 3, "ready", tools("a", "b", "c")),
+        Update("web", 4, "ready", tools("a", "b\0c")),
+    )
+    assert [route.tool.name for route in snapshot.tools.values()] == ["a", "b\0c"]
+    assert len(set(snapshot.tools)) == 2
+    assert "web__a" in snapshot.tools
+    assert all("b_c" in public for public in snapshot.tools if public != "web__a")
+
+
 async def test_a_source_that_is_down_keeps_its_tools_listed() -> None:
     snapshot = await publish(
         registry(source("web")),

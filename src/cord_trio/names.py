@@ -90,10 +90,10 @@ class Names(Mapping[str, V]):
             elder = each()
             if elder is not None:
                 held = elder._held
-                for (
-                    name,
-                    value,
-                ) in before.items():  # in place: what somebody keeps for long is to cost no more each time
+                if not held:  # as that which was the newest until now
+                    held.update(before)
+                    continue
+                for name, value in before.items():  # in place: what somebody keeps is to cost no more each time
                     held.setdefault(name, value)
         for name in gone:
             del names[name]

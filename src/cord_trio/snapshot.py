@@ -141,10 +141,18 @@ NOTHING_LISTED: Final = Listed()
 
 @attrs.frozen(eq=False)
 class Exports:
-    """One source's part of one list: made when that changes, and shared by all snapshots until then."""
+    """One source's part of one list: made when that changes, and shared by all snapshots until then.
+
+    Attributes:
+        routes: by exported name, in the server's order.
+        problems: why others are not exported.
+        spelled: what the server calls its tools, as one text; "" if that cannot be told so, or is not known.
+
+    """
 
     routes: Mapping[str, AnyRoute] = attrs.field(factory=dict)
     problems: tuple[Problem, ...] = ()
+    spelled: str = ""
 
     @cached_property
     def encoded(self) -> bytes:

@@ -306,7 +306,7 @@ def _tool(raw: Raw, notes: list[str]) -> Tool:
     parts = _typed(parts, _KINDS, name, notes)
     schema = _input_schema(parts.get("inputSchema"), name, notes)
     parts["inputSchema"] = schema
-    annotations = Annotations()
+    annotations = _NO_ANNOTATIONS
     if "annotations" in parts:
         received = members(parts["annotations"])
         hints = _typed(received, _HINTS, f"{name}: annotations", notes)
@@ -397,6 +397,7 @@ def _show(raw: Raw) -> str:
     return bytes(raw)[:40].decode(errors="replace")
 
 
+_NO_ANNOTATIONS: Final = Annotations()
 _decode_annotations = msgspec.json.Decoder(Annotations).decode
 _decode_texts = msgspec.json.Decoder(_Texts).decode
 _decode_list = msgspec.json.Decoder(list[Raw]).decode

@@ -12,7 +12,8 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,7 +24,7 @@ from tests.cli.helpers import configure, server
 from tests.gateway.fakes import headers_of, modern
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 JSON = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
 SERVE = [sys.executable, "-m", "cord_trio", "serve"]
@@ -96,13 +97,17 @@ class Hammer:
 
 
 @pytest.fixture
-def places(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a configured server, where no other fabric is seen."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))  # which remembers
-    configure(folder, it=server())
-    return folder
+def places(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working folder with a configured server, where no other fabric is seen."""
+    # The path of a socket has room for 107 bytes, which pytest's own folders may take alone.
+    with tempfile.TemporaryDirectory(prefix="cord-", dir="/tmp") as short:
+        monkeypatch.chdir(short)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", short)
+        monkeypatch.setenv("TMPDIR", short)
+        monkeypatch.setattr(tempfile, "tempdir", short)  # which remembers
+        configure(Path(short), it=server())
+        yield Path(short)
+        monkeypatch.undo()  # it is left before it goes
 
 
 def test_no_client_notices_that_another_process_takes_over(places: Path) -> None:
@@ -193,6 +198,7 @@ def test_who_comes_second_is_told_that_somebody_has_taken_over(
                 control = next((places / "cord_trio").glob("*.sock"))
                 with begin(places, "--takeover", "--grace", "1") as new:
                     try:
+                        assert port_of(new) == port  # else there is nothing to wait for
                         assert old.stderr is not None
                         while b"has taken over" not in old.stderr.readline():
                             pass
@@ -302,3 +308,26 @@ def test_where_nobody_wants_to_be_notified_nothing_happens(tmp_path: Path) -> No
     environ = {"NOTIFY_SOCKET": str(tmp_path / "gone")}
     Notify(environ).stopping()
     assert environ == {}
+
+
+def test_one_that_does_not_answer_is_asked_again_and_told_of(places: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (places / "cord_trio").mkdir(mode=0o700)
+    asked = 0
+    with socket.socket(socket.AF_UNIX) as busy:
+        busy.bind(str(places / "cord_trio" / "77-busy.sock"))
+        busy.listen()
+
+        def hang_up() -> None:
+            nonlocal asked
+            with suppress(OSError):
+                while True:
+                    with busy.accept()[0] as asking:
+                        asked += asking.recv(64) == b"tree\n"
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        assert main(["serve", "--takeover"]) == 1
+        busy.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert capsys.readouterr().err == "error: process 77 does not answer; try again\n"
+    assert asked == 2

@@ -227,12 +227,15 @@ async def _running(pid: int) -> Path:
         ValueError: there is none, or no single one.
 
     """
-    running, found = await _servers(pid)
-    if len(found) > 1:  # one may have taken over from another while they were asked
+    running, found, silent = await _servers(pid)
+    # One may have taken over from another while they were asked, or one have been too busy to answer in time.
+    if len(found) > 1 or (silent and not found):
         await trio.sleep(ASIDE)
-        running, found = await _servers(pid)
+        running, found, silent = await _servers(pid)
     if len(found) == 1:
         return found[0].path
+    if silent and not running:
+        raise ValueError(f"process {pid_of(silent[0].path)} does not answer; try again")
     if not found:
         raise ValueError(
             "another process is taking over just now, or has; try again"
@@ -244,10 +247,12 @@ async def _running(pid: int) -> Path:
     )
 
 
-async def _servers(pid: int) -> tuple[list[Running], list[Running]]:
-    """Those that serve; and of them those that could be taken over from."""
-    running = [each for each in await find(pid or None) if each.said is not None and each.said.get("verb") == "serve"]
-    return running, [each for each in running if each.said is not None and each.said.get("takeover", True)]
+async def _servers(pid: int) -> tuple[list[Running], list[Running], list[Running]]:
+    """Those that serve; of them those that could be taken over from; and those that do not say what they are."""
+    asked = await find(pid or None)
+    running = [each for each in asked if each.said is not None and each.said.get("verb") == "serve"]
+    found = [each for each in running if each.said is not None and each.said.get("takeover", True)]
+    return running, found, [each for each in asked if each.said is None]
 
 
 async def _tell_changes(fabric: Fabric) -> None:

@@ -145,7 +145,7 @@ class Following:
         self._publish = publish
         self._dirty: dict[Kind, Flag] = {kind: Flag() for kind in TELLS}
         self._nursery: trio.Nursery | None = None  # where lists are kept fresh
-        self._refreshed: set[Kind] = set()  # by a task each
+        self._refreshed: tuple[Kind, ...] = ()  # by a task each
         self._heard = Flag()
         self._live = Flag()
         self._gap = True
@@ -217,7 +217,7 @@ class Following:
         self._dirty[kind].set()
         nursery, listed = self._nursery, kind == "tools" or self._client.lists(kind)
         if nursery is not None and listed and kind not in self._refreshed:
-            self._refreshed.add(kind)
+            self._refreshed += (kind,)
             nursery.start_soon(self._refresh, kind)
 
     def trust(self, kind: Kind) -> float:

@@ -422,7 +422,9 @@ class Session:
     ) -> None:
         """Hear the peer until the connection ends. A fault of the transport is a loss like any other."""
         try:
-            await self.transport.run(self, task_status=task_status)
+            running = self.transport.run(self, task_status=task_status)
+            del task_status  # which holds the whole nursery of the start, for as long as somebody holds it
+            await running
         except Exception as exc:
             log.exception("transport failed peer=%s", self.name)
             self.lost(ConnectionLost(f"internal error: {exc!r}"))

@@ -153,6 +153,7 @@ class LineTransport(Transport):
 
     async def run(self, receiver: Receiver, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         task_status.started()
+        del task_status  # see `Session.run`
         reason: str | None = None
         with self._reading:
             reason = await self._read_all(receiver)

@@ -37,8 +37,7 @@ INTERPRETERS: Final = frozenset({"python", "python3", "uv", "uvx", "pipx", "node
 """Commands whose start keeps a core busy with imports."""
 
 
-@asynccontextmanager
-async def open_source(
+def open_source(
     source: Source,
     *,
     guardian: Guardian,
@@ -46,21 +45,25 @@ async def open_source(
     graces: Graces = GRACES,
     limits: Limits = LIMITS,
     pump: Pump | None = None,
-) -> AsyncGenerator[Transport, None]:
+) -> AbstractAsyncContextManager[Transport]:
     """The way to `source` for as long as the block runs. The block's own errors leave as raised.
 
     Raises:
         ConnectFailed: it could not be opened, or the function that serves in this process failed.
 
     """
+    if isinstance(source, Stdio):  # not within another block, since of these there are many
+        return open_stdio(
+            source, guardian=guardian, counters=counters, name=source.name,
+            max_message=source.max_message, graces=graces, pump=pump, limits=limits,
+        )  # fmt: skip
+    return _open_other(source, counters, limits)
+
+
+@asynccontextmanager
+async def _open_other(source: Source, counters: Counters, limits: Limits) -> AsyncGenerator[Transport, None]:
+    """The way to a source that is no child of ours."""
     match source:
-        case Stdio():
-            async with open_stdio(
-                source, guardian=guardian, counters=counters, name=source.name,
-                max_message=source.max_message, graces=graces, pump=pump,
-            ) as child:  # fmt: skip
-                child.limits = limits
-                yield child
         case Http():
             # Here, as below: not everybody has such sources, and everybody would pay for the import.
             opening: Callable[..., AbstractAsyncContextManager[Transport]]

@@ -23,7 +23,7 @@ import trio
 from cord_trio.errors import ConnectFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Coroutine, Mapping
 
 ENVIRONMENT: Final = frozenset(
     {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "LANG", "TZ", "TMPDIR", "__CF_USER_TEXT_ENCODING"}
@@ -137,9 +137,9 @@ class Child:
             said = f"…{said[-STDERR_SHOWN:]}"
         return f"{text}; stderr: {said}" if said else text
 
-    async def wait(self) -> int:
+    def wait(self) -> Coroutine[object, object, int]:
         """Its exit status, once it has exited."""
-        return await self._process.wait()
+        return self._process.wait()
 
     async def drain_stderr(self) -> None:
         """Read its stderr until the end, and keep the tail."""

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from cord_trio.protocol.framing import MAX_MESSAGE
+from cord_trio.transports import LIMITS
 from cord_trio.transports.lines import LAST_WORDS, PEER_CLOSED, TOGETHER, LineTransport, quantum, read_from, write_to
 from cord_trio.transports.process import GRACES, Graces, spawn
 from cord_trio.transports.pump import Place
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 
     from cord_trio.counters import Counters
     from cord_trio.protocol.framing import FrameTooLarge
-    from cord_trio.transports import Receiver, Seat
+    from cord_trio.transports import Limits, Receiver, Seat
     from cord_trio.transports.guardian import Guardian
     from cord_trio.transports.process import Child, Command
     from cord_trio.transports.pump import Pump
@@ -80,11 +81,11 @@ class StdioTransport(LineTransport):
         self._place = None if pump is None else Place(pump, child.stdout, self._pull_seated)
         self.attends = pump is not None
 
-    async def run(  # noqa: ASYNC128  # the connection calls it
+    def run(
         self, receiver: Receiver, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    ) -> Coroutine[object, object, None]:
         self._receiver = receiver
-        await super().run(receiver, task_status=task_status)
+        return super().run(receiver, task_status=task_status)
 
     async def _read_all(self, receiver: Receiver) -> str:
         pump = self._pump
@@ -194,6 +195,7 @@ async def open_stdio(
     max_message: int = MAX_MESSAGE,
     graces: Graces = GRACES,
     pump: Pump | None = None,
+    limits: Limits = LIMITS,
 ) -> AsyncGenerator[StdioTransport, None]:
     """Run `source`'s command as a child for as long as the block runs; yields the transport to it.
 
@@ -215,6 +217,7 @@ async def open_stdio(
             transport = StdioTransport(
                 child, nursery=nursery, counters=counters, name=name, max_message=max_message, stop=stop, pump=pump
             )
+            transport.limits = limits
             if pump is None:
                 nursery.start_soon(child.drain_stderr)
             else:

@@ -147,15 +147,20 @@ async def test_two_nodes_over_a_broker_that_is_killed_serve_a_client_on_either(
         nursery.start_soon(serve.run, arguments(mesh=[url], node="b", config=there), second)
         await said.wait_for("node b of mesh cord, with 1 other node")
         await said.wait_for("node b has joined")
-        assert said().count("serving") == 2
+        await until(lambda: said().count("serving") == 2)
         with pytest.raises(DuplicateName):
             await serve.run(arguments(mesh=[url], node="b", config=there), trio.Event())
         assert said().count("serving") == 2
         gateway = next(line for line in said().splitlines() if "serving" in line).split()[-1]
         async with open_fabric([Http(name="there", url=gateway, prefix="")]) as client:
             with trio.fail_after(10):
-                while "notes__echo" not in client.registry.snapshot.tools:
+                while not {"notes__echo", "web__echo"} <= client.registry.snapshot.tools.keys():
                     await client.registry.changed(client.registry.snapshot.version)
+                while {  # noqa: ASYNC110  # what the store says next sets no event; it is told once a second at most
+                    name: list(each["servers"])  # type: ignore[call-overload]  # a table, in JSON
+                    for name, each in (await nodes(url, said)).items()
+                } != {"a": ["web"], "b": ["notes"]}:
+                    await trio.sleep(0.1)
             assert (await client.call("notes__add", {"a": 1, "b": 2})).text == "3"
             found = await nodes(url, said)
             args = argparse.Namespace(what="nodes", mesh=[url], name="cord", config=None, json=False)

@@ -22,7 +22,9 @@ from cord_trio.transports.opening import is_interpreter, older_way, open_source
 from cord_trio.transports.process import Graces
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
 
     from msgspec import Raw
 
@@ -39,6 +41,31 @@ LEGACY_VERDICT: Final = 24 * 3600.0
 
 LISTENING: Final = 1.0
 """Seconds that a server has to open its standing stream, before it is called without one."""
+
+
+class Conversation:
+    """One that has begun and ends with a block, which is given its client.
+
+    Not a stack of one: that takes a kilobyte, for as long as the source is connected.
+
+    Attributes:
+        client: with which one converses.
+
+    """
+
+    __slots__ = ("_way", "client")
+
+    def __init__(self, way: AbstractAsyncContextManager[Client], client: Client) -> None:
+        self._way = way
+        self.client = client
+
+    async def __aenter__(self) -> Client:
+        return self.client
+
+    def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> Awaitable[bool | None]:
+        return self._way.__aexit__(kind, exc, trace)
 
 
 class Connecting:
@@ -60,8 +87,8 @@ class Connecting:
         self._legacy_until = -math.inf
         self._way = source  # `source` itself, or as an older server wants to be spoken to
 
-    async def connect(self, stack: AsyncExitStack) -> Client:
-        """A client on an open connection that `stack` will close.
+    async def connect(self) -> Conversation:
+        """A conversation on an open connection; whoever gets it enters it before anything else can wait or fail.
 
         Raises:
             ConnectFailed: it cannot be had.
@@ -72,25 +99,29 @@ class Connecting:
                 await starting.enter_async_context(self._around.turn_to_start())
             remembered = trio.current_time() < self._legacy_until
             try:
-                client = await self._greet(stack, remembered)
+                begun = await self._greet(remembered)
             except ConnectFailed:
                 self._legacy_until, self._way = -math.inf, self._source  # it may have become modern
                 raise
-        if not client.greeting.modern and not remembered:
+        if not begun.client.greeting.modern and not remembered:
             self._legacy_until = trio.current_time() + LEGACY_VERDICT
-        return client
+        return begun
 
-    async def _greet(self, stack: AsyncExitStack, remembered: bool) -> Client:
+    async def _begin(self, era: EraChoice) -> Conversation:
+        way = self._converse(era)
+        return Conversation(way, await way.__aenter__())
+
+    async def _greet(self, remembered: bool) -> Conversation:
         """The same, in the first era and by the first way that the source takes."""
         era: EraChoice = "legacy" if remembered and self._source.era == "auto" else self._source.era
         if isinstance(self._way, Http) and self._way.transport == "sse":
             era = "legacy"  # it never was anything else
         try:
             try:
-                return await stack.enter_async_context(self._converse(era))
+                return await self._begin(era)
             except FreshNeeded as exc:
                 log.debug("legacy on a fresh connection source=%s why=%s", self._source.name, exc)
-                return await stack.enter_async_context(self._converse("legacy"))
+                return await self._begin("legacy")
         except ConnectFailed as exc:
             older = older_way(self._way, exc)
             if older is None:
@@ -98,7 +129,7 @@ class Connecting:
             log.debug("trying HTTP+SSE source=%s why=%s", self._source.name, exc)
             self._way = older
             try:
-                return await stack.enter_async_context(self._converse("legacy"))
+                return await self._begin("legacy")
             except ConnectFailed:
                 raise exc from exc.__cause__  # which says more about a server that has neither
 

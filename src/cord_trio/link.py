@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -312,8 +311,7 @@ class Link:
     async def _attempt(self) -> str | None:
         """Connect, and serve until the connection is lost; returns why there is none any more, None if it rests."""
         try:
-            async with AsyncExitStack() as stack:
-                client = await self._connecting.connect(stack)
+            async with await self._connecting.connect() as client:
                 return await self._serve(client)
         except ConnectFailed as exc:
             self.failure = exc

@@ -274,6 +274,10 @@ class Found:
     seconds: float
 
 
+class CannotRun(Exception):
+    """The tests did not run, so nothing is known of a fault; says what pytest said last."""
+
+
 def seen(copy: Path, fault: Fault) -> str:
     """The test that sees the fault in `copy`; empty if none does."""
     folder = copy.parent / f"{copy.name}.tmp"
@@ -298,7 +302,9 @@ def seen(copy: Path, fault: Fault) -> str:
                     pass
         if process.returncode:
             failed = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
-            return failed[0].split(" - ")[0].rpartition("::")[2] if failed else "the tests cannot run"
+            if not failed:
+                raise CannotRun((said.strip() or "nothing").splitlines()[-1])
+            return failed[0].split(" - ")[0].rpartition("::")[2]
     return ""
 
 
@@ -342,8 +348,13 @@ class Run:
                 test = ""
             else:
                 path.write_text(whole.replace(fault.old, fault.new), "utf-8")
-                test = seen(copy, fault)
-                path.write_text(whole, "utf-8")
+                try:
+                    test = seen(copy, fault)
+                except CannotRun as exc:
+                    print(f"NOT TRIED  {fault}  since the tests cannot run: {exc}", flush=True)
+                    continue
+                finally:
+                    path.write_text(whole, "utf-8")
             self._tell(fault, Found(key_of(fault), test, round(time.monotonic() - began, 1)))
 
     def _take(self) -> Fault | None:

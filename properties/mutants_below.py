@@ -211,7 +211,7 @@ TESTS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     "stacking.py": (("tests/test_stacking.py", "tests/test_hedging.py"),),
     "idling.py": (("tests/test_starting.py", "tests/test_replicas.py"),),
     "stages.py": (("tests/test_stages.py",),),
-    "link.py": (("properties/test_programs.py", "properties/test_invariants.py", "properties/test_fabric.py"), ("tests/test_link.py", "tests/test_fabric.py")),
+    "link.py": (("properties/test_programs.py", "properties/test_invariants.py", "properties/test_fabric.py"), ("tests/test_link.py", "tests/test_fabric.py", "tests/test_starting.py")),
     "awaiting.py": (("properties/test_programs.py", "properties/test_invariants.py", "properties/test_fabric.py"), ("tests/test_link.py", "tests/test_fabric.py")),
     "fabric.py": (("properties/test_programs.py", "properties/test_invariants.py", "properties/test_fabric.py"), ("tests/test_fabric.py", "tests/test_fabric_agents.py", "tests/test_reconfiguring.py")),
     "pending.py": (("properties/test_cells.py", "properties/test_calls.py"), ("tests/test_session.py",)),

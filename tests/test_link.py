@@ -535,7 +535,7 @@ async def test_r10_a_server_that_tells_of_changes_all_the_time_is_listed_ever_mo
 async def test_a_change_during_the_first_list_is_listed_after_it(autojump_clock: MockClock) -> None:
     server = ToolServer()
     async with bench(server.in_process(name="x")) as here:
-        while here.link.following is None:
+        while here.link.following is None:  # noqa: ASYNC110  # made while it connects; nothing tells of that
             await trio.lowlevel.checkpoint()
         here.link.following.stir("tools")
         assert not here.link.tried

@@ -21,6 +21,9 @@ LARGE = 4 * 1024 * 1024
 FLOOD = 16
 """Results of `LARGE` that are asked for at once: 64 MB, as much as a broker keeps for one reader."""
 
+BY_DEATH = {"OwnerLost(unknown)", "DeadlineExceeded(unknown)"}
+"""How a call ends that ran on a node which died: as lost, or by its own deadline if that is sooner."""
+
 
 async def resets(ground):
     ground.hurry(LEASE)
@@ -102,7 +105,7 @@ async def killed_replica(ground):
         f"{running_there} ran there; {load.found()}; {here.counters['mesh.elsewhere']} made elsewhere",
         load.wrong()
         + unless(
-            only_what_ran_there_failed=load.failed <= running_there + 1 and set(load.kinds) <= {"OwnerLost(unknown)"},
+            only_what_ran_there_failed=load.failed <= running_there + 1 and set(load.kinds) <= BY_DEATH,
             calls_went_on=load.gap < 1 and load.results[-1] > at,
         ),
     )

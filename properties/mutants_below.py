@@ -215,7 +215,7 @@ TESTS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     "awaiting.py": (("properties/test_programs.py", "properties/test_invariants.py", "properties/test_fabric.py"), ("tests/test_link.py", "tests/test_fabric.py")),
     "fabric.py": (("properties/test_programs.py", "properties/test_invariants.py", "properties/test_fabric.py"), ("tests/test_fabric.py", "tests/test_fabric_agents.py", "tests/test_reconfiguring.py")),
     "pending.py": (("properties/test_cells.py", "properties/test_calls.py"), ("tests/test_session.py",)),
-    "sources.py": (("properties/test_reconfiguring.py",), ("tests/test_reconfiguring.py",)),
+    "sources.py": (("properties/test_reconfiguring.py",), ("tests/test_reconfiguring.py", "tests/mesh/test_bridge.py")),
     "following.py": (("properties/test_fabric.py",), ("tests/test_link.py", "tests/test_fabric.py")),
     "handshake.py": (("properties/test_invariants.py",), ("tests/test_handshake.py",)),
     "agents/context.py": (("properties/test_agent_programs.py", "properties/test_invariants.py"), ("tests/agents",)),

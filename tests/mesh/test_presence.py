@@ -152,7 +152,7 @@ async def test_a_node_that_is_cut_off_lets_go_before_its_lease_ends_and_comes_ba
 
 
 class Slow:
-    """A store whose answers take a second.
+    """A store whose answers take half a second, less than one try may.
 
     Attributes:
         asked: when the last renewal that was done had been asked for.
@@ -169,7 +169,7 @@ class Slow:
     async def put(self, key: str, value: bytes, **more: Any) -> int:  # noqa: ANN401  # likewise
         asked = trio.current_time()
         revision = await self.bucket.put(key, value, **more)
-        await trio.sleep(1)
+        await trio.sleep(0.5)
         if key.startswith("hb."):
             self.asked = asked
         return revision

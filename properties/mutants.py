@@ -335,7 +335,7 @@ class Run:
         self._faults = iter(list(faults))
         self._results = results
         self._until = until
-        self._next = threading.Lock()
+        self._next = threading.Lock()  # between threads, which wait for processes; there is no Trio here
 
     def work(self, copy: Path) -> None:
         """Try one after the other in `copy`."""

@@ -8,7 +8,6 @@ whether it ran is true. 8 In the end nothing is left over.
 from __future__ import annotations
 
 import math
-from contextlib import asynccontextmanager
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -18,19 +17,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from cord_trio.config import Config, MeshConfig
-from cord_trio.errors import AgentError, CallError, CordError, HandoffRefused
-from cord_trio.fabric import Fabric, open_fabric
-from cord_trio.mesh.joining import join_mesh
-from cord_trio.mesh.local import LocalBroker, Way, open_broker
+from cord_trio.errors import AgentError, CallError, HandoffRefused
+from cord_trio.mesh.local import LocalBroker, open_broker
 from cord_trio.mesh.presence import LEASE
-from cord_trio.nats.kv import open_bucket
 from cord_trio.testing.schedule import scheduled
 from cord_trio.testing.strategies import schedules
 from properties.invariants import proves
+from properties.mesh_fabrics import NODES, Fabrics
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
     from typing import TypeAlias
 
     from cord_trio.agents import Context
@@ -38,7 +33,6 @@ if TYPE_CHECKING:
     Leg: TypeAlias = tuple[str, str]
     Step: TypeAlias = tuple[str, str, tuple[Leg, ...], float, float]
 
-NODES = "abc"
 SETTLING = 6 * LEASE
 """Seconds after which nothing of what was asked before may still run."""
 
@@ -63,51 +57,14 @@ class Talk:
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
 
 
-class World:
+class World(Fabrics):
     """Three fabrics of one mesh, that die and come back, each with an agent `w` that goes on as it is told."""
 
     def __init__(self, broker: LocalBroker, seed: int) -> None:
-        self.broker = broker
-        self.seed = seed
+        super().__init__(broker, seed, lambda fabric: fabric.agent("w", self.work, turn=64, reentrant=True))
         self.talks: list[Talk] = []
         self.wrong: list[str] = []
-        self.fabrics: dict[str, Fabric] = {}
-        self.ways: dict[str, Way] = {}
-        self.scopes = {name: trio.CancelScope() for name in NODES}
         self.faulty = False
-
-    async def live(self, name: str) -> None:
-        """Be a process that a supervisor starts again and again."""
-        rng = Random(f"{name}{self.seed}")
-        while True:
-            self.ways[name] = self.broker.way()
-            with self.scopes[name]:
-                try:
-                    async with self._opened(name, rng) as fabric:
-                        fabric.agent("w", self.work, turn=64, reentrant=True)
-                        self.fabrics[name] = fabric
-                        try:
-                            await trio.sleep_forever()
-                        finally:
-                            del self.fabrics[name]
-                except CordError:
-                    pass
-            self.scopes[name] = trio.CancelScope()
-            await trio.sleep(rng.uniform(0.1, 3))
-
-    @asynccontextmanager
-    async def _opened(self, name: str, rng: Random) -> AsyncGenerator[Fabric]:
-        config = MeshConfig(servers=["nats://local"], node=name)
-
-        @asynccontextmanager
-        async def mesh(fabric: Fabric) -> AsyncGenerator[None]:
-            async with self.ways[name].open() as nats:
-                bucket = await open_bucket(nats, "cord_cord")
-                async with join_mesh(fabric, config, nats, bucket, rng):
-                    yield
-
-        async with open_fabric(Config(mesh=config), mesh=mesh, rng=rng) as fabric:
-            yield fabric
 
     async def work(self, ctx: Context, payload: dict[str, float]) -> object:
         """The agent."""

@@ -6,7 +6,6 @@ at most once. As long as nothing fails nobody who asks sees an error, and what i
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
@@ -17,26 +16,21 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from cord_trio.agents import Mailbox
-from cord_trio.config import Config, MeshConfig
-from cord_trio.errors import AgentError, CallError, CordError
-from cord_trio.fabric import Fabric, open_fabric
-from cord_trio.mesh.joining import join_mesh
-from cord_trio.mesh.local import LocalBroker, Way, open_broker
+from cord_trio.errors import AgentError, CallError
+from cord_trio.mesh.local import LocalBroker, open_broker
 from cord_trio.mesh.presence import LEASE
-from cord_trio.nats.kv import open_bucket
 from cord_trio.testing.schedule import scheduled
 from cord_trio.testing.strategies import schedules
 from properties.invariants import proves
+from properties.mesh_fabrics import NODES, Fabrics
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
     from typing import TypeAlias
 
     from cord_trio.agents import Context
 
     Step: TypeAlias = tuple[str, str, str, float]
 
-NODES = "abc"
 
 OWNER_CUT_OFF: list[Step] = [
     step for n in NODES for step in (("cut", n, n, 40.0), ("ask", n, n, 0.5), ("mend", n, n, 0.0))
@@ -48,56 +42,21 @@ TAKER_CUT_OFF: list[Step] = [
 ]
 
 
-class World:
+class World(Fabrics):
     """Three nodes that stand by for one clerk, and who asks it from them."""
 
     def __init__(self, broker: LocalBroker, seed: int, mailbox: Mailbox | None, *, faulty: bool) -> None:
-        self.broker = broker
-        self.seed = seed
+        super().__init__(
+            broker, seed, lambda fabric: fabric.singleton("clerk", partial(Clerk, self), mailbox=self.mailbox)
+        )
         self.mailbox = mailbox
         self.faulty = faulty
-        self.fabrics: dict[str, Fabric] = {}
-        self.ways: dict[str, Way] = {}
-        self.scopes = {name: trio.CancelScope() for name in NODES}
         self.alive: dict[Clerk, int] = {}
         self.fence = 0
         self.asked = 0
         self.begun: list[int] = []
         self.answers: list[tuple[int, list[int]]] = []
         self.wrong: list[str] = []
-
-    async def live(self, name: str) -> None:
-        """Be a process that a supervisor starts again and again."""
-        rng = Random(f"{name}{self.seed}")
-        while True:
-            self.ways[name] = self.broker.way()
-            with self.scopes[name]:
-                try:
-                    async with self._opened(name, rng) as fabric:
-                        fabric.singleton("clerk", partial(Clerk, self), mailbox=self.mailbox)
-                        self.fabrics[name] = fabric
-                        try:
-                            await trio.sleep_forever()
-                        finally:
-                            del self.fabrics[name]
-                except CordError:
-                    pass
-            self.scopes[name] = trio.CancelScope()
-            await trio.sleep(rng.uniform(0.1, 3))
-
-    @asynccontextmanager
-    async def _opened(self, name: str, rng: Random) -> AsyncGenerator[Fabric]:
-        config = MeshConfig(servers=["nats://local"], node=name)
-
-        @asynccontextmanager
-        async def mesh(fabric: Fabric) -> AsyncGenerator[None]:
-            async with self.ways[name].open() as nats:
-                bucket = await open_bucket(nats, "cord_cord")
-                async with join_mesh(fabric, config, nats, bucket, rng):
-                    yield
-
-        async with open_fabric(Config(mesh=config), mesh=mesh, rng=rng) as fabric:
-            yield fabric
 
     async def ask(self, of: str) -> None:
         if of not in self.fabrics:

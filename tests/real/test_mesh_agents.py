@@ -27,9 +27,11 @@ from cord_trio.mesh.joining import in_mesh
 from cord_trio.mesh_errors import NoOwner, OwnerLost
 from tests.real import mesh_agents
 from tests.real.nats_server import FOUND, Broker, running
+from tests.real.processes import running_module
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
+    from contextlib import AbstractContextManager
 
     from cord_trio.agents import Context
 
@@ -101,19 +103,9 @@ def served(broker: Broker, keys: Path, folder: Path, node: str) -> Iterator[subp
         process.stderr.close()  # type: ignore[union-attr]  # it was made above
 
 
-@contextmanager
-def standing_by(broker: Broker, keys: Path, node: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A node that has an agent of which there is one, in a process of its own, killed with the block."""
-    command = [sys.executable, "-m", "tests.real.mesh_agents", broker.url, node, str(keys), "2"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"has it\n"
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()  # type: ignore[union-attr]  # it was made above
+def standing_by(broker: Broker, keys: Path, node: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    """A node that has an agent of which there is one."""
+    return running_module("tests.real.mesh_agents", broker.url, node, str(keys), "2", says=b"has it\n")
 
 
 async def test_agents_of_three_nodes_ask_tell_and_hand_on(broker: Broker, keys: Path) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -23,9 +21,12 @@ from cord_trio.nats.client import open_nats
 from cord_trio.nats.kv import open_bucket
 from tests.real.mesh_node import MESH, asked, notes, writing
 from tests.real.nats_server import FOUND, Broker, running
+from tests.real.processes import running_module
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import AsyncGenerator, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from cord_trio.call import Handler
@@ -49,19 +50,9 @@ async def node(broker: Broker, name: str, handler: Handler | None = None) -> Asy
             yield node, nats, bulk
 
 
-@contextmanager
-def child(broker: Broker, name: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def child(broker: Broker, name: str, log: Path) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """A node in a process of its own, killed with the block."""
-    command = [sys.executable, "-m", "tests.real.mesh_node", broker.url, name, str(log), "15"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()  # type: ignore[union-attr]  # it was made above
+    return running_module("tests.real.mesh_node", broker.url, name, str(log), "15", says=b"ready\n")
 
 
 async def seen(node: Node, name: str) -> None:

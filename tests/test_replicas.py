@@ -30,21 +30,24 @@ Json: TypeAlias = Any
 
 
 class Servers:
-    """Several servers; each connection goes to the next that has none, so that each replica has its own."""
+    """Several servers; each connection goes to one that has fewest, so that each replica has its own.
+
+    One that takes another's place may connect before the other has left.
+    """
 
     def __init__(self, count: int, **options: Json) -> None:
         self.all = [ToolServer(**options) for _ in range(count)]
-        self.taken: set[int] = set()
+        self.connections = [0] * count
         self.opened = 0
 
     async def serve(self, transport: MemoryTransport) -> None:
-        number = min(set(range(len(self.all))) - self.taken)
-        self.taken.add(number)
+        number = min(range(len(self.all)), key=self.connections.__getitem__)
+        self.connections[number] += 1
         self.opened += 1
         try:
             await self.all[number].serve(transport)
         finally:
-            self.taken.discard(number)
+            self.connections[number] -= 1
 
     def source(self, **common: Json) -> InProcess:
         return InProcess(name="x", serve=self.serve, replicas=len(self.all), **common)

@@ -203,6 +203,30 @@ def test_ctrl_c_where_no_task_runs_is_130_too(monkeypatch: pytest.MonkeyPatch, f
     assert main(["tools"]) == 130
 
 
+@pytest.mark.parametrize(
+    "command",
+    [COMMAND, [sys.executable, "-c", "from cord_trio.__main__ import script; script()"], [*COMMAND, "simulate", "a:b"]],
+)
+def test_ctrl_c_while_it_imports_ends_it_quietly(command: list[str], tmp_path: Path) -> None:
+    done = interrupted_importing(command, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+def test_a_signal_that_is_ignored_stays_ignored_while_it_imports(tmp_path: Path) -> None:
+    done = interrupted_importing(["sh", "-c", 'trap "" INT; exec "$0" "$@"', *COMMAND], tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (7, b"", b"")
+
+
+def interrupted_importing(command: list[str], folder: Path) -> subprocess.CompletedProcess[bytes]:
+    """Run it with a Trio that sends the signal as it is imported, and ends the process where that does not."""
+    code = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(7)\n"
+    (folder / "trio.py").write_text(code)
+    path = f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    return subprocess.run(
+        command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, capture_output=True, timeout=30, check=False
+    )
+
+
 def test_d01_ctrl_c_while_a_call_runs_ends_serve_after_its_grace_with_a_clean_stderr(folder: Path) -> None:
     configure(folder, it=server())
     call = {"jsonrpc": "2.0", "id": 2, "method": "tools/call"}

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import subprocess
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import trio
 
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 
 RUNS: Final = 100
 """Seeds that are tried, unless said."""
+
+_PROGRAM: Final = """\
+from cord_trio.__main__ import hush
+hush()
+from cord_trio.cli.simulate import process
+process()"""
+"""What the process runs; Ctrl-C reaches it as well as us, and while it imports, too."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +48,7 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
         return wrong_usage("--runs: give 1 or more")
     if not 0 <= args.chance <= 1:
         return wrong_usage("--chance: give a number from 0 to 1")
-    command = [sys.executable, "-m", "cord_trio.cli.simulate", args.program, f"--seed={args.seed}"]
+    command = [sys.executable, "-c", _PROGRAM, args.program, f"--seed={args.seed}"]
     command += [f"--runs={args.runs}", f"--chance={args.chance}", *(["--trace"] if args.trace else [])]
     done: subprocess.CompletedProcess[bytes] = await trio.run_process(command, check=False, stdin=subprocess.DEVNULL)
     return done.returncode if done.returncode >= 0 else FAILED
@@ -76,7 +84,10 @@ def search(arguments: Sequence[str]) -> int:
     return DONE
 
 
-if __name__ == "__main__":
+def process() -> NoReturn:
+    """Search, in a process of our own."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on what the program printed is kept
     with suppress(KeyboardInterrupt):
         sys.exit(search(sys.argv[1:]))
     sys.exit(INTERRUPTED)

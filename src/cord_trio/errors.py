@@ -349,7 +349,7 @@ class AgentNotFound(AgentError):
     """No agent has this name."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"no agent named {name!r}")
+        super().__init__(f"no agent named {name!r}" + ("; no node stands behind its '@'" if name.endswith("@") else ""))
         self.name = name
 
 

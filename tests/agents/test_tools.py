@@ -42,6 +42,15 @@ async def test_a_tools_answer_is_its_result() -> None:
     assert msgspec.json.decode(call.params["arguments"]) == {"zone": "UTC"}
 
 
+async def test_arguments_that_json_cannot_say_are_refused_before_anything_is_called() -> None:
+    source = Source()
+    for wrong in (float("nan"), [None, float("inf")]):
+        with pytest.raises(ValueError, match="the arguments of time__now cannot be sent: it holds NaN or an infinity"):
+            await call_tool(source, "time__now", {"a": wrong})
+    await call_tool(source, "time__now", {"a": None})
+    assert [bytes(call.params["arguments"]) for call in source.calls] == [b'{"a":null}']
+
+
 async def test_no_arguments_are_an_empty_object() -> None:
     source = Source()
     await call_tool(source, "time__now")

@@ -80,9 +80,11 @@ async def test_a_name_with_a_node_means_the_agent_there_and_a_name_alone_the_one
             with pytest.raises(NoOwner) as caught:
                 await a.fabric.ask("who@nowhere")
             assert caught.value.executed == "no"
-            with pytest.raises(AgentNotFound):
+            with pytest.raises(AgentNotFound, match="no agent named 'nobody@b'"):
                 await a.fabric.ask("nobody@b")
-            for nobody in ("nobody", "who@", "who@NO NODE", "who#2"):
+            b.fabric.agent("only", named("only b"))
+            await has(a, "only")
+            for nobody in ("nobody", "who@", "only@", "only#1@", "who@NO NODE", "who#2"):
                 with pytest.raises(AgentNotFound):
                     await a.fabric.ask(nobody)
 
@@ -141,7 +143,7 @@ async def test_errors_cross_as_what_they_are_and_say_the_way(autojump_clock: Moc
         with pytest.raises(AgentCrashed, match=r"fails@b crashed: ValueError\('no good'\)") as caught:
             await a.fabric.ask("front")
         assert caught.value.__notes__ == ["front > fails#1"]
-        with pytest.raises(AgentNotFound, match="'nobody'"):
+        with pytest.raises(AgentNotFound, match="'nobody@b'"):
             await a.fabric.ask("asks_nobody")
         with pytest.raises(NotJson, match="what agent 'unsayable@b' answers cannot go to another node"):
             await a.fabric.ask("unsayable")

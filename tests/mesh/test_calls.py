@@ -385,6 +385,40 @@ async def test_what_ended_is_forgotten_once_its_caller_says_so_or_after_a_minute
             assert (len(tenure.known), len(tenure._ended), len(tenure._kept), tenure._kept_bytes) == (0, 0, 0, 0)
 
 
+async def test_a_flood_of_cancelled_calls_does_not_stay_in_the_owners_memory(autojump_clock: MockClock) -> None:
+    names, work = Names(), Work(1000)
+    async with open_broker(Random(1)) as broker:
+        async with node(broker, names, "a") as here, node(broker, names, "b", work) as there:
+            for _ in range(200):
+                with trio.move_on_after(0.01):
+                    await here.calling.call(tool_call(), ["b"])
+                await wait_all_tasks_blocked()
+            tenure = there.owning._tenure
+            assert tenure is not None
+            assert len(work.cancelled) == len(work.begun) == 200
+            assert len(tenure.known) < 10
+
+
+async def test_a_call_that_was_offered_twice_is_known_a_minute_after_its_cancel(autojump_clock: MockClock) -> None:
+    """Its first message may still be on its way, behind the cancel."""
+    names, work = Names(), Work(1000)
+    async with open_broker(Random(1)) as broker:
+        async with node(broker, names, "a") as here, node(broker, names, "b", work) as there:
+            with trio.move_on_after(10):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(here.calling.call, tool_call(), ["b"])
+                    await work.going.wait()
+                    here.way.reset()
+            await trio.sleep(5)
+            work.seconds = 0
+            for _ in range(3):
+                await here.calling.call(tool_call(b"1"), ["b"])
+            tenure = there.owning._tenure
+            assert tenure is not None
+            assert len(work.cancelled) == 1
+            assert sum(one.why != "" for one in tenure.known.values()) == 1
+
+
 async def test_a_long_call_says_that_it_runs_and_needs_no_pings(autojump_clock: MockClock) -> None:
     names, work = Names(), Work(100)
     async with open_broker(Random(1)) as broker:

@@ -139,6 +139,24 @@ async def test_a_long_catalogue_comes_in_pages(autojump_clock: MockClock) -> Non
         assert missing.cancelled_caught
 
 
+@pytest.mark.parametrize("number", [0, 1])
+async def test_a_page_that_is_too_long_is_refused_before_the_next_is_read(
+    number: int, autojump_clock: MockClock
+) -> None:
+    counters = Counters()
+    async with store(counters) as (bucket, catalogues):
+        whole = text("long" * PAGE)
+        digest = await catalogues.put(whole)
+        pages = [whole[: PAGE + (number == 0)], whole[PAGE : 2 * PAGE + (number == 1)]]
+        await bucket.put(f"cat.{digest}", b"5\n" + pages[0])
+        await bucket.put(f"cat.{digest}.1", pages[1])
+        for later in range(2, 5):
+            await bucket.delete(f"cat.{digest}.{later}")
+        with trio.fail_after(5), pytest.raises(BadCatalogue, match=f"its page {number} takes {PAGE + 1} bytes"):
+            await catalogues.fetch(digest)
+        assert counters["mesh.catalogue_page_long"] == counters["mesh.bad_catalogue"] == 1
+
+
 async def test_one_that_is_not_there_yet_is_waited_for_by_all_with_one_search(autojump_clock: MockClock) -> None:
     counters = Counters()
     async with store(counters) as (_, catalogues), trio.open_nursery() as nursery:

@@ -13,6 +13,7 @@ from cord_trio.errors import (
     AgentDown,
     AgentError,
     AgentGone,
+    AgentNotFound,
     AgentNotGranted,
     BadReply,
     BudgetExceeded,
@@ -37,6 +38,21 @@ from cord_trio.mesh_errors import BadFrame, NotJson, OwnerLost, OwnerRefused
 from cord_trio.protocol.mcp import ToolResult
 
 RESULT = ToolResult(b'{"content":[]}')
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), {"a": [None, float("inf")]}, ({2.0: {float("-inf")}},)])
+def test_what_is_no_number_of_json_is_refused_rather_than_null(wrong: object) -> None:
+    with pytest.raises(NotJson, match="it cannot go to another node: it holds NaN or an infinity"):
+        packed(wrong, "it")
+
+
+def test_what_is_json_text_already_is_taken_as_it_is() -> None:
+    assert packed({"a": Raw(b"null"), "b": None}, "it").json == Raw(b'{"a":null,"b":null}')
+
+
+def test_that_there_is_no_such_agent_tells_where_there_is_none() -> None:
+    assert str(read_reply(refusal_of(AgentNotFound("x"), "x", "b", {}), "x@b")[1]) == "no agent named 'x@b'"
+    assert str(read_reply(refusal_of(AgentNotFound("x@c"), "y", "b", {}), "y@b")[1]) == "no agent named 'x@c'"
 
 
 @pytest.mark.parametrize("value", [None, 1.5, {"a": [True, "\u00fc"]}, RESULT])

@@ -208,6 +208,8 @@ class Agents(Mapping[str, Agent]):
         agent = self.by_name.get(address)
         if agent is not None:
             return agent, 0
+        if address.endswith(PLACE):  # of no node, which is no agent of any
+            raise AgentNotFound(address)
         elsewhere = self.elsewhere
         if elsewhere is not None:
             there, _, place = address.partition(PLACE)

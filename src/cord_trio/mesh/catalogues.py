@@ -268,14 +268,20 @@ class Catalogues:
         count, end, _ = entry.value[:16].partition(b"\n")
         if not (end and count.isdigit() and 1 <= int(count) <= _MAX_PAGES):
             raise BadCatalogue(digest, "its first page does not say how many there are")
-        pages = [entry.value[len(count) + 1 :]]
+        pages = [self._bounded(digest, 0, entry.value[len(count) + 1 :])]
         for number in range(1, int(count)):
             with trio.fail_after(PATIENCE):
                 page = await self._store.get(f"cat.{digest}.{number}")
             if page is None:
                 return None
-            pages.append(page.value)
+            pages.append(self._bounded(digest, number, page.value))
         return b"".join(pages)
+
+    def _bounded(self, digest: str, number: int, page: bytes) -> bytes:
+        if len(page) > PAGE:  # whoever wrote it is none of us, or of another version: what follows is not read
+            self._counters.add("mesh.catalogue_page_long")
+            raise BadCatalogue(digest, f"its page {number} takes {len(page)} bytes, where {PAGE} may be")
+        return page
 
 
 class Pins:

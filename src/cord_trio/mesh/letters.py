@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from msgspec import Raw
 
-from cord_trio.agents.agent import Step
+from cord_trio.agents.agent import PLACE, Step
 from cord_trio.agents.answering import Question
 from cord_trio.agents.budget import COUNTERS, Budget
 from cord_trio.errors import (
@@ -32,7 +32,7 @@ from cord_trio.errors import (
 from cord_trio.mesh.frames import Frame
 from cord_trio.mesh.outcomes import failure_of, outcome_of
 from cord_trio.mesh_errors import BadFrame, NoOwner, NotJson, OwnerFailed, OwnerLost, OwnerRefused
-from cord_trio.protocol.jsonrpc import UNREADABLE, encode, parse
+from cord_trio.protocol.jsonrpc import UNREADABLE, encode, encode_finite, parse
 from cord_trio.protocol.mcp import ToolResult
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def packed(value: object, what: str) -> Value:
     if isinstance(value, ToolResult):
         return Value(value.raw, tool=True)
     try:
-        return Value(Raw(encode(value)))
+        return Value(Raw(encode_finite(value)))
     except (TypeError, ValueError, RecursionError) as exc:
         raise NotJson(what, str(exc)) from exc
 
@@ -303,6 +303,8 @@ def _error_in(fault: _Fault, name: str) -> Exception:
                 error = made[0](*fault.facts)
             except (TypeError, ValueError):
                 pass  # one of a later version has other facts
+        if type(error) is AgentNotFound and fault.node and PLACE not in error.name:
+            error = AgentNotFound(f"{error.name}{PLACE}{fault.node}")  # there, and not where it is told
         if isinstance(error, CallError) and fault.executed in ("no", "unknown", "yes"):
             error.executed = fault.executed  # type: ignore[assignment]  # mypy does not narrow to literals
     for note in fault.notes[:MAX_NOTES]:

@@ -60,7 +60,12 @@ class Peer:
     def answered(self, id: str) -> None:
         """A call ended; `id` if its owner may forget it."""
         self._doubts = 0
-        if id and len(self._settled) < MAX_SETTLED:
+        if id:
+            self.settle(id)
+
+    def settle(self, id: str) -> None:
+        """The owner of a call may forget it."""
+        if len(self._settled) < MAX_SETTLED:
             self._settled.append(id)
 
     def doubted(self, now: float) -> None:

@@ -70,6 +70,8 @@ class Withdrawals:
                         with trio.move_on_after(SILENCE):
                             await self._link.wait_connected()
                             await self._link.request(flight.subject, headers=encode_request(request))
+                            if flight.offers == 1 and not flight.handed:  # nothing of it can come after that
+                                flight.peer.settle(flight.request.id)
                             return
                     except CallError:
                         await trio.sleep(self._rng.uniform(least, most))

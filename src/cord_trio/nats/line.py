@@ -206,10 +206,11 @@ class Line:
         """Stay connected until cancelled.
 
         Raises:
-            ConnectFailed: none of the servers took us the first time; what the last of them said.
+            ConnectFailed: none of the servers took us the first time; what each of them said.
 
         """
         attempt = tried = 0
+        refused: list[ConnectFailed] = []  # by each server, before the first connection
         while True:
             server = self._servers[tried % len(self._servers)]
             tried += 1
@@ -217,8 +218,10 @@ class Line:
             if failure is None:
                 attempt = 0
             elif not self.connections and tried >= len(self._servers):
-                raise failure
+                raise _all_of([*refused, failure])
             else:
+                if not self.connections:
+                    refused.append(failure)
                 log.info("no connection server=%s reason=%s", server.name, failure.reason)
             if self.connections:
                 first, most = BACKOFF
@@ -408,3 +411,12 @@ class Line:
 
 def _nothing() -> None:
     pass
+
+
+def _all_of(refused: Sequence[ConnectFailed]) -> ConnectFailed:
+    """The failure of the last server, which tells those of the others as well."""
+    *others, last = refused
+    if not others:
+        return last
+    reason = f"{last.reason} (and {'; '.join(map(str, others))})"
+    return ConnectFailed(last.source, last.step, reason, last.remedy)

@@ -3,7 +3,7 @@
 Each child leads its own process group, so that one signal reaches whatever it started. It leads a session too only
 where we have a terminal, from which it could otherwise read: where Linux schedules by session (`sched_autogroup`),
 fifty sessions more answered a third as many calls. There is no `preexec_fn` and no `PR_SET_PDEATHSIG`: that signal
-fires when the thread that spawned dies, and Trio spawns from a worker thread. What survives the death of the fabric
+fires when the thread that spawned dies, and Trio may spawn from a worker thread. What survives the death of the fabric
 itself is the guardian's.
 """
 
@@ -21,6 +21,7 @@ import attrs
 import trio
 
 from cord_trio.errors import ConnectFailed
+from cord_trio.transports.started import Started, start
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
@@ -103,7 +104,7 @@ class Child:
 
     """
 
-    def __init__(self, process: trio.Process, stdin: int, stdout: int, stderr: int) -> None:
+    def __init__(self, process: trio.Process | Started, stdin: int, stdout: int, stderr: int) -> None:
         self.gone = False
         self.stopped_by = 0
         self.pid = process.pid
@@ -136,6 +137,11 @@ class Child:
         if len(said) > STDERR_SHOWN:
             said = f"…{said[-STDERR_SHOWN:]}"
         return f"{text}; stderr: {said}" if said else text
+
+    @property
+    def exit_fd(self) -> int:
+        """Descriptor that can be read once it has exited; -1 if there is none."""
+        return self._process.fd if isinstance(self._process, Started) else -1
 
     def wait(self) -> Coroutine[object, object, int]:
         """Its exit status, once it has exited."""
@@ -231,6 +237,8 @@ class Child:
         self.close_stdin()
         self.stdout = _close(self.stdout)
         self.stderr = _close(self.stderr)
+        if isinstance(self._process, Started):
+            self._process.close()
 
 
 async def spawn(source: Command, *, name: str, cookie: str) -> Child:
@@ -246,7 +254,7 @@ async def spawn(source: Command, *, name: str, cookie: str) -> Child:
             stdin, our_stdin = _pipe(theirs, ours)
             our_stdout, stdout = _pipe(ours, theirs)
             our_stderr, stderr = _pipe(ours, theirs)
-            process = await trio.lowlevel.open_process(
+            process = await start(
                 [source.command, *source.args],
                 stdin=stdin,
                 stdout=stdout,

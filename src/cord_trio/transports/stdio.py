@@ -207,7 +207,8 @@ async def open_stdio(
 
     """
     await guardian.wait_ready()
-    child = await spawn(source, name=name, cookie=guardian.cookie)
+    async with guardian.turn:  # a few in each turn of the loop, since it stands still meanwhile
+        child = await spawn(source, name=name, cookie=guardian.cookie)
     guardian.register(child.pid)
     failure: Exception | None = None
     try:
@@ -222,7 +223,11 @@ async def open_stdio(
                 nursery.start_soon(child.drain_stderr)
             else:
                 pump.watch(child.stderr, child.hear)
-            nursery.start_soon(_watch, child, transport, guardian, graces)
+            if pump is None or child.exit_fd < 0:
+                nursery.start_soon(_watch, child, transport, guardian, graces)
+            else:
+                collect = partial(nursery.start_soon, _watch, child, transport, guardian, graces)
+                pump.watch(child.exit_fd, partial(_exited, collect))
             try:
                 yield transport
             except Exception as exc:  # the block's own, which no group of this nursery shall wrap
@@ -231,6 +236,7 @@ async def open_stdio(
                 transport.close()
                 if pump is not None:
                     pump.forget(child.stderr)
+                    pump.forget(child.exit_fd)
             nursery.cancel_scope.cancel("the block that owns the child has ended")
     finally:
         with trio.move_on_after(graces.bound, shield=True):
@@ -245,6 +251,11 @@ async def open_stdio(
             _log.warning("child does not end source=%s pid=%d", name, child.pid)
     if failure is not None:
         raise failure
+
+
+def _exited(collect: Callable[[], None]) -> str:
+    collect()
+    return "it has exited"
 
 
 async def _watch(child: Child, transport: StdioTransport, guardian: Guardian, graces: Graces) -> None:

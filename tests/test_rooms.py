@@ -84,7 +84,10 @@ ALLOWED: dict[str, set[str]] = {
 }
 USUAL = {"attrs", "msgspec", "outcome", "trio"}
 
-PROTOCOL = ["jsonrpc", "framing", "peer", "eras", "headers", "tools", "items", "uris", "mcp", "questions", "notices"]
+PROTOCOL = [
+    *("jsonrpc", "scanning", "framing", "peer", "eras", "headers", "tools", "items", "uris", "mcp", "questions"),
+    "notices",
+]
 """The order inside the protocol."""
 
 PURE = {"errors", "mesh_errors", "protocol", "nats.wire", "mesh.frames", "call", "counters"}

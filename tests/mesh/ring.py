@@ -103,25 +103,28 @@ async def node(
             names.begun(lease)
             owning.begun(lease)
 
-        async with join(
-            nats, bucket, mesh="m", node=name, take=owning.take, begun=begun, rng=Random(name), counters=counters
-        ) as presence:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(parts.run)
+            async with join(
+                nats, bucket, mesh="m", node=name, take=owning.take, begun=begun, rng=Random(name), counters=counters
+            ) as presence:
 
-            def epoch() -> str:
-                return "" if presence.lease is None else presence.lease.epoch
+                def epoch() -> str:
+                    return "" if presence.lease is None else presence.lease.epoch
 
-            async with open_calling(
-                nats,
-                names,
-                mesh="m",
-                node=name,
-                epoch=epoch,
-                parts=parts,
-                signer=signer,
-                rng=Random(name),
-                counters=counters,
-            ) as calling:
-                yield Node(name, way, wide, nats, parts, presence, owning, calling, counters)
+                async with open_calling(
+                    nats,
+                    names,
+                    mesh="m",
+                    node=name,
+                    epoch=epoch,
+                    parts=parts,
+                    signer=signer,
+                    rng=Random(name),
+                    counters=counters,
+                ) as calling:
+                    yield Node(name, way, wide, nats, parts, presence, owning, calling, counters)
+            nursery.cancel_scope.cancel("the test has ended")
         names.end(name)
 
 

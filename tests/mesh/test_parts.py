@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -16,7 +17,7 @@ from cord_trio.errors import BadReply, CallError, ConnectionLost, MessageTooLong
 from cord_trio.mesh import parts as parts_module
 from cord_trio.mesh.frames import Bundle, Frame, encode_frame
 from cord_trio.mesh.local import open_broker
-from cord_trio.mesh.parts import ABOVE, ASKED, MAX_BODY, PART, POOL, WINDOW, Parts
+from cord_trio.mesh.parts import ABOVE, ASKED, LINE, MAX_BODY, PART, POOL, WINDOW, Parts
 from cord_trio.mesh_errors import OwnerFailed, OwnerRefused
 from tests.mesh.ring import Names, node, tool_call
 
@@ -33,7 +34,7 @@ async def test_a_large_result_and_large_arguments_cross_whole(autojump_clock: Mo
     async with open_broker(Random(1)) as broker:
         async with node(broker, names, "a") as here, node(broker, names, "b") as there:
             assert await here.calling.call(tool_call(LARGE), ["b"]) == Complete(Raw(LARGE))
-            assert here.counters["mesh.parts_sent"] == there.counters["mesh.parts_sent"] == 13
+            assert here.counters["mesh.parts_sent"] == there.counters["mesh.parts_sent"] == 25
             await wait_all_tasks_blocked()
             tenure = there.owning._tenure
             assert tenure is not None
@@ -41,7 +42,7 @@ async def test_a_large_result_and_large_arguments_cross_whole(autojump_clock: Mo
             assert (here.parts.fetching, there.parts.fetching) == (0, 0)
             small = b'"%b"' % bytes(ABOVE - 20).replace(b"\0", b"x")
             await here.calling.call(tool_call(small), ["b"])
-            assert here.counters["mesh.parts_sent"] == 13
+            assert here.counters["mesh.parts_sent"] == 25
 
 
 async def test_a_large_result_survives_lost_connections_of_both_kinds(autojump_clock: MockClock) -> None:
@@ -96,6 +97,77 @@ async def test_a_slow_reader_is_sent_no_more_than_its_window(autojump_clock: Moc
             assert max(count for _, count in asked) == ASKED
             assert most <= WINDOW
             assert there.counters["mesh.parts_sent"] == 100
+
+
+async def test_bodies_that_come_at_once_share_what_is_under_way(autojump_clock: MockClock) -> None:
+    names = Names()
+    async with open_broker(Random(1)) as broker:
+        async with node(broker, names, "a") as here, node(broker, names, "b") as there:
+            body = bytes(40 * PART)
+            bundle = await there.parts.bundle(body)
+            most = 0
+
+            def want(first: int, count: int, to: str) -> None:
+                nonlocal most
+                most = max(most, sum(one.asked - one.missing for one in here.parts._incoming.values()))
+                there.parts.send(body, first, count, to)
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(WINDOW // ASKED):
+                    nursery.start_soon(here.parts.fetch, bundle, want)
+            assert WINDOW - ASKED < most <= WINDOW
+            assert there.counters["mesh.parts_sent"] == 40 * WINDOW // ASKED
+
+
+async def test_each_part_has_a_turn_of_the_loop_to_itself(autojump_clock: MockClock) -> None:
+    names = Names()
+    async with open_broker(Random(1)) as broker:
+        async with node(broker, names, "a") as here, node(broker, names, "b") as there:
+            body = bytes(3 * WINDOW * PART)
+            for first in range(0, 3 * WINDOW, WINDOW):
+                there.parts.send(body, first, 100, here.parts._inbox)
+            sent = [0]
+            while sent[-1] < 3 * WINDOW:
+                await trio.lowlevel.checkpoint()
+                sent.append(there.counters["mesh.parts_sent"])
+            assert all(after - before <= 2 for before, after in pairwise(sent))  # it ran before us, then after us
+            assert len(sent) >= 3 * WINDOW
+            for _ in range(LINE):
+                there.parts.send(body, 0, 2, here.parts._inbox)
+            assert len(there.parts._wanted) == LINE
+            assert there.counters["mesh.parts_unsent"] == LINE // 2
+
+
+@pytest.mark.parametrize("end", [b"]", b'","injected":"', b'"\n\n"', b"\xff", b""])
+async def test_what_comes_in_parts_and_is_no_json_goes_no_further(end: bytes, autojump_clock: MockClock) -> None:
+    names = Names()
+    spoilt = LARGE[:-1] + end
+
+    async def spoiling(_: Call) -> Outcome:
+        await trio.lowlevel.checkpoint()
+        return Complete(Raw(spoilt))
+
+    async with open_broker(Random(1)) as broker:
+        async with node(broker, names, "a") as here, node(broker, names, "b", spoiling) as there:
+            with pytest.raises(OwnerFailed, match="what came in parts cannot be read: not JSON") as failed:
+                await here.calling.call(tool_call(), ["b"])
+            assert failed.value.executed == "yes"
+            with pytest.raises(OwnerFailed, match="what came in parts cannot be read: not JSON") as failed:
+                await there.calling.call(tool_call(spoilt), ["a"])
+            assert failed.value.executed == "no"
+
+
+async def test_line_breaks_of_what_comes_in_parts_are_spaces(autojump_clock: MockClock) -> None:
+    names = Names()
+
+    async def broken(_: Call) -> Outcome:
+        await trio.lowlevel.checkpoint()
+        return Complete(Raw(b"[\r\n" + b'"a\\n",\n' * 100_000 + b"1\n]"))
+
+    async with open_broker(Random(1)) as broker:
+        async with node(broker, names, "a") as here, node(broker, names, "b", broken):
+            found = await here.calling.call(tool_call(), ["b"])
+            assert found == Complete(Raw(b"[  " + b'"a\\n", ' * 100_000 + b"1 ]"))
 
 
 async def test_what_is_under_way_to_a_node_is_bounded_and_the_rest_waits_its_turn(autojump_clock: MockClock) -> None:

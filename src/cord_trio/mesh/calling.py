@@ -254,7 +254,7 @@ class Calling:
                 self._withdrawals.withdraw(flight)
                 if join and not lost:
                     await self._withdrawals.join(flight, join)  # noqa: ASYNC102  # shielded in there, for so long
-        outcome = outcome_of(frame, flight.node, name)
+        outcome = outcome_of(frame, flight.node, name, flight.result)
         return outcome if type(outcome) is Complete else marked(outcome, flight.node, flight.epoch)
 
     async def _converse(self, flight: Flight) -> Frame:
@@ -358,17 +358,19 @@ class Calling:
             request = Request("credit", flight.request.id, first=first, window=count, to=to)
             self._publish(flight.subject, request, reply=inbox)
 
-        body: bytes | None = None
+        flight.result = None
         try:
             with trio.CancelScope(deadline=flight.deadline):
-                body = await self._parts.fetch(frame.bundle, want)
-            if body is None:
+                flight.result = await self._parts.payload(frame.bundle, want)
+            if flight.result is None:
                 raise DeadlineExceeded(f"{flight.name} on node {flight.node}, while its result came")
         except CallError as exc:
             exc.executed = "yes"
             raise
+        except BadFrame as exc:
+            raise OwnerFailed(flight.node, "BadFrame", str(exc), "yes") from exc
         self._publish(flight.subject, Request("done", flight.request.id))
-        return Frame("ok", body=body, type=frame.type, park=frame.park)
+        return Frame("ok", type=frame.type, park=frame.park)
 
     async def _pause(self, flight: Flight) -> None:
         """Wait until it makes sense to offer it again.

@@ -14,6 +14,7 @@ from cord_trio.mesh_errors import OwnerLost
 
 if TYPE_CHECKING:
     import trio
+    from msgspec import Raw
 
     from cord_trio.call import Call
     from cord_trio.errors import Executed
@@ -48,6 +49,7 @@ class Flight:
         subject: what is published to that.
         request: as it was offered first.
         large: its params, where they go in parts.
+        result: what came of it, where that came in parts.
         events: where its notifications go.
         deadline: Trio time by which it returns.
         began: Trio time of the first offer.
@@ -69,6 +71,7 @@ class Flight:
 
     # What is so at first; few calls change more than two of these.
     large = b""
+    result: Raw | None = None
     spoken = maybe = pending = settled = handed = False
     offers = renewed = 0
     nobody_since = math.inf

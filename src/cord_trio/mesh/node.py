@@ -178,6 +178,7 @@ async def open_node(
     async with trio.open_nursery() as nursery:
         try:
             await nursery.start(service, roster.run)
+            await nursery.start(service, parts.run)
             async with join(
                 link, store, mesh=mesh, node=node, record=record, take=owning.take, begun=began, rng=rng,
                 counters=counters,

@@ -71,12 +71,12 @@ def ttl_of(call: Call, now: float) -> int | None:
     return None if until == math.inf else max(0, int((until - now) * 1000) - HOP_COST)
 
 
-def call_of(request: Request, body: bytes, deadline: float, events: EventSink | None) -> Call:
+def call_of(request: Request, body: bytes | Raw, deadline: float, events: EventSink | None) -> Call:
     """The call that a request asks for.
 
     Args:
         request: that came.
-        body: its payload, put together if it came in parts.
+        body: its payload; what came in parts was read already.
         deadline: Trio time.
         events: where its notifications go.
 
@@ -85,7 +85,7 @@ def call_of(request: Request, body: bytes, deadline: float, events: EventSink | 
 
     """
     try:
-        params = members(payload_of(body, DEEPEST) if body else b"")
+        params = members(payload_of(body, DEEPEST) if isinstance(body, bytes) and body else body)
         if _META not in params:  # as of most callers within a fabric
             return Call(
                 request.method, request.tool, params, NO_MEMBERS, request.principal, deadline, events,
@@ -153,13 +153,14 @@ def failure_of(error: CallError) -> Frame:
     return Frame("err", body=msgspec.json.encode(fault))
 
 
-def outcome_of(frame: Frame, node: str, name: str) -> Outcome:
+def outcome_of(frame: Frame, node: str, name: str, large: Raw | None = None) -> Outcome:
     """How a call ended, as `node` tells it.
 
     Args:
         frame: `ok` or `err`, whole.
         node: who told it.
         name: what the call was about.
+        large: the result instead of the frame's body, where it came in parts, and was read already.
 
     Raises:
         CallError: it has no outcome.
@@ -167,7 +168,7 @@ def outcome_of(frame: Frame, node: str, name: str) -> Outcome:
     """
     if frame.kind == "ok":
         try:
-            result = payload_of(frame.body, DEEPEST)
+            result = large if large is not None else payload_of(frame.body, DEEPEST)
         except Malformed as exc:
             raise OwnerFailed(node, "BadFrame", f"its answer cannot be read: {exc}", "yes") from exc
         match frame.type:

@@ -8,17 +8,22 @@ asks again from the first part that is missing.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
+from msgspec import Raw
 
 from cord_trio.cell import Cell
+from cord_trio.config.settings import DEEPEST
 from cord_trio.counters import Counters
-from cord_trio.errors import BadReply, CallError, ConnectionLost, MessageTooLong
+from cord_trio.errors import BadReply, CallError, ConnectionLost, Malformed, MessageTooLong
 from cord_trio.mesh.frames import Bundle, Frame, decode_frame, encode_frame
 from cord_trio.mesh_errors import BadFrame
+from cord_trio.protocol.jsonrpc import spaced
+from cord_trio.protocol.scanning import Scan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -32,11 +37,11 @@ if TYPE_CHECKING:
 ABOVE: Final = 256 * 1024
 """Bytes of the longest body that goes in one message."""
 
-PART: Final = 64 * 1024
-"""Bytes of a part."""
+PART: Final = 32 * 1024
+"""Bytes of a part: with twice as many, small calls waited longer beside them, and no body came sooner."""
 
 WINDOW: Final = 8
-"""Parts of one body that are under way at once."""
+"""Parts that are under way at once, of all bodies together; of each there may be `ASKED`."""
 
 ASKED: Final = 2
 """Parts that are asked for at once."""
@@ -50,6 +55,9 @@ MAX_BODY: Final = 64 * 1024 * 1024
 ROOM: Final = 2 * MAX_BODY
 """Bytes of bodies that are being put together at once."""
 
+LINE: Final = POOL // PART
+"""Parts that were asked for and wait to be sent: each has a turn of the loop to itself."""
+
 STALL: Final = 1.0
 """Seconds without a part after which it is asked for again."""
 
@@ -62,55 +70,77 @@ class _Incoming:
 
     Attributes:
         bundle: what it will be.
-        parts: those that came.
-        missing: the first that did not.
+        missing: the first part that was not put where it belongs.
         asked: the first that was not asked for.
         moved: settled when the next part comes.
 
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, scan: Scan | None) -> None:
         self.bundle = bundle
-        self.parts: dict[int, bytes] = {}
         self.missing = 0
         self.asked = 0
-        self.size = 0
         self.moved: Cell[None] = Cell()
+        self._came: dict[int, bytes] = {}
+        self._size = 0
         self._sha = hashlib.sha256()
+        self._scan = scan
+        # Neither to make room for all of it nor to have it as bytes in the end takes long, as it does to join parts.
+        self._body = io.BytesIO(bytes(bundle.size))
 
     @property
     def whole(self) -> bool:
         return self.missing >= self.bundle.parts
 
+    @property
+    def comes(self) -> bool:
+        """Whether the first part that is missing is here."""
+        return self.missing in self._came
+
     def take(self, seq: int, data: bytes) -> bool:
         """Keep a part; False if it is none of those that are missing."""
-        if seq in self.parts or not self.missing <= seq < self.asked or self.size + len(data) > self.bundle.size:
+        if seq in self._came or not self.missing <= seq < self.asked or self._size + len(data) > self.bundle.size:
             return False
-        self.parts[seq] = data
-        self.size += len(data)
-        while self.missing in self.parts:
-            self._sha.update(self.parts[self.missing])
-            self.missing += 1
+        self._came[seq] = data
+        self._size += len(data)
         self.moved.settle(None)
         return True
+
+    def put(self) -> None:
+        """Put the first part that is missing where it belongs.
+
+        Raises:
+            Malformed: with it, this is no JSON.
+
+        """
+        data = self._came.pop(self.missing)
+        self._sha.update(data)
+        if self._scan is not None:
+            self._scan.feed(data)
+            data = spaced(data)
+        self._body.write(data)
+        self.missing += 1
 
     def body(self) -> bytes:
         """All of it.
 
         Raises:
             BadReply: it is not what was said.
+            Malformed: it is no JSON.
 
         """
-        if self.size != self.bundle.size or self._sha.hexdigest() != self.bundle.sha256:
+        if self._size != self.bundle.size or self._sha.hexdigest() != self.bundle.sha256:
             raise BadReply("what came in parts is not what was announced")
-        return b"".join([self.parts[seq] for seq in range(self.bundle.parts)])
+        if self._scan is not None:
+            self._scan.end()
+        return self._body.getvalue()
 
 
 class Parts:
     """What a node sends and fetches in parts.
 
     Invariants: no more than `POOL` bytes are under way to it, and it puts no more than `ROOM` together at once, or one
-    body; whoever finds no room waits for it, in order.
+    body; whoever finds no room waits for it, in order. What it does in one turn of the loop is about one part.
 
     Args:
         link: the bulk connection, if the node has one of its own for it.
@@ -127,6 +157,8 @@ class Parts:
         self._taken = 0
         self._fetches = 0
         self._line: deque[tuple[int, Cell[None]]] = deque()
+        self._wanted: deque[tuple[bytes | memoryview, int, str]] = deque()
+        self._more: Cell[None] = Cell()
         self._subscription = link.subscribe(f"{self._inbox}.*", tell=self._take)
 
     def close(self) -> None:
@@ -153,23 +185,53 @@ class Parts:
             await trio.lowlevel.checkpoint()  # all at once would take as long as ten calls
         return Bundle(-(-len(body) // PART), len(body), digest.hexdigest())
 
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Send what is asked for, until cancelled."""
+        task_status.started()
+        while True:
+            while self._wanted:
+                self._send(*self._wanted.popleft())
+                await trio.lowlevel.checkpoint()
+            self._more = Cell()
+            await self._more.wait(_nothing)
+
     def send(self, body: bytes | memoryview, first: int, count: int, to: str) -> None:
-        """Send parts that were asked for, as far as they can be sent now; who fetches asks again for the others."""
+        """Let parts be sent that were asked for, as far as they can be; who fetches asks again for the others."""
         for seq in range(first, min(first + count, first + WINDOW, -(-len(body) // PART))):
-            data = bytes(body[seq * PART : (seq + 1) * PART])
-            try:
-                self._link.publish(to, data, headers=encode_frame(Frame("part", seq=seq)))
-            except (CallError, ValueError):
+            if len(self._wanted) >= LINE:
                 self._counters.add("mesh.parts_unsent")
                 return
+            self._wanted.append((body, seq, to))
+        self._more.settle(None)
+
+    def _send(self, body: bytes | memoryview, seq: int, to: str) -> None:
+        data = bytes(body[seq * PART : (seq + 1) * PART])
+        try:
+            self._link.publish(to, data, headers=encode_frame(Frame("part", seq=seq)))
+        except (CallError, ValueError):
+            self._counters.add("mesh.parts_unsent")
+        else:
             self._counters.add("mesh.parts_sent")
 
-    async def fetch(self, bundle: Bundle, want: Want) -> bytes:
+    async def payload(self, bundle: Bundle, want: Want) -> Raw:
+        """The JSON text that `bundle` announces, as `payload_of` would have it. Takes and raises what `fetch` does.
+
+        Raises:
+            BadFrame: it is none.
+
+        """
+        try:
+            return Raw(await self.fetch(bundle, want, Scan(DEEPEST)))
+        except Malformed as exc:
+            raise BadFrame(f"what came in parts cannot be read: {exc}") from exc
+
+    async def fetch(self, bundle: Bundle, want: Want, scan: Scan | None = None) -> bytes:
         """The body that `bundle` announces.
 
         Args:
             bundle: as it was announced.
             want: asks for parts of it; what it raises ends the wait.
+            scan: checks it as it comes, with line breaks as spaces from then on; None for what may be anything.
 
         Raises:
             MessageTooLong: it is longer than any may be.
@@ -181,7 +243,7 @@ class Parts:
             raise MessageTooLong("mesh_body", MAX_BODY, bundle.size)
         await self._enter(bundle.size)
         try:
-            with self._expecting(bundle) as (incoming, to):
+            with self._expecting(bundle, scan) as (incoming, to):
                 return await self._gather(incoming, to, want)
         finally:
             self._leave(bundle.size)
@@ -192,12 +254,19 @@ class Parts:
         while not incoming.whole:
             if again:
                 incoming.asked = incoming.missing
+            under_way = incoming.asked - incoming.missing
             # A few at a time: what is sent at once holds up what else its owner does.
-            if again or incoming.asked - incoming.missing <= WINDOW - ASKED:
+            if again or under_way + ASKED <= max(ASKED, WINDOW // len(self._incoming)):
                 count = min(ASKED, incoming.bundle.parts - incoming.asked)
                 if count > 0:
                     first, incoming.asked = incoming.asked, incoming.asked + count
                     want(first, count, to)
+            again = False
+            if incoming.comes:
+                incoming.put()
+                await trio.lowlevel.checkpoint()
+                heard = trio.current_time()
+                continue
             again = True
             incoming.moved = Cell()
             with trio.move_on_after(STALL):
@@ -211,10 +280,10 @@ class Parts:
         return incoming.body()
 
     @contextmanager
-    def _expecting(self, bundle: Bundle) -> Generator[tuple[_Incoming, str]]:
+    def _expecting(self, bundle: Bundle, scan: Scan | None) -> Generator[tuple[_Incoming, str]]:
         self._tokens += 1
         token = f"{self._tokens:x}"
-        incoming = self._incoming[token] = _Incoming(bundle)
+        incoming = self._incoming[token] = _Incoming(bundle, scan)
         try:
             yield incoming, f"{self._inbox}.{token}"
         finally:

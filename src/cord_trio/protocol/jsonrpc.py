@@ -127,9 +127,14 @@ def payload_of(text: bytes, depth: int = MAX_DEPTH) -> Raw:
         raise Malformed(PARSE_ERROR, f"not JSON: {exc}") from exc
     if len(text) > 2 * depth and too_deep(text, depth):
         raise TooDeep(PARSE_ERROR, f"JSON is nested deeper than {depth} levels")
+    return payload if (line := spaced(text)) is text else Raw(line)
+
+
+def spaced(text: bytes) -> bytes:
+    """JSON `text` with line breaks between its tokens as spaces; itself if it has none."""
     if _LF in text or _CR in text:
-        return Raw(text.replace(b"\r", b" ").replace(b"\n", b" "))
-    return payload
+        return text.replace(b"\r", b" ").replace(b"\n", b" ")
+    return text
 
 
 def check(envelope: Envelope) -> Envelope:

@@ -117,11 +117,12 @@ class Clerk:
 
 
 PAUSES = st.sampled_from([0.0, 0.01, 0.2, 0.5, 2.0, LEASE * 0.9, 40.0])
-WELL = st.lists(st.tuples(st.sampled_from(["ask", "ask", "move"]), *[st.sampled_from(NODES)] * 2, PAUSES), max_size=12)
+PLACES = st.sampled_from([*NODES, ""])  # where there is less to do
+WELL = st.lists(st.tuples(st.sampled_from(["ask", "ask", "move"]), st.sampled_from(NODES), PLACES, PAUSES), max_size=12)
 ILL = st.lists(
     st.tuples(
         st.sampled_from(["ask", "ask", "move", "cut", "mend", "reset", "crash", "leave"]),
-        *[st.sampled_from(NODES)] * 2, PAUSES,
+        st.sampled_from(NODES), PLACES, PAUSES,
     ),
     max_size=12,
 )  # fmt: skip

@@ -199,6 +199,22 @@ async def test_who_lends_it_to_nobody_does_not_stand_by_but_asks_its_owner(autoj
         assert await a.fabric.ask("clerk", 0) == [1, b.fabric.agents["clerk"].fence]
 
 
+async def test_those_of_a_node_that_is_lost_are_shared_by_the_others(autojump_clock: MockClock) -> None:
+    names = [f"clerk{number}" for number in range(20)]
+    async with open_broker(Random(1)) as broker, member(broker, "a") as a, member(broker, "b") as b:
+        async with member(broker, "c") as c:
+            for one in (c, a, b):
+                for name in names:
+                    one.fabric.singleton(name, Clerk)
+                await trio.sleep(5)
+            assert all(name in c.fabric.agents for name in names)
+            c.way.cut()
+        await trio.sleep(3 * LEASE)
+        owned = [[name for name in names if name in one.fabric.agents] for one in (a, b)]
+        assert {*owned[0], *owned[1]} == {*names}
+        assert min(map(len, owned)) >= 2  # by chance: fewer are one case of 25,000
+
+
 async def test_without_a_mesh_it_is_here() -> None:
     async with open_fabric() as fabric:
         fabric.singleton("clerk", Clerk)

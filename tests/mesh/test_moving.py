@@ -278,3 +278,114 @@ async def test_state_that_came_too_early_is_not_gone_on_with(
         await a.fabric.move("clerk", "b")
         assert await a.fabric.ask("clerk", 2) == [2]
         assert b.fabric.counters["mesh.moved_without_state"] == 1
+
+
+async def test_it_is_placed_by_labels_or_where_there_is_less_to_do(autojump_clock: MockClock) -> None:
+    north, south = {"region": "north"}, {"region": "south"}
+    async with open_broker(Random(1)) as broker, member(broker, "a", labels=north) as a:
+        async with member(broker, "b", labels=south) as b, member(broker, "c", labels=south) as c:
+            await stands_by(a, b)
+            await has(c, "clerk")
+            assert await c.fabric.move("clerk", "region=north") == "a"  # it stays
+            assert await a.fabric.move("clerk", "region=north") == "a"
+            assert await c.fabric.move("clerk", "region=south") == "b"
+            assert "clerk" in b.fabric.agents
+            await trio.sleep(2)
+            assert await b.fabric.move("clerk") == "a"  # no other stands by
+            c.fabric.singleton("clerk", Clerk)
+            await trio.sleep(3)
+            for busy, idle in ((b, c), (c, b)):
+                asking = a.fabric.agents.elsewhere
+                calling = a.node.calling
+                for one, runs in ((busy, 9), (idle, 0)):
+                    calling.peers.get(one.node.name, one.node.epoch).told(runs, 10)
+                assert asking is not None
+                assert await a.fabric.move("clerk") == idle.node.name
+                await trio.sleep(2)
+                assert await idle.fabric.move("clerk", "a") == "a"
+                await trio.sleep(2)
+            with pytest.raises(AgentError, match="no node that is region=west is known to stand by"):
+                await b.fabric.move("clerk", "region=west")
+            await b.fabric.remove("clerk")
+            await c.fabric.remove("clerk")
+            await trio.sleep(3)
+            with pytest.raises(AgentError, match="no other node is known to stand by"):
+                await a.fabric.move("clerk")
+            assert await b.fabric.ask("clerk", 1) == [1]
+
+
+async def test_what_belongs_to_its_node_is_not_moved_and_it_is_told_what_would(autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker, member(broker, "a") as a, member(broker, "b") as b:
+        a.fabric.agent("own", Clerk)
+        await has(b, "own")
+        for one in (a, b):
+            with pytest.raises(AgentError, match=r"belongs to the node that has it.*`fabric.singleton`"):
+                await one.fabric.move("own", "b")
+
+
+async def test_of_two_moves_at_once_one_is_done_and_the_other_says_where_it_goes(autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker, member(broker, "a") as a, member(broker, "b") as b:
+        async with member(broker, "c") as c:
+            await stands_by(a, b, c)
+            said: list[str] = []
+
+            async def go(of: Member, to: str) -> None:
+                try:
+                    said.append(await of.fabric.move("clerk", to))
+                except AgentError as exc:
+                    said.append(str(exc))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(c.fabric.ask, "clerk", 1)
+                await trio.sleep(0.5)
+                nursery.start_soon(go, a, "b")
+                await trio.sleep(0.1)
+                nursery.start_soon(go, b, "c")
+            assert said == ["agent 'clerk' is on its way already, to node 'b'", "b"]
+            assert await a.fabric.ask("clerk", 2) == [1, 2]
+            assert Clerk.most == 1
+
+
+@pytest.mark.parametrize("where", ["clerk", "clerk@a"])
+async def test_who_asks_while_it_goes_to_a_node_that_is_lost_is_told_that_nothing_ran(
+    where: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_broker(Random(1)) as broker, member(broker, "a") as a, member(broker, "c") as c:
+        async with member(broker, "b") as b:
+            await stands_by(a, b)
+            await has(c, "clerk")
+            put = move
+
+            async def commits(store: Store, held: Held, node: str, epoch: str) -> Held:
+                given = await put(store, held, node, epoch)
+                b.way.cut()
+                while "b" in a.node.roster.nodes:  # noqa: ASYNC110  # on a clock that jumps
+                    await trio.sleep(0.1)
+                return given
+
+            monkeypatch.setattr(moving, "move", commits)
+            failed: list[object] = []
+
+            async def ask() -> None:
+                with pytest.raises((AgentError, NoOwner)) as caught:
+                    await c.fabric.ask(where, 2)
+                failed.append((type(caught.value).__name__, getattr(caught.value, "executed", "")))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(a.fabric.ask, "clerk", 1)
+                await trio.sleep(0.2)
+                nursery.start_soon(a.fabric.move, "clerk", "b")
+                await trio.sleep(0.2)
+                nursery.start_soon(ask)
+            assert failed == [("NoOwner", "no")]
+        await trio.sleep(2 * LEASE)
+        assert await c.fabric.ask("clerk", 3) == [3]
+
+
+async def test_who_asks_between_two_owners_waits_a_while_for_the_next(autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker, member(broker, "a") as a, member(broker, "c") as c:
+        async with member(broker, "b") as b:
+            await stands_by(b, a)
+            await has(c, "clerk")
+            assert await c.fabric.ask("clerk", 1) == [1]
+        assert await c.fabric.ask("clerk", 1) == [1]

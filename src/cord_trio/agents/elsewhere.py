@@ -68,8 +68,8 @@ class Elsewhere(Protocol):
     def covers(self, place: str) -> bool:
         """Whether a place, a node or the labels of one, is here."""
 
-    async def move(self, name: str, node: str) -> None:
-        """Let an agent of which there is one go to another node, with its state."""
+    async def move(self, name: str, node: str) -> str:
+        """Let an agent of which there is one go to another node, with its state; returns which that is."""
 
     def changed(self) -> None:
         """Take note that agents of ours were added or removed."""

@@ -173,8 +173,11 @@ class Verbs(ABC):
         if agents.elsewhere is not None:
             agents.elsewhere.changed()
 
-    async def move(self, name: str, node: str) -> None:
-        """Let agent `name`, of which there is one in the mesh, go on at `node`, which stands by for it; returns then.
+    async def move(self, name: str, node: str = "") -> str:
+        """Let agent `name`, of which there is one in the mesh, go on elsewhere; returns then, and on which node.
+
+        `node` is one that stands by for it; or labels, as `region=north`, for one of those whose labels are so, and
+        it stays where they fit already; or empty for another than now. Of several, one with less to do is chosen.
 
         What runs has half a minute to end by itself; whoever waits for it, and each message, is led there. Its class
         has `state() -> JSON`, called when nothing runs, and `restore(state)`, called before anything does.
@@ -187,7 +190,7 @@ class Verbs(ABC):
         """
         if self.agents.elsewhere is None:
             raise AgentError(f"agent {name!r} cannot be moved: this fabric is not in a mesh")
-        await self.agents.elsewhere.move(name, node)
+        return await self.agents.elsewhere.move(name, node)
 
     async def remove(self, name: str) -> None:
         """Stop agent `name` for good, within its grace, and forget it; it is no tool any more.

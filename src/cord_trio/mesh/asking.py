@@ -39,6 +39,7 @@ from cord_trio.mesh.letters import (
 )
 from cord_trio.mesh.owning import HOPS, HandOn
 from cord_trio.mesh.presence import is_name
+from cord_trio.mesh_errors import NoOwner
 from cord_trio.protocol.jsonrpc import UNREADABLE, parse
 
 Back: TypeAlias = "Callable[[str, str, str, Mapping[str, Question]], Awaitable[Mapping[str, Json]]]"
@@ -60,6 +61,12 @@ if TYPE_CHECKING:
 
 KNOWN: Final = 1024
 """Addresses of agents of other nodes that are remembered."""
+
+ON_ITS_WAY: Final = 5.0
+"""Seconds for which an agent of which there is one is asked again, where nobody had it and nothing ran."""
+
+AGAIN: Final = (0.05, 0.5)
+"""Seconds before it is, at least and at most."""
 
 BEHIND: Final = 1024
 """Values that an agent of another node emits before whoever streams has looked at them; of more the newest go."""
@@ -123,7 +130,7 @@ class Asking:
 
     def __init__(
         self, agents: Agents, node: Node, asked: dict[str, Branch], locate: Callable[[str], Awaitable[str]],
-        move: Callable[[str, str], Awaitable[None]], rng: random.Random, stir: Callable[[], None],
+        move: Callable[[str, str], Awaitable[str]], rng: random.Random, stir: Callable[[], None],
     ) -> None:  # fmt: skip
         self.here = node.name
         self.offered: Mapping[str, Sequence[str]] = {}
@@ -140,8 +147,8 @@ class Asking:
     def changed(self) -> None:
         self._stir()
 
-    async def move(self, name: str, node: str) -> None:
-        await self._move(name, node)
+    async def move(self, name: str, node: str) -> str:
+        return await self._move(name, node)
 
     def find(self, address: str) -> Distant | None:
         known = self._known.get(address)
@@ -172,6 +179,18 @@ class Asking:
 
     def _is_known(self, name: str) -> bool:
         return name in self.offered or name in self.standing or name in self._agents.singletons
+
+    def stands_by(self, name: str, labels: str) -> Sequence[str]:
+        """The other nodes that are known to stand by for an agent, and do not drain; with `labels`, that have those."""
+        nodes = self._node.roster.nodes
+        there = [each for each in self.standing.get(name, ()) if each in nodes and each != self.here]
+        return [each for each in there if not nodes[each].draining and (not labels or _has(nodes[each].labels, labels))]
+
+    def is_of_many(self, name: str) -> bool:
+        """Whether each node that has it has one of its own."""
+        if name in self.standing or name in self._agents.singletons:
+            return False
+        return name in self._agents or name in self.offered
 
     def owners(self, address: str) -> Sequence[str]:
         """The nodes that an ask of this address may go to."""
@@ -213,8 +232,7 @@ class Asking:
     ) -> object:
         spent: Mapping[str, Decimal] = {} if reserved is None else reserved[1]  # all, unless we learn better
         try:
-            result = await self._carried(address, call, branch)
-            answer, error, spent = read_reply(result, address)
+            answer, error, spent = await self._said(address, partial(self._carried, address, call, branch))
         except CallError as exc:
             if exc.executed == "no":
                 spent = {}
@@ -228,10 +246,40 @@ class Asking:
             raise error
         return answer
 
-    async def _carried(self, address: str, call: Call, branch: Branch) -> Raw:
+    async def _said(
+        self, address: str, ask: Callable[[Sequence[str]], Awaitable[Raw]]
+    ) -> tuple[object, Exception | None, Mapping[str, Decimal]]:
+        """What `ask` of some nodes gives, as `read_reply` tells it.
+
+        Where there is one of the agent, and nobody had it, it is on its way: whoever has it then is asked, for a while.
+        """
+        until = math.inf
+        owners: Sequence[str] = ()
+        while True:
+            try:
+                said = read_reply(await ask(owners), address)
+                if not self._may_come(address, said[1]) or trio.current_time() > until:
+                    return said
+            except NoOwner as exc:
+                if not self._may_come(address, exc) or trio.current_time() > until:
+                    raise
+            until = min(until, trio.current_time() + ON_ITS_WAY)
+            await trio.sleep(self._rng.uniform(*AGAIN))
+            try:
+                owners = [await self._locate(base_of(address))]
+            except NoOwner:
+                owners = ()  # it says so again
+
+    def _may_come(self, address: str, error: Exception | None) -> bool:
+        """Whether an agent that was not asked may be there in a moment."""
+        name = base_of(address)
+        there_is_one = name in self.standing or name in self._agents.singletons
+        return there_is_one and isinstance(error, NoOwner) and error.executed == "no"
+
+    async def _carried(self, address: str, call: Call, branch: Branch, owners: Sequence[str] = ()) -> Raw:
         """The result of a call that asks."""
         if branch.sink is None:
-            return await self._called(address, call)
+            return await self._called(address, call, owners)
         sink = branch.sink
         send, receive = trio.open_memory_channel[Raw](BEHIND)
 
@@ -256,7 +304,7 @@ class Asking:
             nursery.start_soon(show)
             try:
                 with send:
-                    result = await self._called(address, replace(call, events=events))
+                    result = await self._called(address, replace(call, events=events), owners)
             # Cancelled must travel through the nursery: it may be the nursery's own.
             except Exception as exc:
                 failure = exc
@@ -265,10 +313,10 @@ class Asking:
         assert result is not None
         return result
 
-    async def _called(self, address: str, call: Call) -> Raw:
+    async def _called(self, address: str, call: Call, owners: Sequence[str] = ()) -> Raw:
         late: DeadlineExceeded | None = None
         try:
-            owners = self.owners(address) or [await self._locate(base_of(address))]
+            owners = owners or self.owners(address) or [await self._locate(base_of(address))]
             outcome = await self._node.calling.call(call, owners, join=GRACE)
         except DeadlineExceeded as exc:
             late = exc
@@ -296,25 +344,33 @@ class Asking:
         """Put `payload` into a mailbox of another node; returns whether it was taken."""
         letter = self._letter(address, branch, payload, (), ways_of(branch), limits_of(branch.account))
         call = self._call(TELL, address, branch, letter, branch.trace and branch.trace.at(branch.span))
-        result = await self._called(address, call)
-        answer, error, _ = read_reply(result, address)
+        answer, error, _ = await self._said(address, partial(self._called, address, call))
         if error is not None:
             raise error
         return answer is True
 
     async def _hand_on(self, address: str, tail: Tail, context: Context, payload: object) -> None:
-        """Let another node answer whoever asked. Raises `HandOn`, or `HandoffRefused`."""
+        """Let another node answer whoever asked.
+
+        Raises:
+            HandOn: it does.
+            HandoffRefused: it cannot go on with what was handed to it.
+            CallError: likewise, where nothing ran: the agent that was asked has moved there.
+
+        """
         branch = context.branch
-        if HOPS.get() >= MAX_HOPS:
-            raise HandoffRefused(address, f"{MAX_HOPS} nodes are the most that a call goes through")
         limits = limits_of(branch.account)
         letter = self._letter(
             address, branch, payload, context.transcript, tail.letter.ways, limits, spent=tail.spent
         )  # fmt: skip
         try:
+            if HOPS.get() >= MAX_HOPS:
+                raise NoOwner(address, f"{MAX_HOPS} nodes are the most that a call goes through")
             owners = self.owners(address) or [await self._locate(base_of(address))]
             node = self._node.calling.choose(address, owners)
         except CallError as exc:
+            if not _was_handed(branch):
+                raise
             raise HandoffRefused(address, str(exc)) from exc
         raise HandOn(node, self._call(ASK, address, branch, letter, context.trace))
 

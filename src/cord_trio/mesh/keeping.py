@@ -35,6 +35,12 @@ log = logging.getLogger("cord_trio.mesh")
 COMING: Final = 5.0
 """Seconds for which whoever asks waits for an agent that is ours and is not here yet."""
 
+SPREAD: Final = 0.2
+"""Seconds, at most, that it lets others try first where an agent is nobody's, and as long for each that it has."""
+
+LATEST: Final = 1.0
+"""Seconds, at most, in all."""
+
 AGAIN: Final = (0.5, 2.0)
 """Seconds before an agent is claimed again, at least and at most, where it is not known who has it."""
 
@@ -136,6 +142,9 @@ class Keeping:
                     lease = await self._standing()
                     try:
                         before = await locate(self._store, name)
+                        if before is None or (before.node, before.epoch) != (lease.node, lease.epoch):
+                            await trio.sleep(self._rng.uniform(0, min(LATEST, SPREAD * (1 + len(self.held)))))
+                            before = await locate(self._store, name)
                         if before is not None and _is_anothers(before, lease, node):
                             await self._wait_over(node, name, before.epoch)
                             continue

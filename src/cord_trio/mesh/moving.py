@@ -72,7 +72,7 @@ class Moving:
         self._rng = rng
         self._node: Node | None = None
         self._nursery: trio.Nursery | None = None
-        self._under_way: set[str] = set()
+        self._under_way: dict[str, str] = {}  # and where each goes
 
     async def run(self, node: Node) -> None:
         """Keep what is under way, until cancelled."""
@@ -83,22 +83,26 @@ class Moving:
             finally:
                 self._nursery = None
 
-    async def move(self, name: str, to: str) -> None:
-        """Let agent `name` go to node `to`. Cancelled, it goes on all the same. Raises as `Fabric.move` says."""
+    async def move(self, name: str, to: str) -> str:
+        """Let agent `name` go to `to`, and tell which node that is. Cancelled, it goes on all the same.
+
+        Raises as `Fabric.move` says.
+        """
         if self._node is None or self._nursery is None:
             raise AgentError(f"agent {name!r} cannot be moved: this fabric is not in a mesh")
         if name not in self._keeping.held:
-            await self._have_moved(name, to)
-            return
+            return await self._have_moved(name, to)
+        if name in self._under_way:
+            raise AgentError(f"agent {name!r} is on its way already, to node {self._under_way[name]!r}")
+        to = self._chosen(name, to)
         if to == self._node.name:
             await trio.lowlevel.checkpoint()
-            return
-        if name in self._under_way:
-            raise AgentError(f"agent {name!r} is on its way already")
+            return to
         moved = Cell[None]()
-        self._under_way.add(name)
+        self._under_way[name] = to
         self._nursery.start_soon(self._send, self._keeping.held[name], to, moved)
         await moved.wait(_nothing)
+        return to
 
     async def answer(self, call: Call) -> Complete:
         """What another node asks for; see `Hosting.answer` for what it asks an agent, or tells it.
@@ -127,18 +131,45 @@ class Moving:
                     self._keeping.take(name)
                     said = await self._keeping.wait_here(name)
                 case _:
-                    await self.move(name, to)
+                    said = await self.move(name, to)
             return Complete(reply_of(said, name, {}))
         except Exception as exc:
             return Complete(refusal_of(exc, name, self._settings.node, {}))
 
     # Inside
 
-    async def _have_moved(self, name: str, to: str) -> None:
+    def _chosen(self, name: str, to: str) -> str:
+        """The node that is meant by `to` for an agent of ours."""
+        asking = self._hosting.asking
+        assert self._node is not None
+        assert asking is not None
+        if to and "=" not in to:
+            return to
+        if to and asking.covers(to):
+            return self._node.name
+        there = asking.stands_by(name, to)
+        if not there:
+            who = f"no node that is {to}" if to else "no other node"
+            raise AgentError(
+                f"agent {name!r} was not moved: {who} is known to stand by for it, as `singleton` makes one do"
+            )
+        return self._node.calling.choose(name, there)
+
+    async def _have_moved(self, name: str, to: str) -> str:
         """Have whoever has the agent move it."""
-        owner = await self._hosting.locate(name)
-        if owner != to:
-            await self._say(letters.MOVE, name, owner, {"to": to})
+        try:
+            owner = await self._hosting.locate(name)
+        except NoOwner:
+            if self._hosting.asking is not None and self._hosting.asking.is_of_many(name):
+                raise AgentError(
+                    f"agent {name!r} cannot be moved: it belongs to the node that has it. Where there is to be one in "
+                    "the mesh, say `singleton = true`, or call `fabric.singleton`, on each node that may have it"
+                ) from None
+            raise
+        if owner == to:
+            return to
+        said = await self._say(letters.MOVE, name, owner, {"to": to})
+        return said if isinstance(said, str) else to
 
     async def _say(self, method: str, name: str, node: str, params: Mapping[str, object]) -> object:
         assert self._node is not None
@@ -181,7 +212,7 @@ class Moving:
             if not moved.fail(exc):
                 log.warning("an agent was not moved agent=%s reason=%s", name, exc)
         finally:
-            self._under_way.discard(name)
+            del self._under_way[name]
             moved.fail(AgentError(f"agent {name!r} was not moved: this node leaves the mesh"))
 
     async def _ready(self, name: str, to: str, state: object) -> str:

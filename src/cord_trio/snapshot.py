@@ -36,6 +36,9 @@ Kind: TypeAlias = Literal["tools", "prompts", "resources", "templates"]
 KINDS: Final[tuple[Kind, ...]] = ("tools", "prompts", "resources", "templates")
 """What servers list."""
 
+RULED: Final[tuple[Kind, ...]] = ("prompts", "resources", "templates")
+"""What rules can keep from being listed."""
+
 WORDS: Final[Mapping[Kind, str]] = {
     "tools": "tool",
     "prompts": "prompt",

@@ -253,7 +253,7 @@ class _Builder:
         source, around = self.source, self._around
         rules = layers.Policy(
             source.rules, read_only=source.read_only, name=source.name, own_name=self._ends.own_name,
-            annotations=self._ends.annotations, trusted=source.trust,
+            own=self._ends.own, annotations=self._ends.annotations, trusted=source.trust,
         )  # fmt: skip
         return layers.policy(
             rules, approve=around.approve, sealer=around.sealer, seconds=source.approval, counters=around.counters,

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
 
+from cord_trio.config import Foreign
+from cord_trio.config.rules import Shown, denying, words_of
+from cord_trio.errors import Denied
 from cord_trio.routing import told_as
+from cord_trio.snapshot import RULED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Generator, Iterable
+    from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 
+    from cord_trio.config.rules import Rule
     from cord_trio.registry import Registry
     from cord_trio.replicas import Kept
-    from cord_trio.routing import Finder
+    from cord_trio.routing import Elsewhere, Finder
+    from cord_trio.snapshot import Kind
+
+NOTHING_HIDDEN: Final = frozenset[str]()
 
 
 @attrs.define(eq=False)
@@ -23,6 +31,7 @@ class _Wish:
     """One who wants to hear of resources.
 
     Attributes:
+        principal: who it is.
         sink: told of each.
         wanted: those whose sources are known: who keeps it, and what it calls it, by the exported name.
         late: those that no source has now, by their exported names.
@@ -30,6 +39,7 @@ class _Wish:
 
     """
 
+    principal: str
     sink: Callable[[str], None]
     wanted: dict[str, tuple[Kept, str]] = attrs.field(factory=dict)
     late: list[str] = attrs.field(factory=list)
@@ -37,15 +47,59 @@ class _Wish:
 
 
 class Subscribing:
-    """The part of `Sources` that subscribes."""
+    """The part of `Sources` that knows who may see what, and subscribes."""
 
     registry: Registry
     links: dict[str, Kept]
+    elsewhere: Elsewhere | None
     _finder: Finder
     _nursery: trio.Nursery | None
 
     def __init__(self) -> None:
         self._wishes: dict[_Wish, None] = {}
+        self._ruled: tuple[dict[str, Kept], dict[str, Sequence[Rule | Shown]]] = {}, {}
+
+    def hidden(self, kind: Kind, principal: str) -> frozenset[str]:
+        """The exported names of a list that `principal` is not shown, by the rules of their sources."""
+        ruled = self._rules() if kind in RULED else {}
+        if not ruled:
+            return NOTHING_HIDDEN
+        found: set[str] = set()
+        merged = self.registry.snapshot.merged.get(kind, {})
+        for name in ruled:
+            rules = self._rules_for(name, principal)
+            if rules and name in merged:
+                routes = merged[name].routes.items()
+                found.update(public for public, route in routes if denying(rules, kind, route.key) is not None)
+        return frozenset(found)
+
+    def refusal(self, principal: str, uri: str) -> Denied | None:
+        """Why `principal` may not have the resource that is exported as `uri`; None if no rule denies it."""
+        way = self._finder.resource(self.registry.snapshot, uri) if self._rules() else None
+        return None if way is None else self._refusal(principal, uri, way)
+
+    def _refusal(self, principal: str, uri: str, way: tuple[str, str]) -> Denied | None:
+        source, own = way
+        rule = denying(self._rules_for(source, principal), "resources", own)
+        return None if rule is None else Denied(uri, words_of(rule, source, self._rules()[source]))
+
+    def _rules(self) -> dict[str, Sequence[Rule | Shown]]:
+        """Of each source that has some about prompts and resources."""
+        if self._ruled[0] is not self.links:  # another configuration has come
+            found: dict[str, Sequence[Rule | Shown]] = {}
+            for name, link in self.links.items():
+                source = link.source
+                rules = source.shown if isinstance(source, Foreign) else source.rules
+                if any(isinstance(rule, Shown) or rule.prompts or rule.resources for rule in rules):
+                    found[name] = rules
+            self._ruled = self.links, found
+        return self._ruled[1]
+
+    def _rules_for(self, source: str, principal: str) -> list[Rule | Shown]:
+        rules = self._rules().get(source, ())
+        if rules and self.elsewhere is not None and isinstance(self.links[source].source, Foreign):
+            principal = f"{principal}@{self.elsewhere.node}"  # as its node knows who calls from here
+        return [rule for rule in rules if rule.is_for(principal)]
 
     @contextmanager
     def subscribe(
@@ -62,9 +116,14 @@ class Subscribing:
             uris: as they are exported.
             sink: must not block.
 
+        Raises:
+            Denied: a rule of its source denies one of them; nothing was subscribed to.
+
         """
-        del principal  # resources that differ by person come with credentials of theirs
-        wish = _Wish(sink)
+        wish, uris = _Wish(principal, sink), tuple(uris)
+        for public in uris:
+            if (refusal := self.refusal(principal, public)) is not None:
+                raise refusal
         wish.late = [public for public in dict.fromkeys(uris) if not self._lead(wish, public)]
         self._wishes[wish] = None
         try:
@@ -83,6 +142,8 @@ class Subscribing:
         link = None if way is None else self.links.get(way[0])
         if way is None or link is None:
             return False
+        if self._refusal(wish.principal, public, way) is not None:  # it came late, and is not told of
+            return True
         told = told_as(way[1], public, link.source.export_prefix, wish.sink)
         if (link, way[1]) not in wish.wanted.values():
             link.subscriptions.add(way[1], wish, told)
@@ -114,7 +175,8 @@ class Subscribing:
                 for public in tuple(wish.late):
                     if self._lead(wish, public):
                         wish.late.remove(public)
-                        wish.sink(public)
+                        if public in wish.wanted:
+                            wish.sink(public)
                 if not wish.late:
                     break
                 try:

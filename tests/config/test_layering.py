@@ -115,6 +115,7 @@ def test_rules_and_budgets_are_read() -> None:
         rules = [
             { tools = ["s*"], arguments = { "to.name" = ["me"], all = ["true"] }, principals = ["*@n"], then = "ask" },
             { then = "allow" },
+            { prompts = ["p*"], resources = ["file:///a/*"], principals = ["*@n"], then = "deny" },
         ]
         budget = { calls = 3, every = 60 }
         tool = { x = { cache = 2.5, budget = { calls = 1 } } }
@@ -126,7 +127,9 @@ def test_rules_and_budgets_are_read() -> None:
     assert a.rules == (
         Rule(tools=("s*",), arguments={"to.name": ("me",), "all": ("true",)}, principals=("*@n",), then="ask"),
         Rule(then="allow"),
+        Rule(prompts=("p*",), resources=("file:///a/*",), principals=("*@n",), then="deny"),
     )
+    assert (a.rules[1].tools, a.rules[2].tools) == (("*",), ())
     assert (a.budget, a.cache, a.read_only) == (Quota(calls=3, every=60.0), 0.0, True)
     assert a.tool["x"] == ToolSettings(cache=2.5, budget=Quota(calls=1))
     assert (b.rules, b.budget, b.cache) == ((Rule(then="deny"),), Quota(bytes=5), None)
@@ -137,7 +140,8 @@ def test_what_is_wrong_with_rules_and_budgets_is_told_where_it_stands() -> None:
         [sources.a]
         command = "a"
         cache = -1
-        rules = [{ tools = "x" }, 3, { then = "maybe", when = 1, arguments = { a = "b" } }]
+        rules = [{ tools = "x" }, 3, { then = "maybe", when = 1, arguments = { a = "b" } },
+                 { prompts = ["[a"], arguments = { a = ["b"] }, then = "ask" }]
         budget = { calls = 0, each = 3 }
         [sources.b]
         command = "b"
@@ -151,6 +155,9 @@ def test_what_is_wrong_with_rules_and_budgets_is_told_where_it_stands() -> None:
         ("sources.a.rules[2].when", "is not known"),
         ("sources.a.rules[2].arguments.a", "is a text"),
         ("sources.a.rules[2].then", "is none of the three"),
+        ("sources.a.rules[3].then", "asks a person, who is asked about tools alone"),
+        ("sources.a.rules[3].arguments", "are looked at of tools alone"),
+        ("sources.a.rules[3].prompts[0]", "is no glob: its `[` is never closed"),
         ("sources.a.budget.each", "is not known"),
         ("sources.a.budget.calls", "is too small"),
         ("sources.a.cache", "is too small"),

@@ -181,6 +181,9 @@ class FakeFabric:
     def trust(self, kind: str, /) -> float:
         return math.inf
 
+    def hidden(self, kind: str, principal: str, /) -> frozenset[str]:
+        return frozenset()
+
     async def wait_moot(self, park: str, /) -> None:
         await trio.sleep_forever()
 

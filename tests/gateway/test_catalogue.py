@@ -52,6 +52,26 @@ def test_r07_walking_the_pages_sees_each_tool_once_in_order(size: int) -> None:
     assert pages == -(-7 // size)
 
 
+@pytest.mark.parametrize("hidden", ["", "a", "ag", "bcde", "efg", "abcdefg"])
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_the_pages_of_who_may_not_see_all_are_full_and_end_with_the_last_that_is_seen(size: int, hidden: str) -> None:
+    catalogue, now = Catalogue(Sealer(b"k" * 32), size), snapshot(1, *"abcdefg")
+    pages: list[list[str]] = []
+    cursor: str | None = None
+    while not pages or cursor is not None:
+        page, cursor = catalogue.list(now, step(cursor), 0, frozenset(hidden))
+        pages.append(listed(page))
+    seen = [name for name in "abcdefg" if name not in hidden]
+    assert pages == ([seen[at : at + size] for at in range(0, len(seen), size)] or [[]])
+
+
+def test_a_list_of_which_not_all_is_seen_stays_itself_too() -> None:
+    catalogue = Catalogue(Sealer(b"k" * 32), 2)
+    _, cursor = catalogue.list(snapshot(1, *"abcd"), step(None), 0, frozenset("a"))
+    page, _ = catalogue.list(snapshot(2, *"vwxyz"), step(cursor), VIEW_LIFE - 1, frozenset("a"))
+    assert listed(page) == ["d"]
+
+
 def test_a_list_stays_itself_for_who_is_in_the_middle_of_it() -> None:
     catalogue = Catalogue(Sealer(b"k" * 32), 2)
     _, cursor = catalogue.list(snapshot(1, *"abcd"), step(None), 0)

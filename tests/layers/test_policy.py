@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pytest
 import trio
 from msgspec import Raw
+from msgspec.structs import replace
 
 from cord_trio.auth.sealing import Sealer
 from cord_trio.call import Call, Complete, InputRequired, Outcome
@@ -52,6 +53,7 @@ def around(
 ) -> Handler:
     judge = Policy(
         rules, read_only=read_only, name="x", own_name=lambda public: public.removeprefix("x__"),
+        own=lambda call: (None if "ref" in call.params else call.name, call.params),
         annotations=lambda _: hints, trusted=trusted,
     )  # fmt: skip
     sealer = Sealer(bytes(32))
@@ -108,6 +110,43 @@ async def test_a_rule_is_about_who_calls() -> None:
 
 async def test_what_is_no_call_of_a_tool_has_no_rules() -> None:
     assert await around(Source(), Rule(then="deny"))(Call("resources/read", "x:y")) is DONE
+
+
+PROMPT = Call("prompts/get", "secret-plan")
+FILE = Call("resources/read", "file:///private/a")
+OF_PROMPT = Call("completion/complete", "x", {"ref": Raw(b'{"type":"ref/prompt","name":"secret-plan"}')})
+OF_FILE = Call("completion/complete", "x", {"ref": Raw(b'{"type":"ref/resource","uri":"file:///private/{a}"}')})
+
+
+@pytest.mark.parametrize("call", [PROMPT, FILE, OF_PROMPT, OF_FILE])
+@pytest.mark.parametrize(
+    ("rules", "denied"),
+    [
+        ([Rule(prompts="secret*", resources="file:///private/*", then="deny")], 0),
+        ([Rule(then="deny"), Rule(prompts="*", resources="*", principals="eve@*", then="deny")], 1),
+        ([Rule(prompts="*", resources="*", principals="ann@*", then="deny")], None),
+        ([Rule(prompts="s*", resources="f*", then="allow"), Rule(prompts="*", resources="*", then="deny")], None),
+        ([Rule(prompts="file*", resources="secret*", then="deny")], None),
+        ([Rule(tools="*", then="deny")], None),
+    ],
+)
+async def test_rules_about_prompts_and_resources_are_about_all_that_is_asked_of_them(
+    call: Call, rules: list[Rule], denied: int | None
+) -> None:
+    call, counters = replace(call, principal="eve@b"), Counters()
+    handler = around(Source(), *rules, counters=counters)
+    if denied is None:
+        assert await handler(call) is DONE
+        return
+    with pytest.raises(Denied, match=rf"a rule of source 'x' says so: rules\[{denied}\]") as caught:
+        await handler(call)
+    assert (caught.value.executed, counters["policy.denied"]) == ("no", 1)
+
+
+async def test_a_rule_that_names_prompts_is_about_no_tool() -> None:
+    assert await around(Source(), Rule(prompts="*", then="deny"))(tool()) is DONE
+    with pytest.raises(Denied):
+        await around(Source(), Rule(prompts="*", tools="*", then="deny"))(tool())
 
 
 async def test_arguments_that_cannot_be_read_are_denied() -> None:

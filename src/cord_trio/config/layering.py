@@ -169,13 +169,12 @@ def read_tools(table: Table) -> dict[str, ToolSettings]:
 def _read_rules(table: Table) -> tuple[Rule, ...] | None:
     rules: list[Rule] = []
     for entry in table.tables("rules") or ():
-        entry.only(("tools", "arguments", "principals", "then"))
-        given: dict[str, Json] = {name: entry.texts(name) for name in ("tools", "principals")} | {
-            "then": entry.text("then")
-        }
+        globs = ("tools", "prompts", "resources", "principals")
+        entry.only((*globs, "arguments", "then"))
+        given: dict[str, Json] = {name: entry.texts(name) for name in globs} | {"then": entry.text("then")}
         if (arguments := entry.table("arguments")) is not None:
             found = {name: arguments.texts(name) for name in arguments.members}
-            given["arguments"] = {name: globs for name, globs in found.items() if globs is not None}
+            given["arguments"] = {name: texts for name, texts in found.items() if texts is not None}
         given = {name: value for name, value in given.items() if value is not None}
         try:
             rules.append(Rule(**{"then": "", **given}))

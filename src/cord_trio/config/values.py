@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from cord_trio.call import Layer
     from cord_trio.config.checks import Fault
+    from cord_trio.config.rules import Shown
 
 MAX_PREFIX = 40
 """Characters of a prefix: an exported name has 64 in all, and must leave room to tell tools apart."""
@@ -331,11 +332,13 @@ class Foreign(InProcess):
     Attributes:
         keeper: makes what stands for it here: called with the source and what `Link` takes.
         digest: of what it lists; the source is another once that is.
+        shown: what its node's rules say of who may see what of it.
 
     """
 
     keeper: Callable[..., object] = attrs.field(eq=False, repr=False)
     digest: str
+    shown: tuple[Shown, ...] = attrs.field(default=(), eq=False, repr=False)
     serve: Callable[..., Awaitable[object]] = attrs.field(default=_nowhere, eq=False, repr=False)
 
 

@@ -59,9 +59,13 @@ _POSITION = struct.Struct(">QQ")
 class View:
     """One list of one snapshot, as JSON text per item. Immutable once made, but for the pages it caches."""
 
-    __slots__ = ("legacy", "modern", "pages", "serial", "superseded", "version")
+    __slots__ = ("held", "legacy", "modern", "names", "pages", "serial", "superseded", "version")
 
-    def __init__(self, serial: int, version: int, modern: Sequence[bytes], legacy: Sequence[bytes]) -> None:
+    def __init__(
+        self, serial: int, version: int, modern: Sequence[bytes], legacy: Sequence[bytes], names: Sequence[str] = ()
+    ) -> None:
+        self.names = names
+        self.held = False  # whether somebody may hold a cursor into it
         self.serial = serial
         self.version = version
         self.modern = modern
@@ -80,7 +84,23 @@ class View:
                 end += 1
             page = (b"[%b]" % b",".join(items[start:end]), end if end < len(items) else 0)
             self.pages[modern, start] = page
+            self.held = self.held or end < len(items)
         return page
+
+    def part(self, modern: bool, start: int, size: int, hidden: frozenset[str]) -> tuple[bytes, int]:
+        """As `page`, without what is `hidden`."""
+        items = self.modern if modern else self.legacy
+        shown: list[bytes] = []
+        weight = 0
+        for place in range(start, len(items)):
+            if self.names[place] in hidden:
+                continue
+            weight += len(items[place])
+            if shown and (len(shown) >= size or weight > PAGE_BYTES):
+                self.held = True
+                return b"[%b]" % b",".join(shown), place
+            shown.append(items[place])
+        return b"[%b]" % b",".join(shown), 0
 
 
 class Shelf:
@@ -103,13 +123,13 @@ class Shelf:
         if view.serial and modern == view.modern:
             view.version = snapshot.version
             return view
-        if any(end for _, end in view.pages.values()):  # someone may hold a cursor into it
+        if view.held:
             view.superseded = now
             self._older[view.serial] = view
             while len(self._older) > MAX_VIEWS:
                 self._older.popitem(last=False)
         legacy = tuple(entry[2] for entry in encoded.values())
-        self._view = View(view.serial + 1, snapshot.version, modern, legacy)
+        self._view = View(view.serial + 1, snapshot.version, modern, legacy, tuple(encoded))
         return self._view
 
     def kept(self, serial: int, now: float) -> View:
@@ -169,8 +189,10 @@ class Catalogue:
             "resources": serial["resources"] + serial["templates"],
         }
 
-    def list(self, snapshot: Snapshot, step: List, now: float) -> tuple[bytes, str | None]:
-        """One page as a JSON array, and the cursor of the next.
+    def list(
+        self, snapshot: Snapshot, step: List, now: float, hidden: frozenset[str] = frozenset()
+    ) -> tuple[bytes, str | None]:
+        """One page as a JSON array without what is `hidden`, and the cursor of the next.
 
         Raises:
             Malformed: the cursor is none of ours, or its list is no longer kept (-32602).
@@ -182,13 +204,19 @@ class Catalogue:
             serial, start = self._open(step, now)
             if serial != view.serial:
                 view = shelf.kept(serial, now)
-        page, after = view.page(step.era.modern, start, self._page)
+        if hidden:
+            page, after = view.part(step.era.modern, start, self._page, hidden)
+        else:
+            page, after = view.page(step.era.modern, start, self._page)
         if not after:
             return page, None
         position = _POSITION.pack(view.serial, after)
         return page, self._sealer.seal(f"cursor:{step.kind}", step.principal, position, now + CURSOR_LIFE)
 
-    def answer(self, step: List, snapshot: Snapshot, signature: bytes, now: float, trust: float = math.inf) -> Reply:
+    def answer(
+        self, step: List, snapshot: Snapshot, signature: bytes, now: float, trust: float = math.inf,
+        hidden: frozenset[str] = frozenset(),
+    ) -> Reply:  # fmt: skip
         """The answer to a list request.
 
         Args:
@@ -197,10 +225,11 @@ class Catalogue:
             signature: the `_meta` member of our own modern results.
             now: Trio time.
             trust: seconds for which what is listed may be trusted.
+            hidden: exported names that its principal is not shown.
 
         """
         try:
-            page, cursor = self.list(snapshot, step, now)
+            page, cursor = self.list(snapshot, step, now, hidden)
         except Malformed as exc:
             return Reply(encode_error(step.id, exc.code, str(exc)))
         more = b"" if cursor is None else b',"nextCursor":%b' % encode(cursor)

@@ -201,6 +201,9 @@ class Fabric(Protocol):
     def trust(self, kind: Literal["tools", "prompts", "resources", "templates"], /) -> float:
         """Seconds for which what is listed of `kind` may be trusted; what may not be any more is fetched anew."""
 
+    def hidden(self, kind: Literal["tools", "prompts", "resources", "templates"], principal: str, /) -> frozenset[str]:
+        """The exported names of `kind` that `principal` is not shown."""
+
     async def wait_started(self) -> None:
         """Return once every source was tried once."""
 

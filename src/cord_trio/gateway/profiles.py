@@ -108,6 +108,9 @@ class PartOfFabric:
     def trust(self, kind: Kind, /) -> float:
         return self._fabric.trust(kind)
 
+    def hidden(self, kind: Kind, principal: str, /) -> frozenset[str]:
+        return self._fabric.hidden(kind, principal)
+
     async def wait_started(self) -> None:
         await self._fabric.wait_started()
 

@@ -179,7 +179,8 @@ class Service:
         self.fabric.start_unlisted()
         trust = self.fabric.trust(step.kind)
         snapshot, now = self.fabric.registry.snapshot, trio.current_time()
-        return self.catalogue.answer(step, snapshot, self.front.signature, now, trust)
+        hidden = self.fabric.hidden(step.kind, step.principal)
+        return self.catalogue.answer(step, snapshot, self.front.signature, now, trust, hidden)
 
     @property
     def draining(self) -> bool:

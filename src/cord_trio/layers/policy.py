@@ -16,6 +16,7 @@ from msgspec import Raw
 from msgspec.structs import replace
 
 from cord_trio.call import Call, InputRequired
+from cord_trio.config.rules import denying, words_of
 from cord_trio.errors import Denied, Malformed
 from cord_trio.protocol.jsonrpc import encode, members, object_of, parse
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from cord_trio.call import Handler, Layer, Outcome
     from cord_trio.config.rules import Rule, Then
     from cord_trio.counters import Counters
+    from cord_trio.layers.record import Own
     from cord_trio.protocol.jsonrpc import Json
     from cord_trio.protocol.mcp import Annotations
 
@@ -42,6 +44,7 @@ KNOWN: Final = 10_000
 SHOWN: Final = 500
 """Characters of the arguments that a person is shown."""
 
+_KINDS: Final = {"prompts/get": "prompts", "resources/read": "resources", "completion/complete": ""}
 _PURPOSE: Final = "approval"
 _ASKED: Final = b"?"
 _APPROVED: Final = b"!"
@@ -59,6 +62,7 @@ class Policy:
         read_only: whether only tools may be called that say they only read, and are believed.
         name: of the source, for errors.
         own_name: what the server calls the tool with an exported name.
+        own: what the server calls whatever else a call is about, and the call's params in its words.
         annotations: of the tool with an exported name.
         trusted: whether annotations are believed.
 
@@ -71,6 +75,7 @@ class Policy:
         read_only: bool = False,
         name: str,
         own_name: Callable[[str], str | None],
+        own: Own | None = None,
         annotations: Callable[[str], Annotations | None],
         trusted: bool,
     ) -> None:
@@ -78,15 +83,29 @@ class Policy:
         self._read_only = read_only
         self._name = name
         self._own_name = own_name
+        self._own = own
+        self._others = tuple(rule for rule in rules if rule.prompts or rule.resources)
         self._annotations = annotations
         self._trusted = trusted
         self._known: dict[str, tuple[Rule, ...]] = {}
+
+    def _judge_other(self, call: Call) -> tuple[Then, str]:
+        """What becomes of a call about a prompt or a resource."""
+        rules = [rule for rule in self._others if rule.is_for(call.principal)]
+        if not rules or self._own is None or call.method not in _KINDS:
+            return "allow", ""
+        kind, (own, params) = _KINDS[call.method], self._own(call)
+        if not kind:  # of what is completed, `ref` says what it is
+            ref = parse(params.get("ref", Raw(b"{}")))
+            kind, own = ("prompts", ref.get("name")) if ref.get("type") == "ref/prompt" else ("resources", ref["uri"])
+        found = denying(rules, kind, own or "")
+        return ("allow", "") if found is None else ("deny", words_of(found, self._name, self._rules))
 
     def judge(self, call: Call) -> tuple[Then, str]:
         """What becomes of `call`, and why."""
         public = call.name or ""
         if call.method != "tools/call":
-            return "allow", ""
+            return self._judge_other(call) if self._others else ("allow", "")
         if self._read_only:
             hints = self._annotations(public) if self._trusted else None
             if hints is None or not hints.read_only_hint:
@@ -110,7 +129,7 @@ class Policy:
                 return "deny", "its arguments cannot be read"
         for rule in rules:
             if rule.is_for(call.principal) and rule.matches(arguments):
-                return rule.then, f"a rule of source {self._name!r} says so"
+                return rule.then, words_of(rule, self._name, self._rules)
         return "allow", ""
 
 

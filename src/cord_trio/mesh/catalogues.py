@@ -19,6 +19,7 @@ import trio
 from msgspec import Raw
 
 from cord_trio.client import DECODERS
+from cord_trio.config.rules import Shown
 from cord_trio.config.settings import DEEPEST
 from cord_trio.counters import Counters
 from cord_trio.errors import CallError, Malformed
@@ -27,12 +28,13 @@ from cord_trio.manifests import MEMBERS
 from cord_trio.mesh_errors import BadCatalogue, NotPermitted
 from cord_trio.protocol.eras import ERAS, LATEST_MODERN
 from cord_trio.protocol.jsonrpc import UNREADABLE, object_of, payload_of
-from cord_trio.snapshot import KINDS, NO_EXPORTS, Listed
+from cord_trio.snapshot import KINDS, NO_EXPORTS, RULED, Listed
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from cord_trio.config.rules import Rule
     from cord_trio.mesh.contracts import Store
     from cord_trio.protocol.mcp import Tool
     from cord_trio.snapshot import Kind, Snapshot
@@ -44,6 +46,9 @@ PAGE: Final = 512 * 1024
 
 MAX_CATALOGUE: Final = 16 * 1024 * 1024
 """Bytes of the longest catalogue."""
+
+MAX_SHOWN: Final = 1000
+"""Rules of a source about its prompts and resources that are told of."""
 
 CACHED: Final = 64 * 1024 * 1024
 """Bytes of catalogues that a node keeps; past it those that were not needed for longest are let go of."""
@@ -61,12 +66,20 @@ _DIGEST: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 _MAX_PAGES: Final = MAX_CATALOGUE // PAGE + 1
 
 
-class _Text(msgspec.Struct, frozen=True):
+class _Shown(msgspec.Struct, frozen=True):
+    principals: tuple[str, ...]
+    then: str
+    names: dict[str, tuple[str, ...]]
+    number: int
+
+
+class _Text(msgspec.Struct, frozen=True, omit_defaults=True):
     revision: str
     capabilities: dict[str, Any]
     server_info: dict[str, Any]
     instructions: str | None
     lists: dict[str, Raw]
+    shown: tuple[_Shown, ...] = ()
 
 
 @attrs.frozen(eq=False)
@@ -78,6 +91,7 @@ class Catalogue:
         size: bytes of its text.
         greeting: what the server says of itself.
         lists: its tools, prompts, resources and templates.
+        shown: what its node's rules say of who may see what of it.
 
     """
 
@@ -85,6 +99,7 @@ class Catalogue:
     size: int
     greeting: Greeting
     lists: Mapping[Kind, Listed] = attrs.field(repr=False)
+    shown: tuple[Shown, ...] = attrs.field(default=(), repr=False)
 
 
 def digest_of(text: bytes) -> str:
@@ -97,8 +112,13 @@ def is_digest(name: str) -> bool:
     return _DIGEST.fullmatch(name) is not None
 
 
-def encode_catalogue(snapshot: Snapshot, source: str) -> bytes | None:
+def encode_catalogue(snapshot: Snapshot, source: str, rules: Sequence[Rule] = ()) -> bytes | None:
     """The text of what `source` exports; None before it has listed. Equal lists have equal texts.
+
+    Args:
+        snapshot: what there is.
+        source: its name.
+        rules: of it: which prompts and resources they deny to whom is told as well, by their exported names.
 
     Raises:
         BadCatalogue: it is too long.
@@ -114,9 +134,23 @@ def encode_catalogue(snapshot: Snapshot, source: str) -> bytes | None:
         if part.routes:
             lists[kind] = Raw(b"[%b]" % part.encoded)
     told = _Text(
-        greeting.revision, dict(greeting.capabilities), dict(greeting.server_info), greeting.instructions, lists
-    )
+        greeting.revision, dict(greeting.capabilities), dict(greeting.server_info), greeting.instructions, lists,
+        tuple(_shown(snapshot, source, rules)),
+    )  # fmt: skip
     return _checked(source, told)
+
+
+def _shown(snapshot: Snapshot, source: str, rules: Sequence[Rule]) -> Iterator[_Shown]:
+    """What rules say of what is listed; those that say nothing of it are left out."""
+    for number, rule in enumerate(rules):
+        names = {
+            kind: tuple(public for public, route in part.routes.items() if rule.is_on(kind, route.key))
+            for kind in RULED
+            if (rule.prompts or rule.resources) and (part := snapshot.merged.get(kind, {}).get(source, NO_EXPORTS))
+        }
+        names = {kind: found for kind, found in names.items() if found}
+        if names:
+            yield _Shown(rule.principals, rule.then, names, number)
 
 
 def encode_agents(tools: Sequence[Tool]) -> bytes:
@@ -132,6 +166,8 @@ def encode_agents(tools: Sequence[Tool]) -> bytes:
 
 
 def _checked(source: str, told: _Text) -> bytes:
+    if len(told.shown) > MAX_SHOWN:
+        raise BadCatalogue(source, f"it has {len(told.shown)} rules about what it lists, where {MAX_SHOWN} may be")
     text = msgspec.json.encode(told, order="sorted")
     if len(text) > MAX_CATALOGUE:
         raise BadCatalogue(source, f"what it lists takes {len(text)} bytes, where {MAX_CATALOGUE} may be")
@@ -156,8 +192,14 @@ def decode_catalogue(text: bytes) -> Catalogue:
         }
     except (*UNREADABLE, Malformed, KeyError) as exc:
         raise BadCatalogue(digest, f"it cannot be read: {exc!r}") from exc
+    if len(told.shown) > MAX_SHOWN:
+        raise BadCatalogue(digest, f"it has {len(told.shown)} rules about what it lists, where {MAX_SHOWN} may be")
+    shown = tuple(
+        Shown(each.principals, each.then, {kind: frozenset(names) for kind, names in each.names.items()}, each.number)
+        for each in told.shown
+    )
     greeting = Greeting(told.revision, era.modern, told.capabilities, told.server_info, told.instructions)
-    return Catalogue(digest, len(text), greeting, lists)
+    return Catalogue(digest, len(text), greeting, lists, shown)
 
 
 class Catalogues:

@@ -176,11 +176,12 @@ class Joined:
         view = snapshot.sources.get(name)
         made_from: list[object] = [None if view is None else view.greeting]
         made_from += [snapshot.merged.get(kind, {}).get(name) for kind in KINDS]
+        made_from.append(rules := self._fabric.links[name].source.rules)
         known = self._texts.get(name)
         if known is not None and all(was is part for was, part in zip(known[0], made_from, strict=True)):
             return known[1]
         try:
-            text = encode_catalogue(snapshot, name)
+            text = encode_catalogue(snapshot, name, rules)
         except BadCatalogue as exc:
             self._node.counters.add("mesh.not_offered")
             log.warning("a source is not offered: %s", exc)
@@ -295,7 +296,7 @@ class Joined:
                 subscriptions=subscriptions,
             )  # fmt: skip
 
-        return Foreign(name=offer.name, prefix="", keeper=keeper, digest=offer.digest)
+        return Foreign(name=offer.name, prefix="", keeper=keeper, digest=offer.digest, shown=catalogue.shown)
 
     def _catalogue(self, digest: str, nursery: trio.Nursery) -> Catalogue | None:
         """What it lists; None if that is not known yet, and looked for."""

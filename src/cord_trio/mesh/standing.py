@@ -122,7 +122,8 @@ async def _tell_changes(fabric: Fabric, settings: MeshConfig, call: Call, uris: 
 
     def shared(uri: str) -> bool:
         link = fabric.links.get(fabric.source_of(Call("resources/read", uri)) or "")
-        return link is not None and not isinstance(link.source, Foreign) and settings.shares(link.name)
+        ours = link is not None and not isinstance(link.source, Foreign) and settings.shares(link.name)
+        return ours and fabric.refusal(call.principal, uri) is None
 
     told = missed = 0
     news: dict[str, None] = {}

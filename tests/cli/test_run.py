@@ -66,6 +66,10 @@ def agents(folder: Path, *names: str) -> None:
         (["run_desk:echo", '{"a": [1, null]}'], '{"a":[1,null]}\n'),
         (["run_desk:echo", '"quoted"'], "quoted\n"),
         (["run_desk:echo", '"quoted"', "--json"], '"quoted"\n'),
+        (["run_desk:echo", '{"add"', "--text"], '{"add"\n'),
+        (["run_desk:echo", "17", "--text", "--json"], '"17"\n'),
+        (["run_desk:echo", "1e999"], "1e999\n"),
+        (["run_desk:echo", "don't {"], "don't {\n"),
         (["run_desk:echo"], ""),
         (["run_desk:echo", "--json"], "null\n"),
         (["run_desk:echo", "\x1b[2J"], "\N{REPLACEMENT CHARACTER}[2J\n"),
@@ -138,6 +142,27 @@ def test_a_payload_that_cannot_be_read_is_2(desk: Path, capsys: pytest.CaptureFi
     assert main(["run", "run_desk:echo", "@none"]) == 2
     assert main(["run", "run_desk:echo", "@latin"]) == 2
     assert capsys.readouterr().err == "error: none: No such file or directory\nerror: payload: it is not UTF-8\n"
+
+
+@pytest.mark.parametrize(
+    ("payload", "why"),
+    [
+        ('{"add"', "Input data was truncated"),
+        ("\ufeff {}", "JSON is malformed: invalid character (byte 0)"),
+        ("[1, 2", "Input data was truncated"),
+        ("\n[draft] tea", "JSON is malformed: invalid character (byte 2)"),
+        ('"quoted', "Input data was truncated"),
+        ("[" * 100_000, "maximum recursion depth exceeded while deserializing an object"),
+        ("@job.json", "Input data was truncated"),
+    ],
+)
+def test_a_payload_that_begins_like_json_and_is_none_is_2_in_one_line(
+    payload: str, why: str, desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (desk / "job.json").write_text('{"id": ')
+    assert main(["run", "run_desk:echo", payload]) == 2
+    start = "error: payload: it begins like JSON and is none: "
+    assert capsys.readouterr() == ("", f"{start}{why}; mend it, or say --text to give a text\n")
 
 
 def test_an_agent_that_fails_is_1_in_one_line(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:

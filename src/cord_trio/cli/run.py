@@ -9,7 +9,17 @@ import attrs
 import msgspec
 
 from cord_trio.cli import FAILED
-from cord_trio.cli.common import add_config, clean, find_configured, given, load, open_view, print_json, wrong_usage
+from cord_trio.cli.common import (
+    add_config,
+    clean,
+    find_configured,
+    given,
+    load,
+    one_line,
+    open_view,
+    print_json,
+    wrong_usage,
+)
 from cord_trio.cli.person import find_person
 from cord_trio.cli.visiting import add_visit, visit_of
 from cord_trio.config import AgentConfig, Config
@@ -22,6 +32,9 @@ if TYPE_CHECKING:
 
     import trio
 
+_BLANK = " \t\r\n\ufeff"
+"""What JSON allows before a value, and the mark that some editors put there."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
@@ -31,8 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "payload", metavar="PAYLOAD", nargs="?", default="null",
-        help="JSON, else a text; @FILE reads it from a file, - from stdin; default null",
+        help="JSON, else a text, which does not begin with {, [ or a quote; @FILE reads it, - from stdin; default null",
     )  # fmt: skip
+    parser.add_argument("--text", action="store_true", help="the payload is a text, whatever it looks like")
     add_visit(parser)
 
 
@@ -40,11 +54,15 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
     from cord_trio.fabric import open_fabric
 
     try:
-        payload = _payload(await given(args.payload))
+        typed = await given(args.payload)
     except OSError as exc:
         return wrong_usage(f"{exc.filename}: {exc.strerror}")
     except UnicodeDecodeError:
         return wrong_usage("payload: it is not UTF-8")
+    try:
+        payload = typed if args.text else _payload(typed)
+    except ValueError as exc:
+        return wrong_usage(f"payload: it begins like JSON and is none: {exc}; mend it, or say --text to give a text")
     loaded = _loaded(args)
     config, name = _with(loaded, args.agent, visiting=args.mesh is not None)
     handlers = find_configured(config, name if name in config.agents.keys() - loaded.agents.keys() else "")
@@ -76,10 +94,17 @@ def _loaded(args: argparse.Namespace) -> Config:
 
 
 def _payload(text: str) -> object:
-    """What `text` is as JSON, else itself."""
+    """What `text` is as JSON, else itself.
+
+    Raises:
+        ValueError: it begins as an object, array or string of JSON does, so that somebody must have meant one.
+
+    """
     try:
         return jsonrpc.parse(text.encode("utf-8", "surrogateescape"))
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError) as exc:
+        if text.lstrip(_BLANK).startswith(("{", "[", '"')):
+            raise ValueError(one_line(str(exc))) from exc
         return text
 
 

@@ -115,7 +115,7 @@ def test_a_broker_that_cannot_read_its_configuration_says_so(folder: Path, capsy
 
 
 def brokers() -> list[int]:
-    return [pid for pid in children() if "cord-broker-" in " ".join(command_line(pid))]
+    return [pid for pid in children() if "cord-trio-broker-" in " ".join(command_line(pid))]
 
 
 async def nodes(url: str, said: Said) -> dict[str, dict[str, object]]:

@@ -165,6 +165,12 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _ending() -> list[signal.Signals]:
+    """The signals that end us: SIGHUP, that our terminal is gone, unless `nohup` has it ignored."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
+
+
 async def _until_signalled(verb: Verb, args: argparse.Namespace) -> int:
     """Run `verb` until it ends or is interrupted; returns the exit code."""
     code: int | None = None
@@ -172,7 +178,7 @@ async def _until_signalled(verb: Verb, args: argparse.Namespace) -> int:
     error: Exception | None = None
 
     async def watch(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with trio.open_signal_receiver(*_ending()) as signals:
             task_status.started()
             async for _ in signals:
                 if interrupted.is_set() or not getattr(verb, "DRAINS", False):

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,6 +16,7 @@ import trio
 
 from cord_trio.cli import FAILED, tell
 from cord_trio.cli.common import clean, one_line
+from cord_trio.cli.scratch import open_scratch
 from cord_trio.transports.guardian import open_guardian
 from cord_trio.transports.process import Graces, spawn
 
@@ -80,7 +80,7 @@ async def keep_broker(*, port: int, store: str | None, conf: str | None) -> int:
     pause = AGAIN[0]
     runs = 0
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cord-broker-")))
+        folder = stack.enter_context(open_scratch("cord-trio-broker-"))
         ports = folder / "ports"
         async with open_guardian() as guardian:
             while True:

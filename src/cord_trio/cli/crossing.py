@@ -14,9 +14,7 @@ import random
 import re
 import signal
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -26,6 +24,7 @@ from cord_trio.cli import FAILED, INTERRUPTED, tell
 from cord_trio.cli.broker import find_server, open_broker
 from cord_trio.cli.common import one_line, print_json
 from cord_trio.cli.figures import Samples, held, say
+from cord_trio.cli.scratch import open_scratch
 from cord_trio.errors import CallError, CallFailed, CordError
 from cord_trio.gateway.relay import EXECUTED
 from cord_trio.protocol import jsonrpc
@@ -35,6 +34,7 @@ from cord_trio.transports.process import Graces, spawn
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
+    from pathlib import Path
 
     from cord_trio.fabric import Fabric
     from cord_trio.transports.guardian import Guardian
@@ -208,9 +208,9 @@ async def show(args: argparse.Namespace, interrupted: trio.Event) -> int:
     mark = f"{random.getrandbits(64):016x}"
     names = [f"n{number}" for number in range(1, args.nodes + 1)]
     done = False
-    with tempfile.TemporaryDirectory(prefix="cord-demo-") as folder:
-        async with open_guardian() as guardian, open_broker(guardian, Path(folder)) as broker:
-            nodes = Nodes(names, Path(folder), broker, mark, guardian)
+    with open_scratch("cord-trio-demo-") as folder:
+        async with open_guardian() as guardian, open_broker(guardian, folder) as broker:
+            nodes = Nodes(names, folder, broker, mark, guardian)
             async with trio.open_nursery() as nursery:
 
                 async def stop() -> None:

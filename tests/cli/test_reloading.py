@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 import trio
 
 from cord_trio.cli import reloading, serve
+from cord_trio.cli.common import load
 from cord_trio.errors import ConfigError, Problem
 from tests.cli.helpers import Said, configure, server
 from tests.cli.test_serve import arguments
 
 if TYPE_CHECKING:
+    import argparse
     from pathlib import Path
 
     import pytest
+
+    from cord_trio.config import Config
 
 
 async def reload_now() -> None:
@@ -42,6 +46,25 @@ async def test_a_changed_file_is_taken_over_and_a_bad_one_changes_nothing(
         configure(folder, one=server(name="other"), three={"command": "${UNSET_IN_TESTS}"})
         assert await lines.wait_for("replaced one") == ".mcp.json was taken over: removed two; replaced one"
         assert "UNSET_IN_TESTS" in await lines.wait_for("warning: .mcp.json")
+        interrupted.set()
+
+
+async def test_what_changes_between_its_reading_and_its_watching_is_seen(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reloading, "LOOK", 0.02)
+    configure(folder, one=server())
+
+    def read_and_change(args: argparse.Namespace) -> Config:
+        config = load(args)
+        configure(folder, one=server(), two=server())
+        return config
+
+    monkeypatch.setattr(reloading, "load", read_and_change)
+    lines, interrupted = Said(capsys), trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve.run, arguments(), interrupted)
+        await lines.wait_for(".mcp.json was taken over: added two")
         interrupted.set()
 
 
@@ -106,7 +129,9 @@ async def test_a_source_that_cannot_be_used_any_more_stays_and_other_parts_take_
         interrupted.set()
 
 
-async def test_a_terminal_that_is_gone_ends_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_terminal_that_is_gone_ends_it(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SIGHUP from a terminal that hung up is no wish for the file to be read."""
     configure(folder, one=server())
     there = True
@@ -115,7 +140,7 @@ async def test_a_terminal_that_is_gone_ends_it(folder: Path, monkeypatch: pytest
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve.run, arguments(), interrupted)
-            await trio.sleep(0.2)
+            await Said(capsys).wait_for("serving 1 source")
             there = False
             await reload_now()
             await interrupted.wait()

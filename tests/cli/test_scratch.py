@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -49,7 +50,7 @@ def test_what_dead_processes_left_goes_and_what_others_have_stays(place: Path) -
         assert (place / "elsewhere" / "store").exists()
 
 
-@pytest.mark.parametrize("moment", ["while it is cleared", "after it was cleared"])
+@pytest.mark.parametrize("moment", ["while it is cleared", "after it was cleared", "as it is locked"])
 def test_a_folder_that_is_cleared_before_it_is_locked_is_made_anew(
     moment: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,16 +63,23 @@ def test_a_folder_that_is_cleared_before_it_is_locked_is_made_anew(
         if len(made) == 1:
             if moment == "after it was cleared":
                 os.rmdir(made[0])
-            else:
+            elif moment == "while it is cleared":
                 held.append(scratch._lock(place / made[0]))
         return made[-1]
 
+    def flock(file: int, how: int) -> None:
+        if moment == "as it is locked" and len(made) == 1:
+            os.rmdir(made[0])
+        lock(file, how)
+
+    lock = fcntl.flock
     monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
+    monkeypatch.setattr(fcntl, "flock", flock)
     with open_scratch("one-") as folder:
         assert [str(folder)] == made[1:]
         assert folder.exists()
-    for lock in held:
-        os.close(lock)
+    for file in held:
+        os.close(file)
 
 
 def started(place: Path, *before: str) -> subprocess.Popen[str]:

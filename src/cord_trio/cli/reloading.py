@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from cord_trio.cli import tell
-from cord_trio.cli.common import clean, tell_problems
+from cord_trio.cli.common import clean, load, tell_problems
 from cord_trio.config import load_config
+from cord_trio.config.load import DEFAULT_FILES
 from cord_trio.errors import ConfigError, Draining, Problem
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
     from typing import TypeAlias
 
@@ -30,8 +32,21 @@ LOOK: Final = 1.0
 """Seconds between looks at the file. It is taken over once two of them find it the same."""
 
 
+def load_stamped(args: argparse.Namespace) -> tuple[Config, Stamp]:
+    """What is configured, and the stamp that its file had before it was read. Raises `ConfigError`."""
+    stamps = {file: _stamp(file) for file in ([args.config] if args.config is not None else DEFAULT_FILES)}
+    config = load(args)
+    return config, stamps.get(config.file)
+
+
 async def keep_reloading(
-    fabric: Fabric, as_told: Callable[[Config], Config], interrupted: trio.Event, notify: Notify
+    fabric: Fabric,
+    read: Stamp,
+    as_told: Callable[[Config], Config],
+    interrupted: trio.Event,
+    notify: Notify,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Follow the file that the fabric was configured from, until cancelled.
 
@@ -39,15 +54,18 @@ async def keep_reloading(
 
     Args:
         fabric: to be reconfigured.
+        read: the stamp of that file as it was read; what came since is taken over.
         as_told: puts in what the command line says instead of the file.
         interrupted: set if the signal means that our terminal is gone, which ends us like any other program.
         notify: told of each look.
+        task_status: told once SIGHUP is heard.
 
     """
     file = fabric.config.file
-    used = seen = _stamp(file)
+    used = seen = read
     on_terminal = _has_terminal()
     with trio.open_signal_receiver(signal.SIGHUP) as hangups:
+        task_status.started()
         while True:
             told = False
             with trio.move_on_after(LOOK):
@@ -56,11 +74,11 @@ async def keep_reloading(
             if told and on_terminal and not _has_terminal():
                 interrupted.set()
                 continue
-            stamp = _stamp(file)
-            rests, seen = stamp == seen, stamp
+            found = _stamp(file)
+            rests, seen = found == seen, found
             # Halfway through an editor's write it is neither the old one nor the new.
-            if told or (rests and stamp != used):
-                used = stamp
+            if told or (rests and found != used):
+                used = found
                 notify.reloading()
                 _reload(fabric, file, as_told)
                 notify.ready()

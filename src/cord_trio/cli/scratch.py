@@ -44,7 +44,7 @@ def _make(prefix: str) -> tuple[Path, int]:
 
 def _lock(folder: Path) -> int:
     """A file that holds the lock until it is closed. Raises `OSError` if the folder is not there, or not ours."""
-    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -13,8 +13,8 @@ import attrs
 import trio
 
 from cord_trio.cli import DONE, FAILED, report, tell
-from cord_trio.cli.common import add_config, clean, count, find_configured, load, one_line, open_view, wrong_usage
-from cord_trio.cli.reloading import keep_reloading
+from cord_trio.cli.common import add_config, clean, count, find_configured, one_line, open_view, wrong_usage
+from cord_trio.cli.reloading import keep_reloading, load_stamped
 from cord_trio.cli.running import Running, find
 from cord_trio.cli.serving import add_ways, address_of, drain_when_interrupted, listen_at, tell_where
 from cord_trio.cli.sockets import Notify, as_listeners, checked, inherit, passed
@@ -77,7 +77,8 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
         mesh = _mesh_as_told(config.mesh, args.mesh, args.node)
         return attrs.evolve(config, gateway=attrs.evolve(config.gateway, **given), mesh=mesh)
 
-    config = as_told(load(args))
+    loaded, stamp = load_stamped(args)
+    config = as_told(loaded)
     if args.node is not None and config.mesh is None:
         return wrong_usage("--node: there is no mesh; name its server with --mesh nats://HOST:4222")
     gateway = config.gateway
@@ -108,6 +109,7 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
             open_view(fabric, "serve", offer=offer),
             trio.open_nursery() as nursery,
         ):
+            await nursery.start(keep_reloading, fabric, stamp, as_told, interrupted, notify)
             tell_where(f"serving {count(len(config.enabled), 'source')}", listeners)
             fabric.add_configured(handlers)
 
@@ -125,7 +127,6 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
             if neighbours is not None:
                 nursery.start_soon(neighbours.watch)
             nursery.start_soon(_freeze_when_listed, fabric)
-            nursery.start_soon(keep_reloading, fabric, as_told, interrupted, notify)
             if taken is not None:
                 with trio.move_on_after(TAKING / 2):
                     await fabric.wait_started()  # the one before us serves meanwhile

@@ -17,7 +17,7 @@ from cord_trio.errors import BadReply, CallError, ConnectionLost, MessageTooLong
 from cord_trio.mesh import parts as parts_module
 from cord_trio.mesh.frames import Bundle, Frame, encode_frame
 from cord_trio.mesh.local import open_broker
-from cord_trio.mesh.parts import ABOVE, ASKED, LINE, MAX_BODY, PART, POOL, WINDOW, Parts
+from cord_trio.mesh.parts import ABOVE, ANSWERED, ASKED, LINE, MAX_BODY, PART, POOL, WINDOW, Parts
 from cord_trio.mesh_errors import OwnerFailed, OwnerRefused
 from tests.mesh.ring import Names, node, tool_call
 
@@ -124,8 +124,8 @@ async def test_each_part_has_a_turn_of_the_loop_to_itself(autojump_clock: MockCl
     async with open_broker(Random(1)) as broker:
         async with node(broker, names, "a") as here, node(broker, names, "b") as there:
             body = bytes(3 * WINDOW * PART)
-            for first in range(0, 3 * WINDOW, WINDOW):
-                there.parts.send(body, first, 100, here.parts._inbox)
+            for first in range(0, 3 * WINDOW, ANSWERED):
+                there.parts.send(body, first, 100, here.parts._inbox)  # it is sent no more than `ANSWERED` of them
             sent = [0]
             while sent[-1] < 3 * WINDOW:
                 await trio.lowlevel.checkpoint()

@@ -46,6 +46,9 @@ WINDOW: Final = 8
 ASKED: Final = 2
 """Parts that are asked for at once."""
 
+ANSWERED: Final = 16
+"""Parts that are sent for one request: nodes of the first version ask for so many, and wait `STALL` for what is not."""
+
 POOL: Final = 32 * 1024 * 1024
 """Bytes of parts that are under way to one node: less than a broker keeps for a slow reader before it cuts it off."""
 
@@ -197,7 +200,7 @@ class Parts:
 
     def send(self, body: bytes | memoryview, first: int, count: int, to: str) -> None:
         """Let parts be sent that were asked for, as far as they can be; who fetches asks again for the others."""
-        for seq in range(first, min(first + count, first + WINDOW, -(-len(body) // PART))):
+        for seq in range(first, min(first + count, first + ANSWERED, -(-len(body) // PART))):
             if len(self._wanted) >= LINE:
                 self._counters.add("mesh.parts_unsent")
                 return

@@ -26,7 +26,7 @@ BELOW: Final[list[tuple[str, str, str]]] = [
     ("session.py", "                pending = waiting.pop(message.id, None)  #", "                pending = waiting.get(message.id, None)  #"),
     ("session.py", "        except BaseException as exc:\n            self.peer.abandon(id)\n", "        except BaseException as exc:\n"),
     ("session.py", '        if self._loss is not None:\n            raise self._loss.fresh("no")\n', ""),
-    ("session.py", "        if deadline > pending.deadline:\n", "        if deadline != pending.deadline:\n"),
+    ("session.py", "pending.deadline = max(pending.deadline, min(", "pending.deadline = max(0.0, min("),
     ("session.py", "self.peer.close(next(iter(self.peer.open)))", "None"),
     # Cells and the timer
     ("cell.py", "        if self.settled:\n            return False\n        self._value = value\n", "        self._value = value\n"),

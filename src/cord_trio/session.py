@@ -53,7 +53,6 @@ LISTEN: Final = "subscriptions/listen"
 NULL: Final = Raw(b"null")
 """An `error` that some peers send beside their result."""
 
-
 _decode_batch = msgspec.json.Decoder(list[Raw]).decode
 
 
@@ -399,9 +398,7 @@ class Session:
 
     def _extend(self, pending: Pending) -> None:
         """Move the deadline of a call on whose server tells progress."""
-        deadline = min(trio.current_time() + pending.patience, pending.latest)
-        if deadline > pending.deadline:
-            pending.deadline = deadline
+        pending.deadline = max(pending.deadline, min(trio.current_time() + pending.patience, pending.latest))
 
     def _withdrawn(self, id: Id | None) -> None:
         """The peer no longer wants its request `id`, or ends our subscription of that id."""
@@ -456,20 +453,24 @@ async def open_session(
         depth: levels of JSON in one message that is received.
 
     """
-    block_error: Exception | None = None
-    session: Session | None = None
+    block_error = session = None
     try:
         async with trio.open_nursery() as nursery:
             session = Session(
                 transport, nursery, name=name, timer=timer, counters=counters or Counters(), answer=answer, told=told
             )
             session.max_message, session.decode = max_message, jsonrpc.decoder(depth)
+            leave = transport.begin(session, nursery)
             try:
-                await nursery.start(session.run)
+                if leave is None:
+                    await nursery.start(session.run)
                 yield session
             # Cancelled must travel through the nursery: it may be the nursery's own.
             except Exception as exc:
                 block_error = exc
+            finally:
+                if leave is not None:
+                    leave()
             nursery.cancel_scope.cancel("the session's block has ended")
     finally:
         if session is not None:

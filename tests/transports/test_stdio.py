@@ -20,6 +20,7 @@ from cord_trio.errors import ConnectFailed, ConnectionLost, Overloaded
 from cord_trio.transports import Limits, lines
 from cord_trio.transports.guardian import open_guardian
 from cord_trio.transports.process import STDERR_TAIL, Graces, group_lives
+from cord_trio.transports.pump import Pump, make_pump
 from cord_trio.transports.stdio import NOISE_LINES, StdioTransport, open_stdio
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ LONG = Graces(close=5.0, term=5.0)
 """So long that a test that waits for it fails."""
 
 ECHO = "import sys\nfor line in sys.stdin: print(line, end='', flush=True)"
+PUMPED = False
+"""Whether a pump reads what children say; each test runs both with and without."""
 UNREAD = "import time; print('{}', flush=True); time.sleep(60)"
 
 
@@ -84,30 +87,60 @@ def shell(code: str) -> Program:
     return Program("/bin/sh", ("-c", code))
 
 
+@pytest.fixture(params=[False, True], ids=["a task reads", "the pump reads"], autouse=True)
+def _reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "PUMPED", request.param)
+
+
+@asynccontextmanager
+async def pumping() -> AsyncGenerator[Pump | None, None]:
+    """A pump that runs, if this test is to have one and there can be one."""
+    pump = make_pump() if PUMPED else None
+    if pump is None:
+        yield None
+        return
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pump.run)
+        yield pump
+        nursery.cancel_scope.cancel("the test has seen enough")
+
+
 @asynccontextmanager
 async def connected(
     program: Program, counters: Counters, *, max_message: int = 1 << 24, graces: Graces = SHORT
 ) -> AsyncGenerator[tuple[StdioTransport, Record], None]:
     """A child whose transport runs while the block does."""
-    async with open_guardian(counters=counters) as guardian:
+    async with open_guardian(counters=counters) as guardian, pumping() as pump:
         async with open_stdio(
-            program, guardian=guardian, counters=counters, name="it", max_message=max_message, graces=graces
+            program, guardian=guardian, counters=counters, name="it", max_message=max_message, graces=graces, pump=pump
         ) as transport:
             record = Record()
             async with trio.open_nursery() as nursery:
-                await nursery.start(transport.run, record)
+                leave = transport.begin(record, nursery)
+                if leave is None:
+                    await nursery.start(transport.run, record)
                 yield transport, record
+                if leave is not None:
+                    leave()
                 nursery.cancel_scope.cancel("the test has seen enough")
+        assert pump is None or not pump.pipes
 
 
 async def the_loss(program: Program, counters: Counters, *, max_message: int = 1 << 24) -> tuple[Record, str]:
     """What a child that ends by itself said, and how its end is told."""
-    async with open_guardian(counters=counters) as guardian:
+    async with open_guardian(counters=counters) as guardian, pumping() as pump:
         async with open_stdio(
-            program, guardian=guardian, counters=counters, name="it", max_message=max_message, graces=SHORT
+            program, guardian=guardian, counters=counters, name="it", max_message=max_message, graces=SHORT, pump=pump
         ) as transport:
             record = Record()
-            await transport.run(record)
+            if pump is None:
+                await transport.run(record)
+            else:
+                async with trio.open_nursery() as nursery:
+                    leave = transport.begin(record, nursery)
+                    assert leave is not None
+                    await record.wait_messages(1 << 30)
+                    leave()
     assert record.loss is not None
     assert guardian.groups == set()
     return record, record.loss.reason

@@ -169,6 +169,20 @@ class Transport(ABC):
         Ends by itself only after `receiver.lost`; never raises for what the peer did.
         """
 
+    def begin(self, receiver: Receiver, nursery: trio.Nursery, /) -> Callable[[], None] | None:
+        """Do in place of `run` what it does, without a task for as long as there is something to read.
+
+        Args:
+            receiver: is told everything.
+            nursery: runs what is to be done at the end.
+
+        Returns:
+            What is to be called, once, before `nursery` ends: from then on nothing is told. None, and nothing has
+            begun, if there is no such way.
+
+        """
+        return None
+
     def speak(self, revision: str, *, modern: bool) -> None:  # noqa: B027  # most transports are the same in all eras
         """From here on the conversation is in `revision`. Told once, by the handshake."""
 

@@ -98,7 +98,7 @@ class LineTransport(Transport):
         self._sent = 0  # messages since the last read
         self._size = QUANTUM  # bytes of the next one at most
         self._relieved: list[Cell[None]] = []
-        self._reading = trio.CancelScope()
+        self._reading: trio.CancelScope | None = None  # made when it is needed, since a task that reads is not always
 
     @trio.lowlevel.enable_ki_protection
     def send(
@@ -155,8 +155,26 @@ class LineTransport(Transport):
         task_status.started()
         del task_status  # see `Session.run`
         reason: str | None = None
-        with self._reading:
+        with self._scope():
             reason = await self._read_all(receiver)
+        await self._end(receiver, reason)
+
+    def _scope(self) -> trio.CancelScope:
+        """What a task reads in."""
+        if self._reading is None:
+            self._reading = trio.CancelScope()
+        return self._reading
+
+    def _end_reading(self, reason: str) -> None:
+        """Read only what is there already."""
+        self._scope().cancel(reason)
+
+    def _hear_last_words(self) -> None:
+        """Read on for a moment."""
+        self._scope().deadline = trio.current_time() + LAST_WORDS
+
+    async def _end(self, receiver: Receiver, reason: str | None) -> None:
+        """Tell `receiver` of the end, and why, if it was not that reading was ended."""
         if reason is None:
             reason = self._read_rest(receiver)
         # The obituary may take a moment, in which nothing is accepted any more.
@@ -349,7 +367,7 @@ class LineTransport(Transport):
         self._writing = False
         if self._over is None:
             self._over = reason
-            self._reading.deadline = trio.current_time() + LAST_WORDS
+            self._hear_last_words()
             self._relieve()
         return reason
 

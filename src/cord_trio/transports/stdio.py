@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from cord_trio.errors import ConnectionLost
 from cord_trio.protocol.framing import MAX_MESSAGE
 from cord_trio.transports import LIMITS
 from cord_trio.transports.lines import LAST_WORDS, PEER_CLOSED, TOGETHER, LineTransport, quantum, read_from, write_to
@@ -48,6 +49,7 @@ class StdioTransport(LineTransport):
 
     """
 
+    _home: trio.Nursery | None = None  # where it ends, while the pump reads it without a task of its own
     _stopped: bool = False  # whether it broke the rules; here, as thirty attributes of its own would cost much more
 
     def __init__(
@@ -103,6 +105,71 @@ class StdioTransport(LineTransport):
 
         return await pump.keep(self._read_fd, read)
 
+    def begin(self, receiver: Receiver, nursery: trio.Nursery, /) -> Callable[[], None] | None:
+        pump = self._pump
+        if pump is None:
+            return None
+        self._receiver, self._home = receiver, nursery
+        self._size = self.limits.read_quantum
+        if self._reading is None:
+            pump.watch(self._read_fd, self._hear)
+        else:  # it was ended before it began
+            nursery.start_soon(self._finish, receiver, None)
+        return self._leave
+
+    def _leave(self) -> None:
+        self._home = None
+        if self._pump is not None:
+            self._pump.forget(self._read_fd)
+
+    def _hear(self) -> str | None:
+        """Read once, for the pump; returns why it is over, if it is."""
+        receiver, home, pump = self._receiver, self._home, self._pump
+        assert receiver is not None
+        assert home is not None
+        assert pump is not None
+        try:
+            reason = self._read_once(receiver)
+        except Exception as exc:  # a fault of ours is a loss like any other
+            reason = self._faulty(receiver, exc)
+        else:
+            if reason is not None:
+                self._over = self._over or reason  # at once: who is told of it is so a turn later
+                home.start_soon(self._finish, receiver, reason)
+            elif self._gathering:
+                pump.afterwards(self._write_gathered)
+        return reason
+
+    def _faulty(self, receiver: Receiver, fault: Exception) -> str:
+        _log.exception("transport failed source=%s", self.name)
+        self._over = reason = f"internal error: {fault}"
+        receiver.lost(ConnectionLost(reason))
+        return reason
+
+    async def _finish(self, receiver: Receiver, reason: str | None) -> None:
+        try:
+            await self._end(receiver, reason)
+        except Exception as exc:
+            self._faulty(receiver, exc)
+
+    def _end_reading(self, reason: str) -> None:
+        home, pump, receiver = self._home, self._pump, self._receiver
+        if home is None or pump is None or receiver is None:
+            super()._end_reading(reason)
+        elif self._read_fd in pump.pipes:  # else it has ended
+            pump.forget(self._read_fd)
+            home.start_soon(self._finish, receiver, None)
+
+    def _hear_last_words(self) -> None:
+        if self._home is None:
+            super()._hear_last_words()
+        else:
+            self._home.start_soon(self._read_on)
+
+    async def _read_on(self) -> None:
+        await trio.sleep(LAST_WORDS)
+        self._end_reading("the server takes nothing any more")
+
     def send_seated(
         self, message: bytes, *, id: int, method: str, name: str | None, headers: Sequence[tuple[str, str]]
     ) -> Seat | None:
@@ -140,7 +207,7 @@ class StdioTransport(LineTransport):
         reason = self._pull(data, receiver)
         if reason is not None:
             self._over = self._over or reason
-            self._reading.cancel(reason)
+            self._end_reading(reason)
         self._size = quantum(data, self.limits.read_quantum)
         place.over = reason is not None or self._crowded
         return None
@@ -157,7 +224,7 @@ class StdioTransport(LineTransport):
 
     def exited(self) -> None:
         """Note that the child is gone: what it wrote is in the pipe, and a descendant that holds it is no server."""
-        self._reading.cancel("the server has exited")
+        self._end_reading("the server has exited")
 
     def _take(self, lines: list[bytes], receiver: Receiver) -> None:
         self._crowded = len(lines) >= TOGETHER

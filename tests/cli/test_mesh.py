@@ -129,7 +129,6 @@ async def nodes(url: str, said: Said) -> dict[str, dict[str, object]]:
 
 
 @needs_server
-@pytest.mark.limit(40)  # a busy machine starts three processes late
 async def test_two_nodes_over_a_broker_that_is_killed_serve_a_client_on_either(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,7 +214,6 @@ async def test_two_nodes_over_a_broker_that_is_killed_serve_a_client_on_either(
 
 
 @needs_server
-@pytest.mark.limit(40)  # a busy machine starts two processes late
 async def test_a_node_without_a_broker_serves_what_is_its_own_until_there_is_one(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,7 +233,6 @@ async def test_a_node_without_a_broker_serves_what_is_its_own_until_there_is_one
 
 
 @needs_server
-@pytest.mark.limit(40)  # a busy machine starts two processes late
 async def test_a_refusal_that_comes_later_ends_it_with_one_error(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,7 +258,6 @@ async def test_a_refusal_that_comes_later_ends_it_with_one_error(
 
 
 @needs_server
-@pytest.mark.limit(40)  # a busy machine starts two processes late
 async def test_a_key_that_the_broker_does_not_know_is_named_and_so_is_one_of_another_node(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,7 +71,6 @@ def free_ports(number: int) -> list[int]:
 
 
 @needs_server
-@pytest.mark.limit(120)  # a busy machine starts six processes late
 def test_two_nodes_on_one_machine(folder: Path) -> None:
     broker, one, other = free_ports(3)
     start, look, *_ = (
@@ -93,7 +92,6 @@ def test_two_nodes_on_one_machine(folder: Path) -> None:
 
 
 @needs_server
-@pytest.mark.limit(120)  # a busy machine starts six processes late
 def test_two_machines_with_keys(folder: Path) -> None:
     broker, one, other = free_ports(3)
     _, _, first, second, look, *_ = (

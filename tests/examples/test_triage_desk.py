@@ -305,7 +305,6 @@ def processes_with(argument: str) -> list[int]:
 
 
 @real
-@pytest.mark.limit(60)
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="no /proc to find the server in")
 async def test_a_killed_ticket_store_comes_back_and_pays_nobody_twice(tmp_path: Path) -> None:
     paid = tmp_path / "paid.json"
@@ -334,7 +333,6 @@ async def test_a_killed_ticket_store_comes_back_and_pays_nobody_twice(tmp_path: 
 
 
 @real
-@pytest.mark.limit(60)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the SDK's client leaves generators
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
 async def test_an_official_client_approves_through_the_gateway(tmp_path: Path, mode: str) -> None:

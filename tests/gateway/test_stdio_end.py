@@ -7,7 +7,6 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-import pytest
 import trio
 
 from cord_trio.testing import ToolServer
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 HELLO = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "printf", "version": "1"}}
 
 
-@pytest.mark.limit(30)
 async def test_requests_piped_in_are_answered_after_stdin_ended(tmp_path: Path) -> None:
     source = ToolServer().source(name="demo")
     block = {"mcpServers": {"demo": {"command": source.command, "args": list(source.args)}}}

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 Json: TypeAlias = Any
 
 pytestmark = [
-    pytest.mark.limit(30),
     pytest.mark.filterwarnings(
         "ignore:Async generator:ResourceWarning",
         "ignore::pytest.PytestUnraisableExceptionWarning",

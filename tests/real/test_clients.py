@@ -174,7 +174,6 @@ async def hears_of_changes(client: Json, heard: Heard, mode: str) -> None:
     assert any(name.startswith("up__added_") for name in names)
 
 
-@pytest.mark.limit(60)
 async def test_the_official_client_uses_the_gateway_over_http_in_each_mode(tmp_path: Path) -> None:
     setup = Setup(tmp_path)
     async with gateway(setup) as (_, url):
@@ -184,7 +183,6 @@ async def test_the_official_client_uses_the_gateway_over_http_in_each_mode(tmp_p
                 await everything_works(client, setup, heard, mode)
 
 
-@pytest.mark.limit(60)
 @pytest.mark.parametrize("mode", MODES)
 async def test_the_official_client_uses_the_gateway_over_stdio(tmp_path: Path, mode: str) -> None:
     setup, heard = Setup(tmp_path), Heard()
@@ -192,7 +190,6 @@ async def test_the_official_client_uses_the_gateway_over_stdio(tmp_path: Path, m
         await everything_works(client, setup, heard, mode)
 
 
-@pytest.mark.limit(60)
 async def test_both_eras_meet_a_legacy_source_behind_the_gateway(tmp_path: Path) -> None:
     setup = Setup(tmp_path, era="legacy")
     async with gateway(setup) as (_, url):
@@ -220,7 +217,6 @@ async def families(client: Json) -> list[int]:
     return [own, *more]
 
 
-@pytest.mark.limit(30)
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 async def test_sigterm_drains_with_a_call_in_flight_and_leaves_nothing(tmp_path: Path, mode: str) -> None:
     setup = Setup(tmp_path)
@@ -242,7 +238,6 @@ async def test_sigterm_drains_with_a_call_in_flight_and_leaves_nothing(tmp_path:
         await until(lambda: not any(map(alive, pids)), 3)
 
 
-@pytest.mark.limit(30)
 async def test_a_second_signal_cancels_what_runs(tmp_path: Path) -> None:
     setup = Setup(tmp_path)
     async with gateway(setup, "--grace", "60") as (process, url):
@@ -272,7 +267,6 @@ async def test_a_second_signal_cancels_what_runs(tmp_path: Path) -> None:
         await until(lambda: not any(map(alive, pids)), 3)
 
 
-@pytest.mark.limit(30)
 async def test_kill_9_of_the_gateway_leaves_no_child_or_grandchild(tmp_path: Path) -> None:
     setup = Setup(tmp_path, ignore_eof=True, ignore_term=True)
     async with gateway(setup) as (process, url):

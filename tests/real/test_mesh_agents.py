@@ -163,7 +163,6 @@ async def test_an_agent_moves_in_the_middle_of_a_conversation(broker: Broker, ke
             assert [one.counters["nats.not_permitted"] for one in (a, b, c)] == [0, 0, 0]
 
 
-@pytest.mark.limit(20)
 async def test_agents_of_a_configuration_are_asked_and_a_killed_node_is_told(
     broker: Broker, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,7 +195,6 @@ async def test_agents_of_a_configuration_are_asked_and_a_killed_node_is_told(
                 assert caught.value.executed == "no"
 
 
-@pytest.mark.limit(20)
 async def test_an_agent_of_which_there_is_one_is_taken_over_from_a_killed_node(
     broker: Broker, keys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,7 +94,6 @@ async def test_calls_run_once_while_connections_are_reset(
     assert sum(end == "yes" for end in ends.values()) >= 50
 
 
-@pytest.mark.limit(20)
 async def test_a_killed_broker_loses_no_call_and_a_killed_owner_is_told(
     broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,7 +154,6 @@ async def opened(cluster: Cluster, name: str) -> AsyncGenerator[tuple[Node, str]
             yield node, broker
 
 
-@pytest.mark.limit(40)
 async def test_the_brokers_of_the_page_carry_a_mesh_and_one_of_them_may_die(cluster: Cluster) -> None:
     async with opened(cluster, "kitchen") as (kitchen, broker), opened(cluster, "cellar") as (cellar, _):
         epochs = kitchen.epoch, cellar.epoch

@@ -34,7 +34,6 @@ REFUSED = {"code": -32602, "message": "unknown or expired requestState"}
 TOOLS: Json = {"legacy": "test_elicitation", "modern": "test_input_required_result_elicitation"}
 
 pytestmark = [
-    pytest.mark.limit(60),
     pytest.mark.filterwarnings(
         "ignore:Async generator:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning",
         "ignore::mcp.MCPDeprecationWarning",

@@ -24,7 +24,6 @@ Json: TypeAlias = Any
 PROGRAM = str(Path(__file__).with_name("sdk1_rare.py"))
 
 pytestmark = [
-    pytest.mark.limit(30),
     pytest.mark.filterwarnings(
         "ignore:Async generator:ResourceWarning",
         "ignore::pytest.PytestUnraisableExceptionWarning",

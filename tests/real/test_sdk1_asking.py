@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PROGRAM = str(Path(__file__).with_name("sdk1_asking.py"))
 ASKABLE = b'{"elicitation":{},"sampling":{},"roots":{}}'
 
-pytestmark = [pytest.mark.limit(40), pytest.mark.parametrize("kind", ["stdio", "http"])]
+pytestmark = pytest.mark.parametrize("kind", ["stdio", "http"])
 
 Json: TypeAlias = Any
 

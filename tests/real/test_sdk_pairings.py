@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 Json: TypeAlias = Any
 
 pytestmark = [
-    pytest.mark.limit(60),
     pytest.mark.filterwarnings(
         "ignore:Async generator:ResourceWarning",
         "ignore::pytest.PytestUnraisableExceptionWarning",

@@ -70,7 +70,6 @@ async def tells_of_a_new_tool(fabric: Fabric, source: str) -> None:
     assert (await fabric.call(f"{source}__new_{source}", {"text": "grown"})).text == "grown"
 
 
-@pytest.mark.limit(60)
 async def test_the_official_servers_serve_in_each_era_over_stdio_and_http(tmp_path: Path) -> None:
     record = Record(tmp_path / "record")
     async with sdk_over_http(record) as url:
@@ -94,7 +93,6 @@ async def test_the_official_servers_serve_in_each_era_over_stdio_and_http(tmp_pa
         )
 
 
-@pytest.mark.limit(60)
 async def test_the_reference_servers_are_sources_of_one_fabric(tmp_path: Path) -> None:
     identity = ("-c", "user.name=x", "-c", "user.email=x@example.org")
     for arguments in (("init", "-q"), (*identity, "commit", "-qm", "one", "--allow-empty")):
@@ -149,7 +147,6 @@ def everything() -> list[str]:
     return ["node", str(program)]
 
 
-@pytest.mark.limit(60)
 async def test_the_node_server_is_a_source_over_stdio_and_http() -> None:
     command = everything()
     with trio.socket.socket() as found:

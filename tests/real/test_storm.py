@@ -115,7 +115,6 @@ def sent(record: Path, kind: str) -> tuple[list[int], list[int]]:
     return calls, told
 
 
-@pytest.mark.limit(60)
 @pytest.mark.parametrize("era", ["modern", "legacy"])
 @pytest.mark.parametrize("kind", ["stdio", "http"])
 async def test_a_storm_of_cancelled_calls_leaves_nothing(kind: str, era: str, tmp_path: Path) -> None:
@@ -145,7 +144,6 @@ async def test_a_storm_of_cancelled_calls_leaves_nothing(kind: str, era: str, tm
         assert bool(told) is ((kind, era) != ("http", "modern"))
 
 
-@pytest.mark.limit(60)
 @pytest.mark.parametrize("era", ["modern", "legacy"])
 async def test_the_official_server_weathers_a_storm_too(
     era: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 
 pytestmark = [
-    pytest.mark.limit(30),
     pytest.mark.filterwarnings(
         "ignore:Async generator:ResourceWarning",
         "ignore::pytest.PytestUnraisableExceptionWarning",

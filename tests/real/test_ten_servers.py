@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 Json: TypeAlias = Any
 
 pytestmark = [
-    pytest.mark.limit(90),
     pytest.mark.filterwarnings(
         "ignore:Async generator:ResourceWarning",
         "ignore::pytest.PytestUnraisableExceptionWarning",

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 Json: TypeAlias = Any
 
-pytestmark = pytest.mark.limit(30)
 HERE = Path(__file__).parent
 
 

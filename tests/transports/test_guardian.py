@@ -141,7 +141,7 @@ async def test_what_left_its_group_ends_with_the_fabric() -> None:
     marker = f"72.{os.getpid()}"
     async with open_guardian() as guardian:
         async with open_stdio(
-            shell(f"setsid sleep {marker} & read line"),
+            shell(f"setsid sh -c 'exec sleep {marker}' & read line"),  # found only after it has left the group
             guardian=guardian,
             counters=Counters(),
             name="it",

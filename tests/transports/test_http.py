@@ -330,7 +330,6 @@ async def test_h09_empty_events_and_comments_are_no_messages() -> None:
 PROGRESS = b'data: {"method":"notifications/progress","params":{"progressToken":1}}\n\n'
 
 
-@pytest.mark.limit(30)  # a new connection for each byte
 @pytest.mark.parametrize("how", ["cleanly", "with the connection", "by a cut chunk"])
 async def test_h11_a_stream_that_ends_anywhere_before_its_reply_fails_the_call_at_once(how: str) -> None:
     def answer(request: Seen) -> bytes:

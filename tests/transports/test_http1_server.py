@@ -14,11 +14,18 @@ import pytest
 import trio
 
 from cord_trio.counters import Counters
-from cord_trio.transports import http1_leaving, http1_server, http1_visitor, http1_wire
+from cord_trio.transports import http1_crowd, http1_server, http1_visitor, http1_wire
 from cord_trio.transports.http1_server import HttpLimits, Request, Response, serve_http
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
+
+
+@pytest.fixture(params=["alone", "among many"], autouse=True)
+def heard(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each client as if it were alone, and as if it were one of many."""
+    if request.param == "among many":
+        monkeypatch.setattr(http1_crowd, "MANY", 0)
 
 
 class Door:
@@ -173,10 +180,10 @@ async def test_a_handler_that_is_stopped_answers_by_itself_and_its_connection_go
 async def test_a_client_that_leaves_is_noticed_with_and_without_epoll(
     ending: str, epoll: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if epoll and not http1_leaving.EPOLL:
+    if epoll and not http1_crowd.EPOLL:
         pytest.skip("there is none here")
-    monkeypatch.setattr(http1_leaving, "EPOLL", epoll)
-    monkeypatch.setattr(http1_leaving, "LOOK", 0.005)
+    monkeypatch.setattr(http1_crowd, "EPOLL", epoll)
+    monkeypatch.setattr(http1_crowd, "LOOK", 0.005)
     started, ended = trio.Event(), trio.Event()
 
     async def handler(request: Request, response: Response) -> None:

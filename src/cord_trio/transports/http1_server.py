@@ -19,7 +19,7 @@ import trio
 from cord_trio.counters import Counters
 from cord_trio.transports.http1 import BODY_LIMIT, HEAD_LIMIT, HEADER_COUNT
 from cord_trio.transports.http1_answer import Address, Request, Response
-from cord_trio.transports.http1_leaving import Leaving
+from cord_trio.transports.http1_crowd import Crowd
 from cord_trio.transports.http1_visitor import Connection
 from cord_trio.transports.http1_wire import take_socket
 
@@ -82,7 +82,7 @@ class Server:
         self.limits = limits
         self.counters = counters
         self.connections: set[Connection] = set()
-        self.clients = Leaving()
+        self.clients = Crowd()
         # The run's own clock, without the calls that lead to it from `trio.current_time`.
         self.clock = trio.lowlevel.current_clock().current_time
         self.turned_away = 0

@@ -1,9 +1,9 @@
 """One client of the HTTP server: its requests in, its answers out.
 
 One task reads a request, runs its handler and reads the next, so that nothing is handed from task to task; it looks at
-every byte before httptools sees it. Meanwhile `http1_leaving` watches for the client's leaving. A client that ends its
-side of the connection has left, even if it could still read (as uvicorn and hypercorn see it): nothing else tells a
-cancelled call from a patient one.
+every byte before httptools sees it. `http1_crowd` says when something came, and when the client leaves. A client that
+ends its side of the connection has left, even if it could still read (as uvicorn and hypercorn see it): nothing else
+tells a cancelled call from a patient one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import httptools
 import trio
 
+from cord_trio.transports import http1
 from cord_trio.transports.http1 import Chunks, Headers, KnownHead, Unacceptable, check_head, encode_headers, know
 from cord_trio.transports.http1_answer import Address, Request, Response
 from cord_trio.transports.http1_wire import SocketWire
@@ -66,13 +67,13 @@ class Connection:
         self.outlives = False
         self.deadline = trio.current_time() + server.limits.head_time
         self.wire = SocketWire(sock, nursery, broken=self._broken)
+        self._there = server.clients.add(sock, self._client_left)
         self._nursery = nursery
         self._stage = "head"
         self._served = False
         self._buffer = bytearray()
         self._asked: tuple[Request, Response] | None = None
         self._answering: Response | None = None
-        self._ended = False
         self.scope = trio.CancelScope()
         self._fields: list[tuple[bytes, bytes]] = []
         self._line = ("", "", "")
@@ -88,7 +89,6 @@ class Connection:
     @trio.lowlevel.enable_ki_protection
     async def run(self, full: bool) -> None:
         """Serve until the connection is over."""
-        self.server.clients.add(self.wire.sock, self._client_left)
         if full:
             self._refuse(Unacceptable(503, "too many connections"))
         while not self.closed:
@@ -101,11 +101,11 @@ class Connection:
 
     async def _serve(self) -> None:
         """Answer one request after another, until the connection is over or `scope` was cancelled."""
-        wire, wait_readable = self.wire, trio.lowlevel.wait_readable
+        wire, there = self.wire, self._there
         while not self.closed:
             if self._asked is None:
                 try:  # as `wire.read` does, without its frame, which each resumption would pass
-                    await wait_readable(wire.fd)
+                    await there.hear()
                     data = wire.take()
                 except (OSError, ValueError, trio.ClosedResourceError):
                     data = b""
@@ -114,6 +114,7 @@ class Connection:
                 if not data:
                     self.leave("client left")
                     return
+                there.unread = len(data) == http1.READ_SIZE
                 try:
                     self._feed(data)
                 except Unacceptable as refusal:
@@ -121,7 +122,7 @@ class Connection:
                 continue
             request, response = self._asked
             self._asked = None
-            if self._ended:  # before we came to its request, which is begun all the same: it may outlive its client
+            if there.ended:  # before we came to its request, which is begun all the same: it may outlive its client
                 trio.lowlevel.current_trio_token().run_sync_soon(self.leave, "client left")
             await self._answer(request, response)
             if self.wire.congested:
@@ -132,7 +133,6 @@ class Connection:
 
     def _client_left(self) -> None:
         """Whoever is answered is there no more. Otherwise its last bytes are still to be read, and then its end."""
-        self._ended = True
         if self._stage == "busy":
             self.leave("client left")
 
@@ -312,6 +312,7 @@ class Connection:
         request = Request(method, target, headers, body, self.client)
         response = Response(self, bare=method == "HEAD", chunked=minor == "1")
         self._asked = (request, response)
+        self._there.begin()
 
     async def _answer(self, request: Request, response: Response) -> None:
         self._answering = response

@@ -8,7 +8,8 @@ asks again from the first part that is missing.
 from __future__ import annotations
 
 import hashlib
-import io
+import mmap
+import sys
 from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -67,6 +68,10 @@ STALL: Final = 1.0
 LOST: Final = 30.0
 """Seconds without a part after which the rest is lost."""
 
+_PRIVATE: Final[dict[str, int]] = (
+    {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+)  # else shared with children, and slower
+
 
 class _Incoming:
     """One body that is being put together.
@@ -88,8 +93,8 @@ class _Incoming:
         self._size = 0
         self._sha = hashlib.sha256()
         self._scan = scan
-        # Neither to make room for all of it nor to have it as bytes in the end takes long, as it does to join parts.
-        self._body = io.BytesIO(bytes(bundle.size))
+        # Pages of it come as parts do. To join these in the end, or to clear room for all at first, would take long.
+        self._body = mmap.mmap(-1, bundle.size, **_PRIVATE) if bundle.size else None
 
     @property
     def whole(self) -> bool:
@@ -121,10 +126,11 @@ class _Incoming:
         if self._scan is not None:
             self._scan.feed(data)
             data = spaced(data)
-        self._body.write(data)
+        if self._body is not None:
+            self._body.write(data)
         self.missing += 1
 
-    def body(self) -> bytes:
+    def body(self) -> memoryview:
         """All of it.
 
         Raises:
@@ -136,7 +142,7 @@ class _Incoming:
             raise BadReply("what came in parts is not what was announced")
         if self._scan is not None:
             self._scan.end()
-        return self._body.getvalue()
+        return memoryview(self._body or b"").toreadonly()
 
 
 class Parts:
@@ -228,7 +234,7 @@ class Parts:
         except Malformed as exc:
             raise BadFrame(f"what came in parts cannot be read: {exc}") from exc
 
-    async def fetch(self, bundle: Bundle, want: Want, scan: Scan | None = None) -> bytes:
+    async def fetch(self, bundle: Bundle, want: Want, scan: Scan | None = None) -> memoryview:
         """The body that `bundle` announces.
 
         Args:
@@ -251,7 +257,7 @@ class Parts:
         finally:
             self._leave(bundle.size)
 
-    async def _gather(self, incoming: _Incoming, to: str, want: Want) -> bytes:
+    async def _gather(self, incoming: _Incoming, to: str, want: Want) -> memoryview:
         heard = trio.current_time()
         again = True
         while not incoming.whole:

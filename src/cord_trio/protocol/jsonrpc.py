@@ -274,17 +274,20 @@ def _as_said(_value: object) -> None:
 
 
 def encode_request(id: Id, method: str, params: bytes = b"{}") -> bytes:
-    return b'{"jsonrpc":"2.0","id":%b,"method":%b,"params":%b}' % (_encode(id), _encode(method), params)
+    # Joined, here and below: each `%b` would copy once more, which of 4 MB took a millisecond.
+    return b"".join(
+        (b'{"jsonrpc":"2.0","id":', _encode(id), b',"method":', _encode(method), b',"params":', params, b"}")
+    )
 
 
 def encode_notification(method: str, params: bytes = b"") -> bytes:
     if not params:
         return b'{"jsonrpc":"2.0","method":%b}' % _encode(method)
-    return b'{"jsonrpc":"2.0","method":%b,"params":%b}' % (_encode(method), params)
+    return b"".join((b'{"jsonrpc":"2.0","method":', _encode(method), b',"params":', params, b"}"))
 
 
 def encode_result(id: Id, result: bytes | Raw) -> bytes:
-    return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (_encode(id), bytes(result))
+    return b"".join((b'{"jsonrpc":"2.0","id":', _encode(id), b',"result":', result, b"}"))
 
 
 def encode_error(id: Id | None, code: int, message: str, data: bytes = b"") -> bytes:
@@ -296,7 +299,14 @@ def encode_error(id: Id | None, code: int, message: str, data: bytes = b"") -> b
 
 def object_of(fields: Mapping[str, Raw | bytes]) -> bytes:
     """JSON text of an object from members that are JSON text already."""
-    return b"{%b}" % b",".join(b"%b:%b" % (_encode(name), bytes(value)) for name, value in fields.items())
+    if not fields:
+        return b"{}"
+    pieces: list[bytes] = []
+    for name, value in fields.items():
+        pieces += (b",", _encode(name), b":", value)
+    pieces[0] = b"{"
+    pieces.append(b"}")
+    return b"".join(pieces)
 
 
 def _readable_id(line: bytes) -> Id | None:

@@ -36,7 +36,7 @@ VERBS: Final = {
     "top": "watch a running fabric",
     "simulate": "run a program of agents under one seed after the other, until one fails",
     "replay": "serve a recording: its servers answer what they answered then",
-    "mesh": "look at a mesh of fabrics, let nodes in, and run a broker to try one out",
+    "mesh": "look at a mesh of fabrics, move its agents, let nodes in, and run a broker to try one out",
     "check": "check the configuration, connect to each source, and say what is wrong",
 }
 """Each verb is the module of its name, and what it does."""

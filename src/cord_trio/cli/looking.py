@@ -65,8 +65,8 @@ def mesh_settings(args: argparse.Namespace) -> MeshConfig | None:
     return found
 
 
-async def look(args: argparse.Namespace, what: Look) -> int:
-    """Do `what` on the mesh that `args` name; returns the exit code."""
+async def look(args: argparse.Namespace, what: Look, *, patience: float = PATIENCE) -> int:
+    """Do `what` on the mesh that `args` name, for `patience` seconds at most; returns the exit code."""
     from cord_trio.mesh.reaching import open_store
 
     settings = mesh_settings(args)
@@ -75,7 +75,7 @@ async def look(args: argparse.Namespace, what: Look) -> int:
     code: int | None = None
     try:
         async with open_store(settings, make=False) as (nats, bucket):
-            with trio.move_on_after(PATIENCE):
+            with trio.move_on_after(patience):
                 code = await what(args, settings, nats, bucket)
     except StoreFailed as exc:
         if exc.code != NO_STREAM:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from cord_trio.cli import DONE, FAILED, looking, tell
+from cord_trio.cli import DONE, FAILED, looking, placing, tell
 from cord_trio.cli.broker import PORT, keep_broker
 from cord_trio.cli.common import add_config, clean, wrong_usage
 
@@ -31,7 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "trace", help="follow a call over the mesh: which nodes it went to, and how it ended there"
     )
     trace.add_argument("id", metavar="ID", help="a traceparent, the id of a trace, or that of a call")
-    for each in (nodes, audit, trace):
+    move = verbs.add_parser("move", help="let an agent of which there is one go on at another node, with its state")
+    move.add_argument("agent", metavar="NAME", help="of the agent")
+    move.add_argument(
+        "--to", metavar="NODE", default="",
+        help="a node that stands by for it, or labels: region=north; default another that has less to do",
+    )  # fmt: skip
+    for each in (nodes, audit, trace, move):
         add_config(each)
         each.add_argument("--mesh", metavar="URL", action="append", help="a NATS server; default: as configured")
         each.add_argument("--name", metavar="MESH", help="of the mesh; default: as configured, else cord")
@@ -53,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     broker.add_argument("--port", type=int, default=PORT, help=f"default {PORT}; 0 for any free one")
     broker.add_argument("--store", metavar="FOLDER", help="what it keeps; default a new folder, gone at the end")
     broker.add_argument("--conf", metavar="FILE", help="a configuration of nats-server, in place of all that")
-    for each in (nodes, audit, trace, permissions, broker):
+    for each in (nodes, audit, trace, move, permissions, broker):
         each.add_argument("--debug", action="store_true", default=False, help="show traces and debug logs on stderr")
 
 
@@ -65,6 +71,10 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
             return await looking.look(args, looking.trace)
         case "audit":
             return await looking.look(args, looking.audit)
+        case "move" if bad := placing.wrong(args):
+            return wrong_usage(bad)
+        case "move":
+            return await looking.look(args, placing.move, patience=placing.PATIENCE + looking.PATIENCE)
         case "permissions":
             return await _permissions(args)
         case _:

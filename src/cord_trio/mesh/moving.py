@@ -7,6 +7,7 @@ anywhere from before that write until whoever it names has seen it. Who waits fo
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from cord_trio.agents.resident import Resident
     from cord_trio.config import MeshConfig
     from cord_trio.fabric import Fabric
+    from cord_trio.mesh.calling import Calling
     from cord_trio.mesh.contracts import Store
     from cord_trio.mesh.hosting import Hosting
     from cord_trio.mesh.keeping import Keeping
@@ -173,14 +175,7 @@ class Moving:
 
     async def _say(self, method: str, name: str, node: str, params: Mapping[str, object]) -> object:
         assert self._node is not None
-        call = Call(method, name, {key: Raw(msgspec.json.encode(value)) for key, value in params.items()})
-        outcome = await self._node.calling.call(call, [node])
-        if type(outcome) is not Complete:
-            raise BadReply(f"node {node} answered as no node does that moves agents")
-        answer, error, _ = read_reply(outcome.result, name)
-        if error is not None:
-            raise error
-        return answer
+        return await say(self._node.calling, method, name, node, params)
 
     async def _send(self, held: Held, to: str, moved: Cell[None]) -> None:
         """Move one of ours, and tell whoever waits for it how that went."""
@@ -269,6 +264,20 @@ class Moving:
             log.warning("a message to an agent that moved was lost agent=%s reason=%s", name, exc)
         finally:
             envelope.finish()
+
+
+async def say(
+    calling: Calling, method: str, name: str, node: str, params: Mapping[str, object], deadline: float = math.inf
+) -> object:
+    """What `node` answers to what it is asked about agent `name`. Raises what it tells, or `CallError`."""
+    given = {key: Raw(msgspec.json.encode(value)) for key, value in params.items()}
+    outcome = await calling.call(Call(method, name, given, deadline=deadline), [node])
+    if type(outcome) is not Complete:
+        raise BadReply(f"node {node} answered as no node does that moves agents")
+    answer, error, _ = read_reply(outcome.result, name)
+    if error is not None:
+        raise error
+    return answer
 
 
 def _nothing() -> None:

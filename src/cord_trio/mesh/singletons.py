@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from cord_trio.mesh.presence import Lease
     from cord_trio.nats.kv import Entry
 
-_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""What such an agent is named."""
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -125,6 +126,6 @@ def _held(agent: str, entry: Entry) -> Held:
 
 
 def _key(agent: str) -> str:
-    if _NAME.fullmatch(agent) is None:
+    if NAME.fullmatch(agent) is None:
         raise ValueError(f"no name of an agent in a mesh: {agent[:100]!r}; one has 1 to 64 of letters, digits, _ and -")
     return f"ag.{agent}"

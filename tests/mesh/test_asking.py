@@ -19,6 +19,7 @@ from cord_trio.errors import (
     Draining,
     ToolNotFound,
 )
+from cord_trio.mesh import emitting
 from cord_trio.mesh.local import open_broker
 from cord_trio.mesh.presence import LEASE
 from cord_trio.mesh_errors import NoOwner, NotJson, OwnerLost, OwnerRefused
@@ -237,9 +238,63 @@ async def test_a_stream_shows_what_an_agent_of_another_node_emits_in_order(autoj
         assert await a.fabric.ask("counts", 3) == "done"
 
 
-async def test_of_what_is_emitted_and_not_looked_at_the_newest_is_dropped_and_counted(
-    autojump_clock: MockClock,
+@pytest.mark.parametrize("padding", [0, 8000])
+async def test_an_agent_that_floods_whoever_streams_it_waits_until_it_is_looked_at(
+    padding: int, autojump_clock: MockClock
 ) -> None:
+    emitted = 0
+
+    async def floods(ctx: Context, payload: int) -> object:
+        nonlocal emitted
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flood, ctx, payload)
+            nursery.start_soon(flood, ctx, payload)
+        return "done"
+
+    async def flood(ctx: Context, payload: int) -> None:
+        nonlocal emitted
+        for _ in range(payload):
+            number, emitted = emitted, emitted + 1
+            await ctx.emit([number, "x" * padding])
+
+    async def passes_on(ctx: Context, payload: int) -> object:
+        await trio.lowlevel.checkpoint()
+        return ctx.handoff("floods@c", payload)
+
+    async with open_broker(Random(1)) as broker, member(broker, "a") as a, member(broker, "b") as b:
+        async with member(broker, "c") as c:
+            b.fabric.agent("floods", floods)
+            c.fabric.agent("floods", floods)
+            b.fabric.agent("passes_on", passes_on)
+            await has(a, "floods", "passes_on")
+            await has(b, "floods@c")
+            for who in ("floods@b", "passes_on"):
+                emitted = 0
+                async with a.fabric.stream(who, 1500) as events:
+                    await trio.sleep(20)
+                    if padding:
+                        assert emitted * padding < 4 * emitting.AHEAD_OCTETS
+                    assert emitted < emitting.BEHIND
+                    seen = []
+                    async for event in events:
+                        assert isinstance(event, list)
+                        seen.append(event[0])
+                        assert emitted - len(seen) < emitting.BEHIND
+                    assert sorted(seen) == [*range(3000)]
+                    assert seen[:100] == [*range(100)]  # then two wait for room, and either goes on first
+                    assert await events.result() == "done"
+            async with a.fabric.stream("floods@b", 3000):
+                await trio.sleep(1)
+            await trio.sleep(1)
+            assert a.fabric.counters["mesh.emitted_dropped"] == 0
+            assert (a.node.owning.busy, b.node.owning.busy) == (0, 0)
+
+
+async def test_of_what_is_emitted_and_not_looked_at_the_newest_is_dropped_and_counted(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emitting, "AHEAD", 10_000)  # as a node of an earlier version, which does not wait
+
     async def counts(ctx: Context, payload: int) -> object:
         for number in range(payload):
             await ctx.emit(number)

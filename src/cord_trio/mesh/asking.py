@@ -11,6 +11,7 @@ from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+import msgspec
 import trio
 from msgspec import Raw
 from msgspec.structs import replace
@@ -20,7 +21,8 @@ from cord_trio.agents.answering import Asker
 from cord_trio.agents.elsewhere import Distant
 from cord_trio.call import Call, Complete
 from cord_trio.errors import BadReply, CallError, DeadlineExceeded, HandoffRefused, InputNeeded
-from cord_trio.mesh.frames import MAX_HOPS
+from cord_trio.mesh.emitting import Pace, Unseen
+from cord_trio.mesh.frames import MAX_HOPS, READ
 from cord_trio.mesh.letters import (
     ASK,
     EMIT,
@@ -40,9 +42,10 @@ from cord_trio.mesh.letters import (
 from cord_trio.mesh.owning import HOPS, HandOn
 from cord_trio.mesh.presence import is_name
 from cord_trio.mesh_errors import NoOwner
-from cord_trio.protocol.jsonrpc import UNREADABLE, parse
 
 Back: TypeAlias = "Callable[[str, str, str, Mapping[str, Question]], Awaitable[Mapping[str, Json]]]"
+
+Read: TypeAlias = "Callable[[str, str, str], Awaitable[object]]"
 
 if TYPE_CHECKING:
     import random
@@ -68,9 +71,6 @@ ON_ITS_WAY: Final = 5.0
 AGAIN: Final = (0.05, 0.5)
 """Seconds before it is, at least and at most."""
 
-BEHIND: Final = 1024
-"""Values that an agent of another node emits before whoever streams has looked at them; of more the newest go."""
-
 
 class Tail(Asker):
     """Who asked an agent from another node, as its handlers meet it; also where a handoff may leave this node.
@@ -80,16 +80,24 @@ class Tail(Asker):
         account: of what it spends here.
         call: that brought it; what it emits goes to its `events`.
         back: puts questions to who waits for it: node, token, the agent's name, and what it wants to know.
+        read: returns once who waits has room for what is emitted: node, token, and the agent's name.
 
     """
 
-    def __init__(self, letter: Letter, account: Account, call: Call, back: Back) -> None:
+    def __init__(self, letter: Letter, account: Account, call: Call, back: Back, read: Read) -> None:
         super().__init__(call.deadline)
         self.letter = letter
         self.account = account
         self._name = call.name or ""
         self._events = call.events
         self._back = back
+        self._pace = Pace(partial(read, *self._waits, self._name))
+
+    @property
+    def _waits(self) -> tuple[str, str]:
+        """Who waits for it: the node, empty if nobody does, and the token of its ask."""
+        node, _, token = "".join(self.letter.ways[-1:]).rpartition(".")
+        return node, token
 
     @property
     def spent(self) -> dict[str, Decimal]:
@@ -99,11 +107,12 @@ class Tail(Asker):
     async def __call__(self, value: object) -> None:
         if self._events is not None:
             given = packed(value, "what an agent emits")
+            await self._pace.keep(len(given.json))
             self._events(EMIT, given.json)
         await trio.lowlevel.checkpoint()
 
     async def inquire(self, questions: Mapping[str, Question]) -> Mapping[str, Json]:
-        node, _, token = "".join(self.letter.ways[-1:]).rpartition(".")
+        node, token = self._waits
         if not node:  # it was told, and nobody waits
             raise InputNeeded(self._name, sorted({each.method for each in questions.values()}))
         return await self._back(node, token, self._name, questions)
@@ -140,6 +149,7 @@ class Asking:
         self._agents = agents
         self._node = node
         self._asked_now = asked
+        self._unseen: dict[str, Unseen] = {}  # by the tokens of asks that are streamed
         self._rng = rng
         self._stir = stir
         self._known: OrderedDict[str, Distant] = OrderedDict()
@@ -220,19 +230,20 @@ class Asking:
         self._asked_now[token] = branch
         try:
             if account is None or not limits:
-                return await self._asked(address, call, branch, None)
+                return await self._asked(address, call, branch, token, None)
             # All that is left is set aside: nobody can tell how much of it is used there.
             with account.reserve(by=context.agent.name, **amounts_of(limits)) as reserved:
-                return await self._asked(address, call, branch, (reserved, limits))
+                return await self._asked(address, call, branch, token, (reserved, limits))
         finally:
             del self._asked_now[token]
 
     async def _asked(
-        self, address: str, call: Call, branch: Branch, reserved: tuple[Reservation, Mapping[str, Decimal]] | None
-    ) -> object:
+        self, address: str, call: Call, branch: Branch, token: str,
+        reserved: tuple[Reservation, Mapping[str, Decimal]] | None,
+    ) -> object:  # fmt: skip
         spent: Mapping[str, Decimal] = {} if reserved is None else reserved[1]  # all, unless we learn better
         try:
-            answer, error, spent = await self._said(address, partial(self._carried, address, call, branch))
+            answer, error, spent = await self._said(address, partial(self._carried, address, call, branch, token))
         except CallError as exc:
             if exc.executed == "no":
                 spent = {}
@@ -276,38 +287,23 @@ class Asking:
         there_is_one = name in self.standing or name in self._agents.singletons
         return there_is_one and isinstance(error, NoOwner) and error.executed == "no"
 
-    async def _carried(self, address: str, call: Call, branch: Branch, owners: Sequence[str] = ()) -> Raw:
+    async def _carried(self, address: str, call: Call, branch: Branch, token: str, owners: Sequence[str] = ()) -> Raw:
         """The result of a call that asks."""
         if branch.sink is None:
             return await self._called(address, call, owners)
-        sink = branch.sink
-        send, receive = trio.open_memory_channel[Raw](BEHIND)
-
-        def events(_method: str, params: Raw) -> None:
-            try:
-                send.send_nowait(params)
-            except trio.WouldBlock:
-                self._node.counters.add("mesh.emitted_dropped")
-
-        async def show() -> None:
-            async for value in receive:
-                try:
-                    given = parse(value)
-                except UNREADABLE:
-                    self._node.counters.add("mesh.bad_frames")
-                    continue
-                await sink(given)
-
+        unseen = self._unseen[token] = Unseen(branch.sink, self._node.counters)
         result: Raw | None = None
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(show)
+            nursery.start_soon(unseen.show)
             try:
-                with send:
-                    result = await self._called(address, replace(call, events=events), owners)
+                with unseen.send:
+                    result = await self._called(address, replace(call, events=unseen.take), owners)
             # Cancelled must travel through the nursery: it may be the nursery's own.
             except Exception as exc:
                 failure = exc
+            finally:
+                del self._unseen[token]
         if failure is not None:
             raise failure
         assert result is not None
@@ -339,6 +335,17 @@ class Asking:
         if not isinstance(answer, dict):
             raise BadReply(f"node {node} answered as nobody does who was asked")
         return answer
+
+    async def ask_room(self, node: str, token: str, agent: str) -> None:
+        """Return once whoever streams an agent of ours at another node has room. Raises `CallError`."""
+        await self._node.calling.call(Call(READ, agent, {"token": Raw(msgspec.json.encode(token))}), [node])
+
+    async def wait_room(self, token: str) -> None:
+        """Return once whoever streams under `token` has room for more, or does not stream any more."""
+        unseen = self._unseen.get(token)
+        if unseen is not None:
+            await unseen.wait_room()
+        await trio.lowlevel.checkpoint()
 
     async def _tell(self, address: str, branch: Branch, payload: object) -> bool:
         """Put `payload` into a mailbox of another node; returns whether it was taken."""

@@ -45,7 +45,10 @@ MOOT: Final = "cord/moot"
 TRUST: Final = "cord/trust"
 """Method of a call that says for how long lists can be trusted."""
 
-STANDING: Final = frozenset({CHANGES, MOOT, TRUST})
+READ: Final = "cord/read"
+"""Method of a call that ends once what an agent emitted was looked at, but for a little."""
+
+STANDING: Final = frozenset({CHANGES, MOOT, TRUST, READ})
 """Methods of calls that only wait, and so take no slot."""
 
 MAX_HOPS: Final = 8

@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import trio
 from msgspec import Raw
 from msgspec.structs import replace
@@ -26,7 +27,8 @@ from cord_trio.mesh.catalogues import encode_agents
 from cord_trio.mesh.letters import INQUIRE, TELL, letter_in, questions_in, refusal_of, reply_of, unpacked
 from cord_trio.mesh.owning import HOPS, HandOn
 from cord_trio.mesh.singletons import locate
-from cord_trio.mesh_errors import NoOwner
+from cord_trio.mesh_errors import BadFrame, NoOwner
+from cord_trio.protocol.jsonrpc import UNREADABLE
 from cord_trio.trace import trace_of
 
 STANDBY: Final = "cord_trio/standby"
@@ -98,7 +100,7 @@ class Hosting:
         agents = self._fabric.agents
         limits = letter.budget
         account = agents.account if limits is None else Account(limits, name, agents.account)
-        tail = Tail(letter, account, call, self._ask_back)
+        tail = Tail(letter, account, call, self._ask_back, self._ask_room)
         above = self._above(letter)
         onward = Branch(above, letter.path[:-1], letter.hops, call.principal, account)
         siblings = agents.roots if above is None else above.children
@@ -177,6 +179,20 @@ class Hosting:
     ) -> Mapping[str, Json]:
         assert self.asking is not None
         return await self.asking.inquire(node, token, agent, questions)
+
+    async def _ask_room(self, node: str, token: str, agent: str) -> None:
+        assert self.asking is not None
+        await self.asking.ask_room(node, token, agent)
+
+    async def has_room(self, call: Call) -> Complete:
+        """That there is room here for what an agent of another node emits, once there is."""
+        try:
+            token = msgspec.json.decode(call.params.get("token", b'""'), type=str)
+        except UNREADABLE as exc:
+            raise BadFrame(f"what an agent asks before it emits cannot be read: {exc}") from exc
+        assert self.asking is not None
+        await self.asking.wait_room(token)
+        return Complete(Raw(b"{}"))
 
     def _above(self, letter: Letter) -> Branch | None:
         """The ask of ours that waits for this one by way of other nodes, if there is one."""

@@ -21,7 +21,7 @@ from cord_trio.call import Call
 from cord_trio.config import Foreign
 from cord_trio.errors import Draining, ToolNotFound
 from cord_trio.mesh.catalogues import Pins, digest_of, encode_catalogue
-from cord_trio.mesh.frames import STANDING
+from cord_trio.mesh.frames import READ, STANDING
 from cord_trio.mesh.hosting import Hosting
 from cord_trio.mesh.keeping import Keeping
 from cord_trio.mesh.lending import Lending
@@ -378,6 +378,8 @@ def answering(fabric: Fabric, settings: MeshConfig, moving: Moving) -> Callable[
     """What does the calls of other nodes: those of agents, and of sources, that are ours, and shared."""
 
     async def answer(call: Call) -> Outcome:
+        if call.method == READ:
+            return await moving.answer(call)
         if call.method in STANDING:
             return await answer_standing(fabric, settings, call)
         if call.method in ABOUT_AGENTS:

@@ -19,6 +19,7 @@ from cord_trio.call import Call, Complete
 from cord_trio.cell import Cell
 from cord_trio.errors import AgentError, AgentNotFound, BadReply, CallError
 from cord_trio.mesh import letters
+from cord_trio.mesh.frames import READ
 from cord_trio.mesh.keeping import AGAIN
 from cord_trio.mesh.letters import Value, packed, read_reply, refusal_of, reply_of, unpacked
 from cord_trio.mesh.singletons import move
@@ -113,6 +114,8 @@ class Moving:
             BadFrame: it cannot be read.
 
         """
+        if call.method == READ:
+            return await self._hosting.has_room(call)
         if call.method in (letters.ASK, letters.TELL, letters.INQUIRE):
             return await self._hosting.answer(call)
         name = call.name or ""

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from cord_trio.call import Error
 from cord_trio.counters import Counters
 from cord_trio.errors import CallError, CordError, DeadlineExceeded
-from cord_trio.mesh.frames import MAX_HOPS, STANDING, Frame, Request
+from cord_trio.mesh.frames import MAX_HOPS, READ, STANDING, Frame, Request
 from cord_trio.mesh.heads import read_request, write_frame, write_request
 from cord_trio.mesh.outcomes import HOP_COST, call_of, failure_of, frame_of, params_of
 from cord_trio.mesh.parts import ABOVE
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cord_trio.mesh")
 
-PARTS_OF_OURS: Final = frozenset(("agents/ask", "agents/tell", "agents/inquire"))
+PARTS_OF_OURS: Final = frozenset(("agents/ask", "agents/tell", "agents/inquire", READ))
 """Methods of calls that may be part of what was taken here before: who answers them sees to it, while we drain too."""
 
 SLOTS: Final = 256

@@ -39,6 +39,10 @@ log = logging.getLogger("cord_trio.link")
 LEGACY_VERDICT: Final = 24 * 3600.0
 """Seconds for which a server found to be legacy is not asked again for the modern era."""
 
+TAKEN: Final = 1.0
+"""Seconds that a server has to take `notifications/initialized`, which no request may overtake on another connection:
+some refuse all that comes before it. Then it is called anyway."""
+
 LISTENING: Final = 1.0
 """Seconds that a server has to open its standing stream, before it is called without one."""
 
@@ -186,6 +190,9 @@ class Connecting:
                     session.notify("notifications/initialized")
                 except ConnectionLost as exc:
                     raise await unreached(session, exc, "handshake") from exc
+                if (initialized := transport.initialized) is not None:
+                    with trio.move_on_after(TAKEN):
+                        await initialized.wait()
             if not (shared or greeting.modern):
                 # Some servers ask on the standing stream, and drop what they ask while nobody holds it.
                 with trio.move_on_after(LISTENING):

@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from cord_trio import connecting
 from cord_trio.cell import Timer
 from cord_trio.config import Http
 from cord_trio.counters import Counters
@@ -24,7 +25,7 @@ from cord_trio.transports import http_rules, http_sinks
 from cord_trio.transports.http import open_http
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 
     from cord_trio.session import Session
     from cord_trio.transports.http import HttpTransport
@@ -768,6 +769,53 @@ async def test_a_stream_left_open_after_its_reply_is_closed_in_time(monkeypatch:
             await server.wait_until(lambda: server.left == [1])
             assert not transport.posts
         assert counters["http.lingering_closed"] == 1
+
+
+# The first notification of a legacy session
+
+GREETING = {"protocolVersion": LEGACY, "capabilities": {"tools": {}}, "serverInfo": {"name": "x", "version": "1"}}
+
+
+async def test_no_request_overtakes_the_first_notification_on_another_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connecting, "TAKEN", 60.0)
+    order: list[str] = []
+
+    class Slow(Apart):
+        def __iter__(self) -> Iterator[bytes]:
+            yield self[0]
+            order.append("taken")
+            yield self[1]
+
+    def listed(request: Seen) -> bytes:
+        order.append("listed")
+        return as_json(request, {"tools": []})
+
+    slow = Slow([status(202)[:9], status(202)[9:]])
+    async with canned(
+        initialize=partial(as_json, result=GREETING), notifications__initialized=slow, tools__list=listed
+    ) as server:
+        async with open_fabric([Http(name="far", url=server.url, era="legacy")]) as fabric:
+            with trio.fail_after(20):
+                await fabric.wait_started()
+            assert fabric.links["far"].state == "ready"
+    assert order == ["taken", "listed"]
+
+
+@pytest.mark.parametrize("answer", [Hold(), Cut(), status(500)])
+async def test_a_server_that_does_not_take_the_first_notification_is_called_all_the_same(
+    answer: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connecting, "TAKEN", 0.05)
+    async with canned(
+        initialize=partial(as_json, result=GREETING),
+        notifications__initialized=answer,
+        tools__list=partial(as_json, result={"tools": []}),
+    ) as server:
+        async with open_fabric([Http(name="far", url=server.url, era="legacy")]) as fabric:
+            await fabric.wait_started()
+            assert fabric.links["far"].state == "ready"
 
 
 # A legacy server's standing stream, and streams taken up again

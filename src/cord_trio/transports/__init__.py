@@ -108,12 +108,15 @@ class Transport(ABC):
         attends: whether `send_seated` may give its caller the reply to read.
         on_listening: called when the peer can say from now on what belongs to no request of ours, and may have lost
             what it said before; never where it can from the beginning.
+        initialized: where a message may overtake another, and `notifications/initialized` is on its way: set once it
+            was taken, or never will be; else None.
 
     """
 
     limits: Limits = LIMITS
     attends: bool = False
     on_listening: Callable[[], None] | None = None
+    initialized: trio.Event | None = None
 
     @abstractmethod
     def send(

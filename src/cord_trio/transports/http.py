@@ -88,6 +88,7 @@ class HttpTransport(Transport):
         self._answered: dict[Post, float] = {}
         self._unread: Post | None = None
         self._held = 0
+        self._first: Post | None = None
         self._greeted = trio.Event()
         self._listening = trio.Event()
         self._loss: str | None = None
@@ -150,6 +151,8 @@ class HttpTransport(Transport):
             post.since = trio.current_time()  # only there must it be known
         if id is not None:
             self.posts[id] = post
+        elif method == "notifications/initialized":
+            self._first, self.initialized = post, trio.Event()
         try:
             self._pool.begin(post, head, message)
         except CallError:
@@ -289,6 +292,9 @@ class HttpTransport(Transport):
 
     def over(self, post: Post, error: CallError | None, /) -> None:
         self._forget(post)
+        if post is self._first and self.initialized is not None:
+            self.initialized.set()
+            self._first = self.initialized = None
         if error is None:
             return
         if post.id is not None and self._receiver is not None:

@@ -37,7 +37,7 @@ URL = "nats://local:4222"
 
 def arguments(**given: object) -> argparse.Namespace:
     usual = {"config": None, "json": False, "source": None, "mesh": URL, "node": None, "credentials": None}
-    return argparse.Namespace(**{**usual, "arguments": "{}", "payload": "null", **given})
+    return argparse.Namespace(**{**usual, "arguments": "{}", "payload": "null", "text": False, **given})
 
 
 def lead(monkeypatch: pytest.MonkeyPatch, broker: LocalBroker) -> list[MeshConfig]:

@@ -47,9 +47,9 @@ async def test_c05_progress_after_the_reply_reaches_nobody_and_breaks_nothing() 
 
 
 async def test_c08_progress_keeps_a_call_alive_though_its_caller_did_not_ask_for_any() -> None:
-    async with open_fabric([ToolServer(name="it").source(deadline=0.4)]) as fabric:
-        await fabric.call("it__echo", {"text": "up"})
-        result = await fabric.call("it__progress", {"steps": 10, "seconds": 0.8})
+    async with open_fabric([ToolServer(name="it").source(deadline=0.8)]) as fabric:
+        await fabric.wait_started()
+        result = await fabric.call("it__progress", {"steps": 12, "seconds": 1.2})
         assert not result.is_error
 
 

@@ -18,13 +18,13 @@ from cord_trio.cell import Cell
 from cord_trio.errors import ConnectionLost, Malformed, Overloaded
 from cord_trio.protocol import jsonrpc
 from cord_trio.protocol.framing import FrameTooLarge, LineSplitter
-from cord_trio.transports import Transport
+from cord_trio.transports import LIMITS, Transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from cord_trio.counters import Counters
-    from cord_trio.transports import Receiver
+    from cord_trio.transports import Limits, Receiver
 
 QUANTUM: Final = 64 * 1024
 """Bytes written in one turn of a writer, about, and read of a peer that is gone."""
@@ -65,6 +65,12 @@ class LineTransport(Transport):
 
     """
 
+    __slots__ = (  # with a dict of its own, one with more than thirty attributes would take 1.5 KB more
+        "_backlog", "_begun", "_counters", "_flushing", "_gathering", "_nursery", "_over", "_read", "_read_fd",
+        "_reading", "_relieved", "_sent", "_size", "_splitter", "_waiting_bytes", "_write", "_write_fd", "_writing",
+        "limits", "name", "on_listening",
+    )  # fmt: skip
+
     finishes: ClassVar[bool] = False
     _wait_readable: Callable[[int], Coroutine[object, object, None]] = staticmethod(trio.lowlevel.wait_readable)
 
@@ -81,6 +87,8 @@ class LineTransport(Transport):
         max_message: int,
     ) -> None:
         self.name = name
+        self.limits: Limits = LIMITS
+        self.on_listening: Callable[[], None] | None = None
         self._read = read
         self._write = write
         self._read_fd = read_fd

@@ -49,8 +49,9 @@ class StdioTransport(LineTransport):
 
     """
 
-    _home: trio.Nursery | None = None  # where it ends, while the pump reads it without a task of its own
-    _stopped: bool = False  # whether it broke the rules; here, as thirty attributes of its own would cost much more
+    __slots__ = (
+        "_child", "_crowded", "_home", "_place", "_pump", "_receiver", "_stop", "_stopped", "attends", "noise", "pid",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -77,6 +78,8 @@ class StdioTransport(LineTransport):
         self.noise: list[str] = []
         self._child = child
         self._stop = stop
+        self._stopped = False  # whether it broke the rules
+        self._home: trio.Nursery | None = None  # where it ends, while the pump reads it without a task of its own
         self._receiver: Receiver | None = None
         self._crowded = False  # whether the last read brought so much that what it provokes is written together
         self._pump = pump

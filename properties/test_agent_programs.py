@@ -224,7 +224,9 @@ def test_invariant_18_a_taker_has_its_own_grants_and_none_of_its_givers(
 ) -> None:
     """Others go the same way beside it, and are cancelled after so many ticks."""
     seen: list[tuple[int, set[str], set[str]]] = []
-    routes = {name: Route(name, "web", Tool(name, None, "", Annotations(), Raw(b"{}"), None, {})) for name in TOOLS}
+    routes = {
+        name: Route(name, "web", Tool(name, None, "", Annotations(), Raw(b"{}"), None, Raw(b"{}"))) for name in TOOLS
+    }
 
     async def call(call: Call) -> Outcome:
         await trio.lowlevel.checkpoint()

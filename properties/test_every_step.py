@@ -264,7 +264,7 @@ PARTS: st.SearchStrategy[tuple[Part, ...]] = st.recursive(
     ).map(tuple),
     max_leaves=6,
 )
-TOOL = Tool("do", None, "", Annotations(), Raw(b"{}"), None, {})
+TOOL = Tool("do", None, "", Annotations(), Raw(b"{}"), None, Raw(b"{}"))
 
 
 @proves(43)

@@ -147,6 +147,8 @@ def cancel_task(session: Session, task: str, why: BaseException | None = None, p
 
 
 def _required(tool: Tool) -> bool:
+    if b'"execution"' not in bytes(tool.text):
+        return False
     raw = tool.members.get("execution")
     return raw is not None and parse(raw).get("taskSupport") == "required"
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import repeat
-from operator import attrgetter, contains
+from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import trio
-from msgspec.structs import replace
 
 from cord_trio.cell import Cell
 from cord_trio.counters import Counters
@@ -61,7 +60,7 @@ AGENTS: Final = "agent"
 """What stands for the source of agents that are exported as tools, and the prefix of those. No source has it."""
 
 _NAME: Final = attrgetter("name")
-_MEMBERS: Final = attrgetter("members")
+_META: Final = attrgetter("meta")
 
 NO_LISTS: Final[Mapping[Kind, Listed]] = MappingProxyType({})
 """No list has changed."""
@@ -281,7 +280,7 @@ class Registry:
             if route is None:
                 route = _route(source, prefix, item)
             elif route.item != item:
-                if type(item) is Tool and "_meta" not in item.members:  # the plain case, of which there may be many
+                if type(item) is Tool and item.meta is None:  # the plain case, of which there may be many
                     route = Route(route.public, source.name, item)
                 else:
                     route = _route(source, prefix, item, route.public)
@@ -411,7 +410,7 @@ def _same_names(source: str, tools: Sequence[Tool], before: Exports) -> dict[str
     routes = before.routes
     if before.problems or not before.spelled or _spelled(list(map(_NAME, tools))) != before.spelled:
         return None
-    if any(map(contains, map(_MEMBERS, tools), repeat("_meta"))):  # some of it is exported otherwise than it is listed
+    if any(map(_META, tools)):  # some of it is exported otherwise than it is listed
         return None
     return dict(zip(routes, map(Route, routes, repeat(source), tools), strict=True))
 
@@ -427,11 +426,11 @@ def _spelled(names: Sequence[str]) -> str:
 
 def _linked(prefix: str, tool: Tool) -> Tool:
     """`tool` with the page of its App, if it has one, under its exported URI (MCP Apps)."""
-    meta = tool.members.get("_meta")
+    meta = tool.meta
     if not prefix or meta is None or b'esourceUri"' not in bytes(meta):
         return tool
     linked = relink_meta(meta, lambda uri: export_uri(prefix, uri))
-    return tool if linked is meta else replace(tool, members={**tool.members, "_meta": linked})
+    return tool if linked is meta else tool.with_meta(linked)
 
 
 def _apart(kind: Kind, parts: Mapping[str, Exports]) -> Mapping[str, Exports]:

@@ -41,6 +41,21 @@ def test_a_tool_is_encoded_with_another_name_and_all_its_members_as_they_came() 
     assert list(tool.members) == ["name", "inputSchema", "new", "_meta"]
 
 
+def test_a_tool_keeps_its_text_once_and_what_is_read_of_it() -> None:
+    text = b'{"name":"a","inputSchema":{"type":"object"},"_meta":{"v/x":1}}'
+    tool = decode_tools_page(b'{"tools":[%b]}' % text).tools[0]
+    assert (bytes(tool.text), tool.meta) == (text, Raw(b'{"v/x":1}'))
+    other = tool.with_meta(Raw(b"{}"))
+    assert bytes(other.text) == text.replace(b'{"v/x":1}', b"{}")
+    assert (other.name, other.input_schema, other.meta) == (tool.name, tool.input_schema, Raw(b"{}"))
+    assert only({}).meta is None
+
+
+def test_what_is_left_out_of_a_tool_is_not_in_its_text() -> None:
+    tool = only({"title": 7, "annotations": {"title": "T", "readOnlyHint": "no"}, "more": 1})
+    assert bytes(tool.text) == b'{"name":"t","inputSchema":{"type": "object"},"annotations":{"title":"T"},"more":1}'
+
+
 def test_a_tool_says_what_it_is() -> None:
     tool = only(
         {

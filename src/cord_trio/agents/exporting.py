@@ -41,7 +41,7 @@ def as_tool(agent: Agent) -> Tool:
         "description": Raw(encode(description)),
         "inputSchema": Raw(SCHEMA),
     }
-    return Tool(agent.name, None, description, Annotations(), Raw(SCHEMA), None, members)
+    return Tool(agent.name, None, description, Annotations(), Raw(SCHEMA), None, Raw(object_of(members)))
 
 
 def payload_of(call: Call) -> object:

@@ -63,7 +63,7 @@ def tool_for(era: Era, tool: Tool, name: str) -> bytes:
     """JSON text of a tool in a list for a client of `era`, under its exported `name`."""
     changed: dict[str, Raw] = {}
     # Whether it runs as a task is between its server and us: who was told so would not call it as any other.
-    dropped = {"execution"} & tool.members.keys()
+    dropped = {"execution"} if b'"execution"' in bytes(tool.text) and "execution" in tool.members else set()
     if tool.header_fault is not None:
         # A modern client over HTTP would drop the tool, some the whole list.
         changed["inputSchema"] = Raw(encode(_without_annotations(parse(tool.input_schema))))

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 from msgspec import Raw
-from msgspec.structs import replace
 
 from cord_trio.agents.agent import Agent, base_of
 from cord_trio.agents.answering import asker_of
@@ -206,7 +205,7 @@ class Hosting:
 def _standby(name: str, function: AgentMade) -> Tool:
     """What is listed of an agent that is not here, and might be."""
     tool = as_tool(Agent(name, function))
-    return replace(tool, members={**tool.members, "_meta": Raw(b'{"%b":true}' % STANDBY.encode())})
+    return tool.with_meta(Raw(b'{"%b":true}' % STANDBY.encode()))
 
 
 async def within_its_own(deadline: float, work: Awaitable[Raw]) -> Raw:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
+from msgspec.structs import replace
 
 from cord_trio.errors import Malformed
 from cord_trio.protocol.headers import ParamHeader, find_param_headers, read_param_headers
@@ -71,7 +72,8 @@ class Tool(msgspec.Struct, frozen=True, gc=False):
         annotations: the server's claims.
         input_schema: JSON Schema of the arguments, always of type object.
         output_schema: JSON Schema of the structured result, if given.
-        members: every member as it was received, in order, also those that we do not know.
+        text: all of it as it was received, also what we do not know; of its members a mapping would take 300 bytes.
+        meta: its `_meta`, if it has one.
         headers: arguments that HTTP repeats in headers.
         header_fault: why the tool must not be called over HTTP, if so (MCP 2026-07-28, tools).
 
@@ -83,7 +85,8 @@ class Tool(msgspec.Struct, frozen=True, gc=False):
     annotations: Annotations
     input_schema: Raw
     output_schema: Raw | None
-    members: Mapping[str, Raw]
+    text: Raw
+    meta: Raw | None = None
     headers: tuple[ParamHeader, ...] = ()
     header_fault: str | None = None
 
@@ -91,6 +94,15 @@ class Tool(msgspec.Struct, frozen=True, gc=False):
     def key(self) -> str:
         """What the server knows it by."""
         return self.name
+
+    @property
+    def members(self) -> dict[str, Raw]:
+        """Every member as it was received, in order."""
+        return members(self.text)
+
+    def with_meta(self, meta: Raw) -> Tool:
+        """The same with another `_meta`."""
+        return replace(self, text=Raw(object_of({**self.members, "_meta": meta})), meta=meta)
 
     @property
     def label(self) -> str:
@@ -299,18 +311,18 @@ def exported_name(prefix: str, tool: str) -> str:
 def _tool(raw: Raw, notes: list[str]) -> Tool:
     if not _is(raw, b"{"):
         raise Malformed(INVALID_REQUEST, "is not an object")
-    parts = members(raw)
-    name = _string(parts.get("name"))
+    received = members(raw)
+    name = _string(received.get("name"))
     if not name:
         raise Malformed(INVALID_REQUEST, "has no name")
-    parts = _typed(parts, _KINDS, name, notes)
+    parts = _typed(received, _KINDS, name, notes)
     schema = _input_schema(parts.get("inputSchema"), name, notes)
     parts["inputSchema"] = schema
     annotations = _NO_ANNOTATIONS
     if "annotations" in parts:
-        received = members(parts["annotations"])
-        hints = _typed(received, _HINTS, f"{name}: annotations", notes)
-        if len(hints) != len(received):
+        given = members(parts["annotations"])
+        hints = _typed(given, _HINTS, f"{name}: annotations", notes)
+        if len(hints) != len(given):
             parts["annotations"] = Raw(object_of(hints))
         annotations = _decode_annotations(parts["annotations"])
     headers: tuple[ParamHeader, ...] = ()
@@ -326,7 +338,8 @@ def _tool(raw: Raw, notes: list[str]) -> Tool:
         annotations=annotations,
         input_schema=schema,
         output_schema=parts.get("outputSchema"),
-        members=parts,
+        text=raw if parts == received else Raw(object_of(parts)),
+        meta=parts.get("_meta"),
         headers=headers,
         header_fault=header_fault,
     )

@@ -8,6 +8,7 @@ Over HTTP its URL is its first line.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
 
@@ -16,6 +17,7 @@ from mcp.types import Completion, CompletionArgument, SamplingMessage, TextConte
 from pydantic import BaseModel
 
 server = FastMCP("asking")
+sessions = []
 
 
 class Name(BaseModel):
@@ -33,6 +35,15 @@ async def twice(ctx: Context) -> str:
     first = await ctx.elicit("First?", Name)
     second = await ctx.elicit("Second?", Name)
     return f"{first.data.name} {second.data.name}"
+
+
+@server.tool()
+async def whose(ctx: Context) -> str:
+    """By which process and session it is called, and who is there."""
+    if ctx.session not in sessions:
+        sessions.append(ctx.session)
+    answer = await ctx.elicit("Name?", Name)
+    return f"{os.getpid()}.{sessions.index(ctx.session)} {answer.data.name if answer.action == 'accept' else ''}"
 
 
 @server.tool()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -119,6 +120,38 @@ async def test_two_principals_at_once_get_their_own_questions(kind: str) -> None
                 for name in ("ann", "bob", "eve"):
                     nursery.start_soon(person, name)
         assert results == {name: f"accept {name}" for name in ("ann", "bob", "eve")}
+
+
+async def test_invariant_32_a_call_travels_only_on_a_connection_of_its_own_principal(kind: str) -> None:
+    """Calls of three people at once, one of which nobody answers: which process and session had which people."""
+    async with fabric_of(kind) as fabric:
+        had: dict[str, set[str]] = {}
+
+        async def ask(name: str, *, gives_up: bool) -> None:
+            call = Call("tools/call", "far__whose", {"arguments": Raw(b"{}")}, principal=name, capabilities=ASKABLE)
+            asked = await fabric.handle(call)
+            assert isinstance(asked, InputRequired), asked and bytes(asked.result)
+            if gives_up:
+                fabric.abandon(asked.park, "she has gone")
+                return
+            (key,) = json.loads(bytes(asked.result))["inputRequests"]
+            params = {
+                "inputResponses": Raw(json.dumps({key: {"action": "accept", "content": {"name": name}}}).encode())
+            }
+            again = Call("tools/call", "far__whose", params, principal=name, capabilities=ASKABLE, park=asked.park)
+            where, who = said(await fabric.handle(again)).split()
+            assert who == name
+            had.setdefault(where, set()).add(who)
+
+        with trio.fail_after(30):
+            for turn in range(4):
+                async with trio.open_nursery() as nursery:
+                    for name in ("ann", "bob", "eve"):
+                        nursery.start_soon(partial(ask, name, gives_up=turn == 2 and name == "bob"))
+        assert all(len(people) == 1 for people in had.values()), had
+        assert set.union(*had.values()) == {"ann", "bob", "eve"}
+        assert (len({where.partition(".")[0] for where in had}) > 1) == (kind == "stdio")  # else sessions alone differ
+        assert len(fabric._parks) == 0
 
 
 async def test_prompts_resources_and_completions_come_through(kind: str) -> None:

@@ -199,8 +199,8 @@ class Client:
 
     def message(self, id: int, call: Call, name: str | None) -> bytes:
         """The request `id` that asks the server for `call`, of what it knows as `name`."""
-        method = call.method
-        params = call.params
+        method, params, digits = call.method, call.params, b"%d" % id
+        # Joined: `%b` copies once more, which of 16 MB took 7 ms.
         if len(params) == 1:  # nearly always, and a list for it would cost as much as all the rest
             ((member, value),) = params.items()
             if (
@@ -213,14 +213,13 @@ class Client:
                 head = self._heads.get((method, name, member))
                 if head is None:
                     head = self._head(method, name, member)
-                return b'{"jsonrpc":"2.0","id":%d%b%b%b%d}}}' % (id, head, value, self._tail, id)
-            head = self._heads.get((method, name, None)) or self._head(method, name)
-            members = b"%b:%b," % (jsonrpc.encode(member), value)
-        else:
-            head = self._heads.get((method, name, None)) or self._head(method, name)
-            if method == COMPLETION and not self._context and "context" in params:
-                params = {member: value for member, value in params.items() if member != "context"}
-            members = b"".join([b"%b:%b," % (jsonrpc.encode(member), value) for member, value in params.items()])
+                return b"".join((b'{"jsonrpc":"2.0","id":', digits, head, value, self._tail, digits, b"}}}"))
+        elif method == COMPLETION and not self._context and "context" in params:
+            params = {member: value for member, value in params.items() if member != "context"}
+        head = self._heads.get((method, name, None)) or self._head(method, name)
+        pieces: list[bytes] = [b'{"jsonrpc":"2.0","id":', digits, head]
+        for member, value in params.items():
+            pieces += (jsonrpc.encode(member), b":", value, b",")
         meta = self._envelope
         if call.trace:
             call = replace(call, meta=with_traceparent(call.meta, call.trace))
@@ -228,8 +227,6 @@ class Client:
             meta = self._declaring(call.capabilities)
         if call.patience or call.events is not None:
             # Also where nobody listens: progress keeps the call alive.
-            if meta and not call.meta and call.log_level is None:
-                return b'{"jsonrpc":"2.0","id":%d%b%b"_meta":{%b,"progressToken":%d}}}' % (id, head, members, meta, id)
             meta = b'%b,"progressToken":%d' % (meta, id) if meta else b'"progressToken":%d' % id
         if call.log_level is not None and self._envelope:
             meta = b'%b,"%b":%b' % (meta, mcp.META_LOG_LEVEL.encode(), jsonrpc.encode(call.log_level))
@@ -237,8 +234,11 @@ class Client:
             more = [b"%b:%b" % (jsonrpc.encode(member), value) for member, value in call.meta.items()]
             meta = b",".join([meta, *more] if meta else more)
         if meta:
-            return b'{"jsonrpc":"2.0","id":%d%b%b"_meta":{%b}}}' % (id, head, members, meta)
-        return b'{"jsonrpc":"2.0","id":%d%b}}' % (id, (head + members).removesuffix(b","))
+            pieces += (b'"_meta":{', meta, b"}}}")
+        else:
+            pieces[-1] = pieces[-1].removesuffix(b",")
+            pieces.append(b"}}")
+        return b"".join(pieces)
 
     def outcome(self, method: str, result: Raw) -> Outcome:
         """What the server's result means, its URIs as they are exported.

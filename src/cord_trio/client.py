@@ -47,6 +47,8 @@ MAX_NOTES: Final = 100
 MAX_HEADS: Final = 10_000
 """Beginnings of requests that are kept, one for each name that is called."""
 
+BRACE: Final = ord("{")
+
 TASK_METHODS: Final = frozenset({"tasks/get", "tasks/update", "tasks/cancel"})
 """What is asked of a task in the background; its state may come as either type of result (tasks extension)."""
 
@@ -166,8 +168,8 @@ class Client:
             session.logging[id] = call.log_level
         try:
             result = await session.exchange(
-                id, self.message(id, call, name), method=method, name=name, headers=headers,
-                deadline=call.deadline, events=call.events, patience=call.patience, latest=call.latest,
+                id, self.message(id, call, name), method, name, headers, call.deadline, call.events, call.patience,
+                call.latest,
             )  # fmt: skip
         except CallFailed as exc:
             if exc.code == UNSUPPORTED_VERSION and self._modern:
@@ -248,7 +250,9 @@ class Client:
 
         """
         text = bytes(result)
-        if not text.startswith(mcp.COMPLETE_HEAD):
+        if not self._modern and text[0] == BRACE:
+            pass  # as nearly always in that era: there is one type of result
+        elif not text.startswith(mcp.COMPLETE_HEAD):
             if not text.startswith(b"{"):
                 raise BadReply(f"{self.session.name}: the result of {method} is not an object")
             kind = self._kind(text) if self._modern else mcp.COMPLETE

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
@@ -34,7 +35,9 @@ class Names(Mapping[str, V]):
 
     """
 
-    __slots__ = ("__weakref__", "_elders", "_held", "_names", "_size", "parts")
+    # `get` is the shared dict's own, as long as that says what we hold: a frame of Python for each of the two look-ups
+    # that a call makes was a fiftieth of its instructions.
+    __slots__ = ("__weakref__", "_elders", "_held", "_names", "_size", "get", "parts")
 
     parts: Mapping[str, Mapping[str, V]]
 
@@ -60,6 +63,7 @@ class Names(Mapping[str, V]):
         """What we hold of names that a newer one has changed in the dict."""
         for part in self.parts.values():
             self._names.update(part)
+        self.get = self._names.get  # type: ignore[method-assign, assignment]  # a slot, see above
 
     def changed(self, whose: str, part: Mapping[str, V]) -> Names[V]:
         """These names with another part in the place of `whose`, or behind all others if there is none.
@@ -92,6 +96,7 @@ class Names(Mapping[str, V]):
                 held = elder._held
                 if not held:  # as that which was the newest until now
                     held.update(before)
+                    elder.get = partial(_look, held, names)  # type: ignore[method-assign, assignment]
                     continue
                 for name, value in before.items():  # in place: what somebody keeps is to cost no more each time
                     held.setdefault(name, value)
@@ -101,6 +106,7 @@ class Names(Mapping[str, V]):
         newest: Names[V] = Names.__new__(Names)
         newest.parts, newest._size = {**self.parts, whose: part}, self._size - len(old) + len(part)
         newest._names, newest._held, newest._elders = names, {}, elders
+        newest.get = names.get  # type: ignore[method-assign, assignment]
         return newest
 
     @staticmethod
@@ -108,24 +114,19 @@ class Names(Mapping[str, V]):
         found = elder()
         return found is not None and len(found._held) > max(256, found._size // 4)
 
-    def _look(self, name: str, default: object) -> object:
-        found = self._held.get(name, self)
-        if found is self:  # no newer one has changed it
-            return self._names.get(name, default)
-        return default if found is _ABSENT else found
+    if TYPE_CHECKING:
 
-    @overload
-    def get(self, name: str, default: None = None, /) -> V | None: ...
-    @overload
-    def get(self, name: str, default: D, /) -> V | D: ...
-    def get(self, name: str, default: object = None, /) -> object:
-        """The item of this name; `default` if there is none."""
-        return self._look(name, default) if self._held else self._names.get(name, default)
+        @overload
+        def get(self, name: str, default: None = None, /) -> V | None: ...
+        @overload
+        def get(self, name: str, default: D, /) -> V | D: ...
+        def get(self, name: str, default: object = None, /) -> object:
+            """The item of this name; `default` if there is none."""
 
     def __getitem__(self, name: str) -> V:
         if not self._held:
             return self._names[name]
-        found = self._look(name, _ABSENT)
+        found = _look(self._held, self._names, name, _ABSENT)
         if found is _ABSENT:
             raise KeyError(name)
         return found  # type: ignore[return-value]  # what is there is an item
@@ -133,7 +134,7 @@ class Names(Mapping[str, V]):
     def __contains__(self, name: object) -> bool:
         if not self._held:
             return name in self._names
-        return isinstance(name, str) and self._look(name, _ABSENT) is not _ABSENT
+        return isinstance(name, str) and _look(self._held, self._names, name, _ABSENT) is not _ABSENT
 
     def __iter__(self) -> Iterator[str]:
         for part in self.parts.values():
@@ -144,6 +145,14 @@ class Names(Mapping[str, V]):
 
     def __repr__(self) -> str:
         return f"Names({dict(self)!r})"
+
+
+def _look(held: Mapping[str, V], names: Mapping[str, V], name: str, default: object = None) -> object:
+    """The item of this name in `names`, but for what is `held` otherwise."""
+    found = held.get(name, held)
+    if found is held:  # no newer one has changed it
+        return names.get(name, default)
+    return default if found is _ABSENT else found
 
 
 def _copy(part: Mapping[str, V]) -> dict[str, V]:

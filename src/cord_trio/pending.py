@@ -70,7 +70,7 @@ class Pending(Cell[Raw]):
         latest: float,
     ) -> None:
         self.settled = False  # what Cell.__init__ does, without its call: one of these is made for each request
-        self._task = None
+        self.task = None
         self._error = None
         self.seat: Seat | None = None
         self.session = session
@@ -89,9 +89,9 @@ class Pending(Cell[Raw]):
             return False
         self.settled = True
         self._value = value
-        task = self._task
+        task = self.task
         if task is not None:
-            self._task = None
+            self.task = None
             trio.lowlevel.reschedule(task, self)  # type: ignore[arg-type]  # see `Cell`
         elif self.seat is not None:
             self._evict()
@@ -104,8 +104,8 @@ class Pending(Cell[Raw]):
             return await self.wait(self.abandoned)
         if self.deadline < timer.next:
             timer.by(self.deadline)
-        self._task = trio.lowlevel.current_task()
-        return await trio.lowlevel.wait_task_rescheduled(self._abort)  # type: ignore[no-any-return]  # Trio says Any
+        self.task = trio.lowlevel.current_task()
+        return await trio.lowlevel.wait_task_rescheduled(self.abort)  # type: ignore[no-any-return]  # Trio says Any
 
     def _end(self) -> None:
         super()._end()
@@ -153,13 +153,14 @@ class Pending(Cell[Raw]):
                 seat.leave()
         if self.settled:
             return self.unwrap()
-        self._task = trio.lowlevel.current_task()
-        return await trio.lowlevel.wait_task_rescheduled(self._abort)  # type: ignore[no-any-return]  # Trio says Any
+        self.task = trio.lowlevel.current_task()
+        return await trio.lowlevel.wait_task_rescheduled(self.abort)  # type: ignore[no-any-return]  # Trio says Any
 
     @trio.lowlevel.enable_ki_protection
-    def _abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+    def abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        """Note that the waiting task is cancelled, and is to be rescheduled by Trio."""
         self.settled = True
-        self._task = None
+        self.task = None
         self.abandoned()
         return trio.lowlevel.Abort.SUCCEEDED
 

@@ -28,14 +28,14 @@ from cord_trio.protocol.notices import LOG_HEADS, decode_cancelled, decode_logge
 from cord_trio.protocol.peer import Peer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     from cord_trio.answering import Answer
     from cord_trio.call import EventSink
     from cord_trio.cell import Timer
     from cord_trio.errors import Executed
     from cord_trio.protocol.jsonrpc import Envelope, Id
-    from cord_trio.transports import Seat, Transport
+    from cord_trio.transports import Transport
 
     Told: TypeAlias = Callable[[str, Raw, Id | None], None]
 
@@ -124,24 +124,14 @@ class Session:
         """The peer's result, unparsed. For the rest see `exchange`."""
         id = self.peer.mint()
         message = jsonrpc.encode_request(id, method, params)
-        return await self.exchange(
-            id, message, method=method, deadline=deadline, events=events, cancellable=cancellable
-        )
+        return await self.exchange(id, message, method, deadline=deadline, events=events, cancellable=cancellable)
 
-    def exchange(
-        self,
-        id: int,
-        message: bytes,
-        *,
-        method: str,
-        name: str | None = None,
-        headers: Sequence[tuple[str, str]] = (),
-        deadline: float = math.inf,
-        events: EventSink | None = None,
-        cancellable: bool = True,
-        patience: float = 0.0,
-        latest: float = math.inf,
-    ) -> Awaitable[Raw]:
+    @trio.lowlevel.enable_ki_protection  # as `Pending.wait`, and what Ctrl-C would leave open between the two
+    async def exchange(
+        self, id: int, message: bytes, method: str, name: str | None = None, headers: Sequence[tuple[str, str]] = (),
+        deadline: float = math.inf, events: EventSink | None = None, patience: float = 0.0, latest: float = math.inf,
+        *, cancellable: bool = True,
+    ) -> Raw:  # fmt: skip
         """Send request `id`, minted by `peer.mint`, and return the peer's result, unparsed.
 
         Cancelling it withdraws the request: unsent, it is never sent; sent, the peer is told exactly once,
@@ -156,12 +146,34 @@ class Session:
 
         """
         pending = Pending(self, id, method, deadline, events, cancellable, patience, latest)
-        if self.transport.congested:
-            return self._exchange_later(pending, message, name, headers)
-        seat = self._send(pending, message, name, headers, self.transport.attends)
-        return pending.reply(self._timer) if seat is None else pending.read(seat, self._timer)
+        # `begin` and `Pending.reply` in place: their calls, and a coroutine, were a 20th of a call's instructions.
+        loss = self._loss
+        if loss is not None:
+            raise loss.fresh("no")
+        if len(message) > self.max_message:
+            raise too_long(message, self.max_message, self.counters)
+        self.peer.open[id] = pending
+        try:
+            seat = self.transport.send_seated(message, id, method, name, headers)
+        except BaseException as exc:
+            self._unsent(id, exc)
+            raise
+        timer = self._timer
+        if seat is None and not pending.settled:
+            if deadline < timer.next:
+                timer.by(deadline)
+            pending.task = trio.lowlevel.current_task()
+            return await trio.lowlevel.wait_task_rescheduled(pending.abort)  # type: ignore[no-any-return]  # Trio says Any
+        if seat:
+            return await pending.read(seat, timer)
+        if seat is False:
+            del self.peer.open[id]
+            await self.begin(pending, message, name, headers)
+        return await pending.reply(timer)
 
-    async def begin(self, pending: Pending, message: bytes, *, name: str | None = None) -> None:
+    async def begin(
+        self, pending: Pending, message: bytes, name: str | None = None, headers: Sequence[tuple[str, str]] = ()
+    ) -> None:
         """Send a request whose entry needs no task that waits for it, and whose deadline is another's to keep.
 
         Raises:
@@ -169,42 +181,25 @@ class Session:
 
         """
         if self.transport.congested:
-            await self._wait_uncongested(pending)
-        self._send(pending, message, name)
-
-    async def _exchange_later(
-        self, pending: Pending, message: bytes, name: str | None, headers: Sequence[tuple[str, str]]
-    ) -> Raw:
-        """The same over a connection that takes no more bytes now."""
-        await self._wait_uncongested(pending)
-        self._send(pending, message, name, headers)
-        return await pending.reply(self._timer)
-
-    async def _wait_uncongested(self, pending: Pending) -> None:
-        with trio.move_on_at(pending.deadline) as waiting:
-            while self.transport.congested:  # all who wait are woken together, and one long message may be enough
-                await self.transport.wait_uncongested()
-        if waiting.cancelled_caught:
-            raise DeadlineExceeded(f"{self.name}: {pending.method}: its connection takes no more bytes", "no")
-
-    def _send(
-        self, pending: Pending, message: bytes, name: str | None, headers: Sequence[tuple[str, str]] = (),
-        seated: bool = False,
-    ) -> Seat | None:  # fmt: skip
-        """Returns where the sender is to read the reply, if `seated`, and if he is."""
+            with trio.move_on_at(pending.deadline) as waiting:
+                while self.transport.congested:  # all who wait are woken together, and one long message may be enough
+                    await self.transport.wait_uncongested()
+            if waiting.cancelled_caught:
+                raise DeadlineExceeded(f"{self.name}: {pending.method}: its connection takes no more bytes", "no")
         if self._loss is not None:
             raise self._loss.fresh("no")
         if len(message) > self.max_message:
             raise too_long(message, self.max_message, self.counters)
-        id = pending.id
-        self.peer.open[id] = pending
+        self.peer.open[pending.id] = pending
         try:
-            send = self.transport.send_seated if seated else self.transport.send
-            return send(message, id=id, method=pending.method, name=name, headers=headers)
+            self.transport.send(message, id=pending.id, method=pending.method, name=name, headers=headers)
         except BaseException as exc:
-            self.peer.abandon(id)
-            self.ending = self.ending or isinstance(exc, ConnectionLost)
+            self._unsent(pending.id, exc)
             raise
+
+    def _unsent(self, id: int, error: BaseException) -> None:
+        self.peer.abandon(id)
+        self.ending = self.ending or isinstance(error, ConnectionLost)
 
     def notify(self, method: str, params: bytes = b"") -> None:
         """Tell the peer something, without waiting. Raises `ConnectionLost` or `Overloaded` if it was not sent."""

@@ -52,7 +52,11 @@ def plain(
         again = after(stack(handler, *limits))
 
         async def plainly(call: Call) -> Outcome:
-            begun = budget.deposit()
+            begun = clock()
+            if begun < budget.newest_ends:  # `deposit`, in place
+                budget.newest[1] += 1
+            else:
+                budget.deposit()
             began, inherited = begun - call.spent, call.deadline
             if began + seconds < inherited:
                 latest = min(inherited, began + longest)

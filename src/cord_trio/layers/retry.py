@@ -84,6 +84,8 @@ class RetryBudget:
 
     Attributes:
         times: how long attempts took that were answered.
+        newest: the part of the window that is now; its second number are the first attempts.
+        newest_ends: Trio time at which that part ends.
 
     """
 
@@ -101,8 +103,8 @@ class RetryBudget:
         self._clock = clock
         self._parts: list[list[int]] = []  # few: an empty deque takes 600 bytes
         """[number of the part, first attempts, retries], oldest first."""
-        self._newest = [0, 0, 0]
-        self._newest_ends = -math.inf
+        self.newest = [0, 0, 0]
+        self.newest_ends = -math.inf
         self.times = Times()
         self.pausing: dict[Cell[None], None] = {}
 
@@ -125,8 +127,8 @@ class RetryBudget:
     def deposit(self) -> float:
         """Count a first attempt; returns when that was."""
         now = self._clock()
-        if now < self._newest_ends:
-            self._newest[1] += 1
+        if now < self.newest_ends:
+            self.newest[1] += 1
         else:
             self._current()[1] += 1
         return now
@@ -148,10 +150,10 @@ class RetryBudget:
             return parts[-1]
         while parts and parts[0][0] <= number - PARTS:
             del parts[0]
-        self._newest = [number, 0, 0]
-        self._newest_ends = (number + 1) * self._part
-        parts.append(self._newest)
-        return self._newest
+        self.newest = [number, 0, 0]
+        self.newest_ends = (number + 1) * self._part
+        parts.append(self.newest)
+        return self.newest
 
 
 def retry(

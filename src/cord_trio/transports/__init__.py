@@ -9,7 +9,7 @@ on one reader task per connection, and on one pump for all of them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import attrs
 import trio
@@ -105,7 +105,6 @@ class Transport(ABC):
 
     Attributes:
         limits: to be set, if at all, before anything is sent.
-        attends: whether `send_seated` may give its caller the reply to read.
         on_listening: called when the peer can say from now on what belongs to no request of ours, and may have lost
             what it said before; never where it can from the beginning.
         initialized: where a message may overtake another, and `notifications/initialized` is on its way: set once it
@@ -114,7 +113,6 @@ class Transport(ABC):
     """
 
     limits: Limits = LIMITS
-    attends: bool = False
     on_listening: Callable[[], None] | None = None
     initialized: trio.Event | None = None
 
@@ -144,9 +142,16 @@ class Transport(ABC):
         """
 
     def send_seated(
-        self, message: bytes, *, id: int, method: str, name: str | None, headers: Sequence[tuple[str, str]]
-    ) -> Seat | None:
-        """Send a request whose reply its sender will read, if a seat is returned. Raises as `send` does."""
+        self, message: bytes, id: int, method: str, name: str | None, headers: Sequence[tuple[str, str]]
+    ) -> Seat | Literal[False] | None:
+        """Send a request whose reply its sender will read, if a seat is returned. Raises as `send` does.
+
+        Returns:
+            False if it was not sent, since it is `congested`.
+
+        """
+        if self.congested:
+            return False
         self.send(message, id=id, method=method, name=name, headers=headers)
         return None
 

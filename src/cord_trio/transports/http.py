@@ -94,8 +94,6 @@ class HttpTransport(Transport):
         self._loss: str | None = None
         self._lost = trio.Event()
 
-    attends = True
-
     def speak(self, revision: str, *, modern: bool) -> None:
         self._revision = revision
         self.modern = modern
@@ -114,7 +112,7 @@ class HttpTransport(Transport):
         self._send(message, id, method, name, headers, attended=False)
 
     def send_seated(
-        self, message: bytes, *, id: Id, method: str, name: str | None, headers: Sequence[tuple[str, str]]
+        self, message: bytes, id: Id, method: str, name: str | None, headers: Sequence[tuple[str, str]]
     ) -> Seat | None:
         # What opens a session says so in its head, of which nothing is told to whoever reads by himself.
         post = self._send(message, id, method, name, headers, attended=method != "initialize")

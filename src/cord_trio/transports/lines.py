@@ -104,11 +104,11 @@ class LineTransport(Transport):
         self._flushing = False
         self._gathering = False  # whether what is sent waits for the end of the turn
         self._sent = 0  # messages since the last read
+        self._came = 0  # lines in it; to count the line ends anew was a fiftieth of a call with many in flight
         self._size = QUANTUM  # bytes of the next one at most
         self._relieved: list[Cell[None]] = []
         self._reading: trio.CancelScope | None = None  # made when it is needed, since a task that reads is not always
 
-    @trio.lowlevel.enable_ki_protection
     def send(
         self,
         message: bytes,
@@ -118,6 +118,11 @@ class LineTransport(Transport):
         name: str | None = None,
         headers: Sequence[tuple[str, str]] = (),
     ) -> None:
+        self.put(message, id)
+
+    @trio.lowlevel.enable_ki_protection
+    def put(self, message: bytes, id: int | str | None) -> None:
+        """As `send`: all that it needs to know."""
         if self._over is not None:
             raise ConnectionLost(self._over, "no")
         self._sent += 1
@@ -251,8 +256,8 @@ class LineTransport(Transport):
             return reason
         most = self.limits.read_quantum
         if len(data) >= LEAST or self._size != most:
-            self._size = quantum(data, most)
-        self._gathering = self._sent >= TOGETHER and data.count(_NEWLINE) >= TOGETHER
+            self._size = quantum(len(data), self._came, most)
+        self._gathering = self._sent >= TOGETHER and self._came >= TOGETHER
         self._sent = 0
         return None
 
@@ -291,6 +296,7 @@ class LineTransport(Transport):
                     return reason
                 data = b""
                 continue
+            self._came = len(lines)
             if lines:
                 self._take(lines, receiver)
             return None
@@ -399,11 +405,11 @@ class LineTransport(Transport):
         self._waiting_bytes = 0
 
 
-def quantum(data: bytes, most: int) -> int:
-    """Bytes to read next, after `data`: a thousand short messages take others as long as `most` bytes of one."""
-    if len(data) < LEAST:
+def quantum(size: int, lines: int, most: int) -> int:
+    """Bytes to read next, after so many lines in `size`: a thousand short ones take others as long as a long one."""
+    if size < LEAST:
         return most
-    return min(most, max(LEAST, len(data) * MANY // (data.count(_NEWLINE) or 1)))
+    return min(most, max(LEAST, size * MANY // (lines or 1)))
 
 
 def _whole(line: bytes) -> bool:

@@ -9,14 +9,23 @@ import logging
 import signal
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import trio
 
 from cord_trio.errors import ConnectionLost
 from cord_trio.protocol.framing import MAX_MESSAGE
 from cord_trio.transports import LIMITS
-from cord_trio.transports.lines import LAST_WORDS, PEER_CLOSED, TOGETHER, LineTransport, quantum, read_from, write_to
+from cord_trio.transports.lines import (
+    CONGESTED_BYTES,
+    LAST_WORDS,
+    PEER_CLOSED,
+    TOGETHER,
+    LineTransport,
+    quantum,
+    read_from,
+    write_to,
+)
 from cord_trio.transports.process import GRACES, Graces, spawn
 from cord_trio.transports.pump import Place
 
@@ -84,7 +93,6 @@ class StdioTransport(LineTransport):
         self._crowded = False  # whether the last read brought so much that what it provokes is written together
         self._pump = pump
         self._place = None if pump is None else Place(pump, child.stdout, self._pull_seated)
-        self.attends = pump is not None
 
     def run(
         self, receiver: Receiver, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -174,9 +182,11 @@ class StdioTransport(LineTransport):
         self._end_reading("the server takes nothing any more")
 
     def send_seated(
-        self, message: bytes, *, id: int, method: str, name: str | None, headers: Sequence[tuple[str, str]]
-    ) -> Seat | None:
-        self.send(message, id=id, method=method)
+        self, message: bytes, id: int, method: str, name: str | None, headers: Sequence[tuple[str, str]]
+    ) -> Seat | Literal[False] | None:
+        if self._waiting_bytes >= CONGESTED_BYTES and self._over is None:
+            return False  # `congested`, in place
+        self.put(message, id)
         place = self._place
         # Among many replies a single reader is better: it has what they provoke written together.
         if place is None or self._crowded or self._receiver is None or self._over is not None:
@@ -211,7 +221,7 @@ class StdioTransport(LineTransport):
         if reason is not None:
             self._over = self._over or reason
             self._end_reading(reason)
-        self._size = quantum(data, self.limits.read_quantum)
+        self._size = quantum(len(data), self._came, self.limits.read_quantum)
         place.over = reason is not None or self._crowded
         return None
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from random import Random
+from unittest import mock
 
 from hypothesis import event, example, given
 from hypothesis import strategies as st
 
 from cord_trio.errors import Malformed, TooDeep
-from cord_trio.protocol.jsonrpc import payload_of
+from cord_trio.protocol import scanning
+from cord_trio.protocol.jsonrpc import members, payload_of
 from cord_trio.protocol.scanning import Scan
 from cord_trio.testing.strategies import schedules
 
@@ -81,3 +83,26 @@ def test_pieces_are_judged_as_the_whole_is(
     found, expected = verdict(cut(text, most, rng), depth), whole(text, depth)
     event(expected)
     assert found == expected or {found, expected} == {"too deep", "malformed"}  # it may be both
+
+
+NAMES = st.sampled_from(['"a"', '"arguments"', '""', '"\\u0061"', '"x\\""', '"x\\"a"'])
+MEMBERS = st.builds("{}{}{}:{}{}".format, SPACE, NAMES, SPACE, SPACE, TEXTS.map(bytes.decode))
+OBJECTS = st.lists(MEMBERS, max_size=5).map(lambda found: f"{{{','.join(found)}}}".encode())
+
+
+@given(OBJECTS, st.sampled_from([1, 3, 7, 20, 100]), st.sampled_from([1, 10, 30]), schedules())
+@example(b'{"a":"xxxxxxxxxxxxxxxxx","":""}', 3, 1, Random(1))
+@example(b'{"a":1,"":"","a":"xxxxxxxxxxxxxxxxx"}', 3, 1, Random(1))
+@example(b'{"x\\"":1,"":"","x\\"":"xxxxxxxxxxxxxxxxx"}', 3, 1, Random(1))
+def test_members_are_those_of_the_whole(text: bytes, most: int, least: int, rng: Random) -> None:
+    scan = Scan()
+    for piece in cut(text, most, rng):
+        scan.feed(piece)
+    scan.end()
+    with mock.patch.object(scanning, "_LONG", least):
+        found = scan.members(memoryview(text))
+    event("in stretches" if scan._longest[2] - scan._longest[0] >= least else "whole")
+    expected = members(text)
+    assert {name: bytes(value) for name, value in found.items()} == {
+        name: bytes(value) for name, value in expected.items()
+    }

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from cord_trio.errors import Malformed, TooDeep
-from cord_trio.protocol.jsonrpc import encode
+from cord_trio.protocol import scanning
+from cord_trio.protocol.jsonrpc import encode, members
 from cord_trio.protocol.scanning import Scan
+
+if TYPE_CHECKING:
+    from msgspec import Raw
 
 PIECE = 1024
 
@@ -88,3 +94,40 @@ def test_what_waits_for_a_cut_is_short_and_is_not_looked_at_again_and_again(monk
     scanned(b"[" + b" " * size + b"]")
     assert len(looked) < 20
     assert sum(looked) <= 4 * size
+
+
+ROWS = encode([{"id": number, "text": "x" * 100} for number in range(2000)])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"arguments":%b}' % ROWS,
+        b'{"name" : "t", "arguments" :\n%b , "_meta":{"a":[1]} }' % ROWS,
+        b'{"arguments":"%b","a":{"b":"c"}}' % (b"\\u20ac" * 50_000),
+        b'{"arguments":{"deep":{"rows":%b}},"a":1}' % ROWS,
+    ],
+)
+def test_members_of_a_long_text_are_found_without_reading_it_again(
+    text: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def counted(text: Raw | bytes) -> dict[str, Raw]:
+        read.append(len(text))
+        return members(text)
+
+    expected = members(text)
+    scan = scanned(text)
+    monkeypatch.setattr(scanning, "members", counted)
+    found = scan.members(memoryview(text))
+    assert {name: bytes(value) for name, value in found.items()} == {
+        name: bytes(value) for name, value in expected.items()
+    }
+    assert sum(read) < 10 * PIECE
+
+
+@pytest.mark.parametrize("text", [b"[1,%b]" % ROWS, b'"x"', b"%b" % ROWS])
+def test_what_is_no_object_has_no_members(text: bytes) -> None:
+    with pytest.raises(Malformed, match="not an object"):
+        scanned(text).members(memoryview(text))

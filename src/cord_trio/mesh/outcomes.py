@@ -71,12 +71,12 @@ def ttl_of(call: Call, now: float) -> int | None:
     return None if until == math.inf else max(0, int((until - now) * 1000) - HOP_COST)
 
 
-def call_of(request: Request, body: bytes | Raw, deadline: float, events: EventSink | None) -> Call:
+def call_of(request: Request, body: bytes | dict[str, Raw], deadline: float, events: EventSink | None) -> Call:
     """The call that a request asks for.
 
     Args:
         request: that came.
-        body: its payload; what came in parts was read already.
+        body: its payload, or the members of that.
         deadline: Trio time.
         events: where its notifications go.
 
@@ -85,7 +85,7 @@ def call_of(request: Request, body: bytes | Raw, deadline: float, events: EventS
 
     """
     try:
-        params = members(payload_of(body, DEEPEST) if isinstance(body, bytes) and body else body)
+        params = body if isinstance(body, dict) else members(payload_of(body, DEEPEST) if body else b"")
         if _META not in params:  # as of most callers within a fabric
             return Call(
                 request.method, request.tool, params, NO_MEMBERS, request.principal, deadline, events,

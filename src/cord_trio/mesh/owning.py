@@ -306,9 +306,9 @@ class Owning:
         try:
             # It may have been cancelled, or the lease may have ended, since it came.
             await trio.lowlevel.checkpoint_if_cancelled()
-            body: bytes | Raw = owned.request.body
+            body: bytes | dict[str, Raw] = owned.request.body
             if owned.request.bundle is not None and self._parts is not None:
-                body = await self._parts.payload(owned.request.bundle, self._wanting(owned))
+                body = await self._parts.members(owned.request.bundle, self._wanting(owned))
             call = call_of(owned.request, body, owned.deadline, self._events(owned))
             del body
             executed = "unknown"

@@ -232,7 +232,15 @@ class Parts:
         try:
             return Raw(await self.fetch(bundle, want, Scan(DEEPEST)))
         except Malformed as exc:
-            raise BadFrame(f"what came in parts cannot be read: {exc}") from exc
+            raise _unreadable(exc) from exc
+
+    async def members(self, bundle: Bundle, want: Want) -> dict[str, Raw]:
+        """The members of the object that `bundle` announces. Takes and raises what `payload` does."""
+        scan = Scan(DEEPEST)
+        try:
+            return scan.members(await self.fetch(bundle, want, scan))
+        except Malformed as exc:
+            raise _unreadable(exc) from exc
 
     async def fetch(self, bundle: Bundle, want: Want, scan: Scan | None = None) -> memoryview:
         """The body that `bundle` announces.
@@ -346,6 +354,10 @@ class Parts:
 
     def _fits(self, size: int) -> bool:
         return not self._fetches or (self._fetches < POOL // (WINDOW * PART) and self._taken + size <= ROOM)
+
+
+def _unreadable(error: Malformed) -> BadFrame:
+    return BadFrame(f"what came in parts cannot be read: {error}")
 
 
 def _nothing() -> None:

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Raw
 
 from cord_trio.errors import Malformed, TooDeep
-from cord_trio.protocol.jsonrpc import MAX_DEPTH, PARSE_ERROR, UNREADABLE
+from cord_trio.protocol.jsonrpc import MAX_DEPTH, PARSE_ERROR, UNREADABLE, encode, members
 
 _decode_raw = msgspec.json.Decoder(Raw).decode
 _START: Final = 0
@@ -27,6 +27,9 @@ _NOT_MARKS: Final = bytes(set(range(256)) - set(b'[]{}"'))
 _HIGH: Final = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}")
 _ESCAPE: Final = 12
 """Bytes of the longest escape: a pair of surrogates."""
+_LONG: Final = 64 * 1024
+"""Bytes within one member that are worth not being looked at twice."""
+_NAMELESS: Final = b'{"":'
 _PASSES: Final = 8
 """Times that what opens and closes at once is taken out of a piece; what is left is looked at bracket by bracket."""
 _FORE: Final = {
@@ -47,7 +50,9 @@ class Scan:
     Of no use after `Malformed`.
     """
 
-    __slots__ = ("_bytes", "_depth", "_done", "_open", "_size", "_state", "_waiting", "_wanted")
+    __slots__ = (
+        "_depth", "_done", "_longest", "_low", "_open", "_size", "_state", "_stretch", "_waiting", "_wanted"
+    )  # fmt: skip
 
     def __init__(self, depth: int = MAX_DEPTH) -> None:
         self._depth = depth
@@ -57,6 +62,8 @@ class Scan:
         self._done = 0  # bytes before the cut
         self._open = bytearray()  # brackets that are open at the cut
         self._state = _START
+        self._low = 0  # brackets that were open at least in the piece before the cut
+        self._stretch = self._longest = (0, b"", 0, b"")  # within one member of the outermost object; see `_measure`
 
     def feed(self, piece: bytes) -> None:
         """Take the next piece.
@@ -81,13 +88,47 @@ class Scan:
         self._follow(_marks(_unescaped(text)), inside=self._state >= _STRING)
         self._judge(before, text, b"")
 
+    def members(self, text: memoryview) -> dict[str, Raw]:
+        """The members of all of it, which has ended and is an object, each unparsed: as `jsonrpc.members` has them.
+
+        What is between the cuts of the longest stretch within one of them is not looked at again.
+
+        Args:
+            text: the pieces together.
+
+        Raises:
+            Malformed: it is no object.
+
+        """
+        begin, aft, end, fore = self._longest
+        if end - begin < _LONG:
+            return members(Raw(text))
+        head = bytes(text[:begin]) + aft
+        tail = fore + bytes(text[end:])
+        before = members(head)
+        name, value = next(reversed(before.items()))
+        start, rest = len(head) - 1 - len(value), bytes(members(tail)[""])
+        ahead = head[:start].rstrip().removesuffix(b":").rstrip().removesuffix(encode(name)).rstrip()
+        behind = tail[len(_NAMELESS) + len(rest) :].lstrip()
+        if (  # else two have one name, and these are others
+            not ahead.endswith((b"{", b","))
+            or not head.endswith(bytes(value) + b"}")
+            or not tail.startswith(_NAMELESS + rest)
+            or not behind.startswith((b"}", b","))
+        ):
+            return members(Raw(text))
+        before[name] = Raw(text[start : end + len(rest) - len(fore) + len(_NAMELESS)])
+        return before | members(b"{" + behind[1:]) if behind[:1] == b"," else before
+
     def _take(self, text: bytes) -> int:
         """Check `text` up to a cut; returns where that is, 0 for nowhere."""
         before, inside = self._fore(), self._state >= _STRING
         end = _whole(text)
         if inside and b'"' not in text:  # as of most of what is long
-            self._judge(before, text[:end], self._aft())
+            aft = self._aft()
+            self._judge(before, text[:end], aft)
             self._done += end
+            self._measure(aft, within=True)
             return end
         head = text[:end]
         plain = _unescaped(head)
@@ -111,9 +152,27 @@ class Scan:
             before_it = plain[max(0, quote - 64) : quote].rstrip() or plain[:quote].rstrip()
             named = bool(self._open) and self._open[-1] == _CURLY and not before_it.endswith(b":")
             self._state = _KEY if named else _STRING
-        self._judge(before, head, self._aft())
+        aft = self._aft()
+        self._judge(before, head, aft)
         self._done += end
+        self._measure(aft, within=self._low > 1)
         return end
+
+    def _measure(self, aft: bytes, *, within: bool) -> None:
+        """Know the longest stretch between two cuts that is `within` one member of the outermost object.
+
+        Of it: where it begins and what would end the text there, where it ends and what would begin the text there.
+        """
+        begin, begun, end, _ = self._stretch
+        if within and begun:
+            end = self._done
+        elif self._open and self._open[0] == _CURLY and (len(self._open) > 1 or self._state == _STRING):
+            begin, begun, end = self._done, aft, self._done
+        else:
+            begun = b""
+        self._stretch = (begin, begun, end, self._fore() if begun else b"")
+        if begun and end - begin >= self._longest[2] - self._longest[0]:
+            self._longest = self._stretch
 
     def _follow(self, marks: bytes, *, inside: bool) -> None:
         """Open and close the brackets among `marks` that are in no string."""
@@ -127,6 +186,7 @@ class Scan:
             if len(left) == len(brackets):
                 break
             brackets, passes = left, passes + 1
+        self._low = len(self._open)
         opened = self._open[:]
         if self._walk(opened, brackets) + 2 * passes > self._depth:  # each of them takes up to two levels
             opened = self._open[:]
@@ -146,6 +206,8 @@ class Scan:
                     break
             elif not opened or opened.pop() != opener:
                 raise self._malformed("brackets that do not match")
+            else:
+                self._low = min(self._low, len(opened))
         return most
 
     def _judge(self, fore: bytes, head: bytes, aft: bytes) -> None:

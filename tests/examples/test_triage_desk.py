@@ -309,7 +309,9 @@ def processes_with(argument: str) -> list[int]:
 async def test_a_killed_ticket_store_comes_back_and_pays_nobody_twice(tmp_path: Path) -> None:
     paid = tmp_path / "paid.json"
     command = (str(FOLDER / "ticket_store.py"), str(paid))
-    source = cord.Stdio(name="tickets", command=sys.executable, args=command, env={"PATH": os.environ["PATH"]})
+    source = cord.Stdio(
+        name="tickets", command=sys.executable, args=command, env={"PATH": os.environ["PATH"]}, connect=60.0
+    )
     asked: list[str] = []
 
     async def killing(question: str) -> bool:  # noqa: ASYNC124  # async by contract
@@ -320,12 +322,11 @@ async def test_a_killed_ticket_store_comes_back_and_pays_nobody_twice(tmp_path: 
         return True
 
     desk.approving.set(killing)
-    with trio.fail_after(60):
-        async with cord.open_fabric([source]) as fabric:
-            desk.staff(fabric)
-            await fabric.wait_started()
-            states = [(await desk.handle(fabric, ticket)).state for ticket in ("2", "2", "6")]
-            again = await desk.handle(fabric, "2")
+    async with cord.open_fabric([source]) as fabric:
+        desk.staff(fabric)
+        await fabric.wait_started()
+        states = [(await desk.handle(fabric, ticket)).state for ticket in ("2", "2", "6")]
+        again = await desk.handle(fabric, "2")
     assert states[1:] == ["done", "done"]
     assert again.text == "ticket 2: 40 was paid already"
     assert json.loads(paid.read_text()) == {"2": "40", "6": "15"}
@@ -338,7 +339,7 @@ async def test_a_killed_ticket_store_comes_back_and_pays_nobody_twice(tmp_path: 
 async def test_an_official_client_approves_through_the_gateway(tmp_path: Path, mode: str) -> None:
     """The same question, put to the person behind an MCP client of either era."""
     command = [sys.executable, str(FOLDER / "ticket_store.py"), str(tmp_path / "paid.json")]
-    source = cord.Stdio(name="tickets", command=command[0], args=tuple(command[1:]))
+    source = cord.Stdio(name="tickets", command=command[0], args=tuple(command[1:]), connect=60.0)
     asked: list[str] = []
 
     async def elicited(_context: Json, params: Json) -> Json:  # noqa: ASYNC124  # async by contract

@@ -69,7 +69,7 @@ async def checks(url):
     async with ann.at(url) as session:
 
         async def said(tool, arguments=None, **more):
-            with anyio.fail_after(15):
+            with anyio.fail_after(90):
                 result = await session.call_tool(tool, arguments or {}, **more)
             return [result.isError, result.content[0].text]
 
@@ -98,7 +98,7 @@ async def checks(url):
         found["prompt"] = got.messages[0].content.text
     bob = Person("bob")
     async with bob.at(url, elicitation_callback=None, list_roots_callback=None) as session:
-        with anyio.fail_after(15):
+        with anyio.fail_after(90):
             try:
                 ended = (await session.call_tool(ASKING + "capabilities", {})).isError
             except McpError:

@@ -15,7 +15,7 @@ from cord_trio.config import Config, Http
 from cord_trio.fabric import open_fabric
 from cord_trio.gateway import serve_gateway
 from tests.real.environments import everything, sdk
-from tests.real.helpers import read_line, running
+from tests.real.helpers import START, read_line, running
 
 mcp = pytest.importorskip("mcp", reason="the official SDK is not installed")
 from mcp import types  # noqa: E402  # only where the SDK is
@@ -45,9 +45,9 @@ async def gateway_before(version: str, era: str) -> AsyncGenerator[str]:
     """The URL of a gateway before a server that knows one era alone."""
     async with (
         everything(version, era) as url,
-        open_fabric(Config(sources=[Http(name="far", url=url, prefix="")])) as fabric,
+        open_fabric(Config(sources=[Http(name="far", url=url, prefix="", connect=START)])) as fabric,
     ):
-        with trio.fail_after(20):
+        with trio.fail_after(90):
             await fabric.wait_started()
         assert fabric.links["far"].state == "ready", fabric.links["far"].reason
         assert fabric.links["far"].sessions["shared"].greeting.modern is (era == "modern")
@@ -111,7 +111,7 @@ async def test_a_modern_client_uses_all_of_a_legacy_server() -> None:
     async with gateway_before(SDK1, "legacy") as url, ann.at(url) as client:
 
         async def said(tool: str, arguments: Json = None, **more: Json) -> str:
-            with trio.fail_after(15):
+            with trio.fail_after(90):
                 result = await client.call_tool(tool, arguments or {}, **more)
             assert result.is_error is False, result
             text: str = result.content[0].text

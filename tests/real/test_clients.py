@@ -133,7 +133,7 @@ async def everything_works(client: Json, setup: Setup, heard: Heard, mode: str) 
 
     done = await client.call_tool("up__progress", {"steps": 3, "seconds": 0.15}, progress_callback=progress)
     assert done.content[0].text == "3 steps"
-    await until(lambda: sorted(steps) == [1, 2, 3], 2)
+    await until(lambda: sorted(steps) == [1, 2, 3])
     await is_cancelled_exactly(client, setup)
     await hears_of_changes(client, heard, mode)
 
@@ -232,10 +232,10 @@ async def test_sigterm_drains_with_a_call_in_flight_and_leaves_nothing(tmp_path:
             await until(lambda: setup.calls("sleep"))
             process.send_signal(signal.SIGTERM)
         assert answers == ["slept"]
-        with trio.fail_after(8):
+        with trio.fail_after(90):
             assert await process.wait() == 0
         assert setup.calls("sleep")[0] not in setup.cancelled
-        await until(lambda: not any(map(alive, pids)), 3)
+        await until(lambda: not any(map(alive, pids)))
 
 
 async def test_a_second_signal_cancels_what_runs(tmp_path: Path) -> None:
@@ -260,11 +260,11 @@ async def test_a_second_signal_cancels_what_runs(tmp_path: Path) -> None:
             assert process.returncode is None
             assert ended == []
             process.send_signal(signal.SIGTERM)
-            with trio.fail_after(8):
+            with trio.fail_after(90):
                 await process.wait()
         assert len(ended) == 1
-        await until(lambda: setup.calls("sleep")[0] in setup.cancelled, 3)
-        await until(lambda: not any(map(alive, pids)), 3)
+        await until(lambda: setup.calls("sleep")[0] in setup.cancelled)
+        await until(lambda: not any(map(alive, pids)))
 
 
 async def test_kill_9_of_the_gateway_leaves_no_child_or_grandchild(tmp_path: Path) -> None:
@@ -274,4 +274,4 @@ async def test_kill_9_of_the_gateway_leaves_no_child_or_grandchild(tmp_path: Pat
             pids = await families(client)
         process.kill()
         await process.wait()
-        await until(lambda: not any(map(alive, pids)), 4)
+        await until(lambda: not any(map(alive, pids)))

@@ -34,7 +34,7 @@ async def test_a_child_is_listed_before_it_runs_started_by_a_call_and_stopped_wh
 ) -> None:
     source = ToolServer(name="it", tools=2).source(start="manifest", idle=1.0)
     config = Config(sources=[source], state_dir=str(tmp_path))
-    with trio.fail_after(20):
+    with trio.fail_after(90):
         async with open_fabric(config) as fabric:
             await until(lambda: fabric.counters["manifests.written"])
         async with open_fabric(config) as fabric:
@@ -53,7 +53,7 @@ async def test_a_child_is_listed_before_it_runs_started_by_a_call_and_stopped_wh
 
 async def test_replicas_of_a_command_are_processes_of_their_own() -> None:
     source = ToolServer(name="it").source(replicas=2)
-    with trio.fail_after(20):
+    with trio.fail_after(90):
         async with open_fabric([source]) as fabric:
             await fabric.wait_started()
             await until(lambda: {child.state for child in fabric.source_nodes()[0].children} == {"ready"})

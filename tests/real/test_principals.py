@@ -18,7 +18,7 @@ from cord_trio.fabric import Fabric, open_fabric
 from cord_trio.gateway import serve_gateway
 from tests.gateway.fakes import headers_of, modern
 from tests.real.environments import everything_process, sdk
-from tests.real.helpers import until
+from tests.real.helpers import START, until
 
 mcp = pytest.importorskip("mcp", reason="the official SDK is not installed")
 from mcp import types  # noqa: E402  # only where the SDK is
@@ -74,9 +74,9 @@ class Far:
 @asynccontextmanager
 async def gateway_before(era: str, **bounds: Json) -> AsyncGenerator[Far]:
     async with everything_process({"legacy": SDK1, "modern": SDK2}[era], era) as (process, url):
-        config = Config(sources=[Http(name="far", url=url, prefix="")], bounds=Bounds(**bounds))
+        config = Config(sources=[Http(name="far", url=url, prefix="", connect=START)], bounds=Bounds(**bounds))
         async with open_fabric(config) as fabric:
-            with trio.fail_after(20):
+            with trio.fail_after(90):
                 await fabric.wait_started()
             assert fabric.links["far"].sessions["shared"].greeting.modern is (era == "modern")
             listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")

@@ -18,7 +18,7 @@ from cord_trio.config import Config, Http, WebSocket
 from cord_trio.fabric import open_fabric
 from cord_trio.testing import ToolServer
 from tests.real.environments import sdk1
-from tests.real.helpers import read_line, running
+from tests.real.helpers import START, read_line, running
 from tests.real.test_clients import Setup, gateway
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ async def server_of(kind: str) -> AsyncGenerator[str]:
 @asynccontextmanager
 async def fabric_of(source: Http | WebSocket) -> AsyncGenerator[Fabric]:
     async with open_fabric(Config(sources=[source])) as fabric:
-        with trio.fail_after(20):
+        with trio.fail_after(90):
             await fabric.wait_started()
         view = fabric.registry.snapshot.sources[source.name]
         assert view.state == "ready", view.reason
@@ -71,13 +71,16 @@ async def use(fabric: Fabric) -> None:
 
 
 async def test_its_websocket_server_is_a_source() -> None:
-    async with server_of("ws") as url, fabric_of(WebSocket(name="far", url=url)) as fabric:
+    async with server_of("ws") as url, fabric_of(WebSocket(name="far", url=url, connect=START)) as fabric:
         await use(fabric)
 
 
 @pytest.mark.parametrize("transport", ["sse", "streamable"])  # the second finds out that it is the first
 async def test_its_sse_server_is_a_source(transport: Json) -> None:
-    async with server_of("sse") as url, fabric_of(Http(name="far", url=url, transport=transport)) as fabric:
+    async with (
+        server_of("sse") as url,
+        fabric_of(Http(name="far", url=url, transport=transport, connect=START)) as fabric,
+    ):
         await use(fabric)
 
 

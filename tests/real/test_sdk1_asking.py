@@ -17,7 +17,7 @@ from cord_trio.config import Http, Stdio
 from cord_trio.errors import CallFailed
 from cord_trio.fabric import Fabric, open_fabric
 from tests.real.environments import sdk1
-from tests.real.helpers import read_line, running, until
+from tests.real.helpers import START, read_line, running, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -41,26 +41,26 @@ def _installed() -> None:
 @asynccontextmanager
 async def fabric_of(kind: str) -> AsyncGenerator[Fabric]:
     if kind == "stdio":
-        async with open_fabric([Stdio(name="far", command=sdk1(), args=(PROGRAM, "stdio"))]) as fabric:
+        async with open_fabric([Stdio(name="far", command=sdk1(), args=(PROGRAM, "stdio"), connect=START)]) as fabric:
             await ready(fabric)
             yield fabric
         return
     async with running([sdk1(), PROGRAM, "http"]) as process:
         url = await read_line(process.stdout)
-        with trio.fail_after(20):
+        with trio.fail_after(90):
             while True:  # its URL is told before it listens
                 try:
                     await (await trio.open_tcp_stream("127.0.0.1", int(url.split(":")[2].split("/")[0]))).aclose()
                     break
                 except OSError:
                     await trio.sleep(0.05)
-        async with open_fabric([Http(name="far", url=url)]) as fabric:
+        async with open_fabric([Http(name="far", url=url, connect=START)]) as fabric:
             await ready(fabric)
             yield fabric
 
 
 async def ready(fabric: Fabric) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(90):
         await fabric.wait_started()
     assert fabric.links["far"].state == "ready", fabric.links["far"].reason
 
@@ -88,7 +88,7 @@ def said(outcome: Outcome) -> str:
 
 async def test_each_kind_of_question_is_answered(kind: str) -> None:
     async with fabric_of(kind) as fabric:
-        with trio.fail_after(30):
+        with trio.fail_after(90):
             assert (await fabric.call("far__elicit", answer=answer)).text == "accept Name"
             assert (await fabric.call("far__twice", answer=answer)).text == "First Second"
             assert (await fabric.call("far__roots", answer=answer)).text.rstrip("/") == "file:///home"
@@ -115,7 +115,7 @@ async def test_two_principals_at_once_get_their_own_questions(kind: str) -> None
             again = Call("tools/call", "far__elicit", params, principal=name, capabilities=ASKABLE, park=asked.park)
             results[name] = said(await fabric.handle(again))
 
-        with trio.fail_after(30):
+        with trio.fail_after(90):
             async with trio.open_nursery() as nursery:
                 for name in ("ann", "bob", "eve"):
                     nursery.start_soon(person, name)
@@ -160,7 +160,7 @@ async def test_prompts_resources_and_completions_come_through(kind: str) -> None
         assert list(snapshot.prompts) == ["far__greet"]
         assert list(snapshot.resources) == ["cord://far/note://one"]
         assert list(snapshot.templates) == ["cord://far/note://{number}/page"]
-        with trio.fail_after(30):
+        with trio.fail_after(90):
             got = await fabric.handle(Call("prompts/get", "far__greet", {"arguments": Raw(b'{"name":"Ada"}')}))
             assert isinstance(got, Complete)
             assert b"Greet Ada" in bytes(got.result)

@@ -15,7 +15,7 @@ from cord_trio.config import Config, GatewayConfig, Http
 from cord_trio.fabric import Fabric, open_fabric
 from cord_trio.gateway import serve_gateway
 from tests.real.environments import everything, sdk
-from tests.real.helpers import Record, sdk_over_http, until
+from tests.real.helpers import START, Record, sdk_over_http, until
 
 mcp = pytest.importorskip("mcp", reason="the official SDK is not installed")
 from mcp import types  # noqa: E402  # only where the SDK is
@@ -49,7 +49,7 @@ def _environments() -> None:
 @asynccontextmanager
 async def gateway_before(url: str, era: Json, prefix: str = "") -> AsyncGenerator[tuple[Fabric, str]]:
     """A fabric with this one source, which is spoken to in `era`, and the URL of its gateway."""
-    source = Http(name="far", url=url, prefix=prefix, era=era)
+    source = Http(name="far", url=url, prefix=prefix, era=era, connect=START)
     async with open_fabric(Config(sources=[source], gateway=GatewayConfig(page_size=30))) as fabric:
         await fabric.wait_started()
         assert fabric.links["far"].state == "ready", fabric.links["far"].reason

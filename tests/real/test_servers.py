@@ -15,7 +15,7 @@ import trio
 from cord_trio.config import Http, Stdio
 from cord_trio.errors import CallError, CallFailed
 from cord_trio.fabric import open_fabric
-from tests.real.helpers import SCRIPTS, Record, read_line, running, sdk_over_http, sdk_over_stdio, until
+from tests.real.helpers import SCRIPTS, START, Record, read_line, running, sdk_over_http, sdk_over_stdio, until
 
 if TYPE_CHECKING:
     from msgspec import Raw
@@ -74,7 +74,7 @@ async def test_the_official_servers_serve_in_each_era_over_stdio_and_http(tmp_pa
     record = Record(tmp_path / "record")
     async with sdk_over_http(record) as url:
         sources = [sdk_over_stdio(f"stdio_{era}", record, era=era) for era in ERAS]
-        remote = [Http(name=f"http_{era}", url=url, era=era) for era in ERAS]  # type: ignore[arg-type]  # its words
+        remote = [Http(name=f"http_{era}", url=url, era=era, connect=START) for era in ERAS]  # type: ignore[arg-type]  # its words
         async with open_fabric([*sources, *remote]) as fabric:
             await fabric.wait_started()
             assert why_down(fabric) == {}
@@ -98,9 +98,9 @@ async def test_the_reference_servers_are_sources_of_one_fabric(tmp_path: Path) -
     for arguments in (("init", "-q"), (*identity, "commit", "-qm", "one", "--allow-empty")):
         await trio.run_process(["git", *arguments], cwd=tmp_path)
     sources = [
-        Stdio(name="time", command=str(SCRIPTS / "mcp-server-time"), args=("--local-timezone", "UTC")),
-        Stdio(name="git", command=str(SCRIPTS / "mcp-server-git"), args=("--repository", str(tmp_path))),
-        Stdio(name="fetch", command=str(SCRIPTS / "mcp-server-fetch"), args=("--ignore-robots-txt",)),
+        Stdio(name="time", command=str(SCRIPTS / "mcp-server-time"), args=("--local-timezone", "UTC"), connect=START),
+        Stdio(name="git", command=str(SCRIPTS / "mcp-server-git"), args=("--repository", str(tmp_path)), connect=START),
+        Stdio(name="fetch", command=str(SCRIPTS / "mcp-server-fetch"), args=("--ignore-robots-txt",), connect=START),
     ]
     async with open_fabric(sources) as fabric:
         await fabric.wait_started()
@@ -158,8 +158,8 @@ async def test_the_node_server_is_a_source_over_stdio_and_http() -> None:
             while str(port) not in await read_line(process.stderr):
                 pass
         sources: list[Source] = [
-            Stdio(name="pipe", command=command[0], args=(*command[1:], "stdio")),
-            Http(name="web", url=f"http://127.0.0.1:{port}/mcp"),
+            Stdio(name="pipe", command=command[0], args=(*command[1:], "stdio"), connect=START),
+            Http(name="web", url=f"http://127.0.0.1:{port}/mcp", connect=START),
         ]
         async with open_fabric(sources) as fabric:
             await fabric.wait_started()

@@ -17,7 +17,7 @@ from cord_trio.config import Http
 from cord_trio.fabric import open_fabric
 from cord_trio.testing import ToolServer, open_http_tool_server
 from cord_trio.transports import http as http_transport
-from tests.real.helpers import Record, sdk_over_http, until
+from tests.real.helpers import START, Record, sdk_over_http, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -99,10 +99,10 @@ async def source(kind: str, era: str, folder: Path) -> AsyncGenerator[tuple[Sour
     """A scripted server, and the file in which it writes down what it is sent."""
     record = folder / "record"
     if kind == "stdio":
-        yield ToolServer(record=str(record)).source(name="up", era=era, slots=AT_ONCE), record
+        yield ToolServer(record=str(record)).source(name="up", era=era, slots=AT_ONCE, connect=START), record
         return
     async with open_http_tool_server(record=str(record)) as server:
-        yield server.source(name="up", era=era, slots=AT_ONCE), record
+        yield server.source(name="up", era=era, slots=AT_ONCE, connect=START), record
 
 
 def sent(record: Path, kind: str) -> tuple[list[int], list[int]]:
@@ -126,9 +126,9 @@ async def test_a_storm_of_cancelled_calls_leaves_nothing(kind: str, era: str, tm
         rng = random.Random(seed)
         ended = await storm(fabric, "up__sleep", rng, LONGEST[kind], lambda _, work: {"seconds": work}, CALLS)
         assert ended["cancelled"] > CALLS / 20
-        await until(lambda: Holdings.now(fabric).within(before), 10)
+        await until(lambda: Holdings.now(fabric).within(before))
         await plain_calls(fabric, 10)
-        await until(lambda: Holdings.now(fabric).within(before), 10)
+        await until(lambda: Holdings.now(fabric).within(before))
         assert fabric.links["up"].starts == 1
         assert fabric.counters["session.cancel_unsent"] == 0
 
@@ -153,7 +153,7 @@ async def test_the_official_server_weathers_a_storm_too(
     monkeypatch.setattr(http_transport, "HELD", 64)
     record = Record(tmp_path / "record")
     async with sdk_over_http(record) as url:
-        up = Http(name="up", url=url, era=era, slots=AT_ONCE)  # type: ignore[arg-type]  # its words
+        up = Http(name="up", url=url, era=era, slots=AT_ONCE, connect=START)  # type: ignore[arg-type]  # its words
         async with open_fabric([up]) as fabric:
             await fabric.wait_started()
             rng = random.Random(7)

@@ -55,7 +55,7 @@ async def test_row_22_clients_of_both_eras_use_tools_that_are_run_as_tasks() -> 
                 assert await said(session, "far__greet") == "accept ann"
                 assert ann.asked == ["Name?"]
         async with running(["node", str(HERE / "ts_tasks.mjs"), typescript(), url]) as process:
-            with trio.fail_after(20):
+            with trio.fail_after(90):
                 found = json.loads(await read_line(process.stdout))
     assert found == {
         "kinds": ["task", "task"],

@@ -22,7 +22,7 @@ from cord_trio.config import Config, GatewayConfig, Stdio
 from cord_trio.fabric import open_fabric
 from cord_trio.gateway import serve_gateway
 from tests.real.environments import EVERYTHING, sdk
-from tests.real.helpers import SCRIPTS, until
+from tests.real.helpers import SCRIPTS, START, until
 
 mcp = pytest.importorskip("mcp", reason="the official SDK is not installed")
 
@@ -108,7 +108,7 @@ def sources(folder: Path) -> Mapping[str, Stdio]:
         python, path = sdk(version)
         found.append(Stdio(name=name, command=python, args=(EVERYTHING, "stdio"), env={"PYTHONPATH": path}))
     # On a busy machine ten interpreters take their time to start at once.
-    return {source.name: attrs.evolve(source, connect=30.0) for source in found}
+    return {source.name: attrs.evolve(source, connect=START) for source in found}
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ from cord_trio.config import Config, Stdio
 from cord_trio.fabric import open_fabric
 from cord_trio.gateway import serve_gateway
 from tests.real.environments import typescript
-from tests.real.helpers import read_line, running
+from tests.real.helpers import START, read_line, running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -35,11 +35,11 @@ async def gateway() -> AsyncGenerator[str]:
     """The URL of a gateway before a server of each era, which are named so."""
     program = str(HERE / "ts_server.mjs")
     sources = [
-        Stdio(name=era, command="node", args=(program, typescript(), version))
+        Stdio(name=era, command="node", args=(program, typescript(), version), connect=START)
         for era, version in (("legacy", "v1"), ("modern", "v2"))
     ]
     async with open_fabric(Config(sources=sources)) as fabric:
-        with trio.fail_after(20):
+        with trio.fail_after(90):
             await fabric.wait_started()
         for era, link in fabric.links.items():
             assert link.state == "ready", link.reason
@@ -54,7 +54,7 @@ async def gateway() -> AsyncGenerator[str]:
 
 async def clients(url: str) -> Json:
     async with running(["node", str(HERE / "ts_client.mjs"), typescript(), url]) as process:
-        with trio.fail_after(20):
+        with trio.fail_after(90):
             return json.loads(await read_line(process.stdout))
 
 

@@ -430,7 +430,7 @@ async def test_h23_silence_in_any_phase_ends_at_the_deadline_and_closes_the_conn
     async with canned(tools__call=[as_json, answer]) as server:
         async with talking(server.url) as (session, transport):
             await call(session)  # makes the connection
-            failure = await failure_of(call(session, 0.05))
+            failure = await failure_of(call(session, 0.25))
             assert isinstance(failure, DeadlineExceeded)
             assert failure.executed == "unknown"
             await server.wait_until(lambda: server.left == [2])

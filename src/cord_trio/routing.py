@@ -12,7 +12,7 @@ from cord_trio.protocol.jsonrpc import INVALID_PARAMS, encode, members, object_o
 from cord_trio.protocol.uris import export_uri, import_uri, may_expand_to
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from cord_trio.call import Call, Outcome
     from cord_trio.observe import Node
@@ -55,6 +55,9 @@ class Elsewhere(Protocol):
 
     def abandon(self, park: str, reason: str) -> None:
         """Let go of the call under this token."""
+
+    async def wait_pages(self, source: str, ids: Sequence[str], patience: float) -> bool:
+        """Return once pages of a source that another node has are done with, or after `patience` seconds."""
 
     async def wait_moot(self, park: str) -> None:
         """Return once the call under this token wants no answer any more, or is none."""

@@ -20,7 +20,7 @@ from cord_trio.stacking import ends_of, stacked
 from cord_trio.subscribing import Subscribing
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from msgspec import Raw
 
@@ -264,22 +264,6 @@ class Sources(Subscribing):
             await self.elsewhere.wait_moot(park)
             return
         await self._parks.wait_moot(park)
-
-    async def wait_pages(self, ids: Iterable[str], patience: float) -> bool:
-        """Return once servers told that the pages `ids` are done with, or after `patience` seconds; whether they did.
-
-        A server that wants pages opened before it runs a call (error -32042) may be called again then.
-        """
-        return await self._pages.wait(ids, patience)
-
-    def source_of(self, call: Call) -> str | None:
-        """The source that `call` is for, by what is listed now; None if none is known to have it."""
-        snapshot = self.registry.snapshot
-        if call.method == "tools/call":
-            route = snapshot.tools.get(call.name or "")
-            return None if route is None else route.source
-        way = self._finder.way(snapshot, call) if call.method in ROUTED else None
-        return None if way is None else way[0]
 
     # Inside
 

@@ -11,13 +11,15 @@ import trio
 from cord_trio.config import Foreign
 from cord_trio.config.rules import Shown, denying, words_of
 from cord_trio.errors import Denied
-from cord_trio.routing import told_as
+from cord_trio.routing import ROUTED, told_as
 from cord_trio.snapshot import RULED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 
+    from cord_trio.call import Call
     from cord_trio.config.rules import Rule
+    from cord_trio.pages import Pages
     from cord_trio.registry import Registry
     from cord_trio.replicas import Kept
     from cord_trio.routing import Elsewhere, Finder
@@ -47,17 +49,37 @@ class _Wish:
 
 
 class Subscribing:
-    """The part of `Sources` that knows who may see what, and subscribes."""
+    """The part of `Sources` that knows whose things are, who may see them, and who wants to hear of them."""
 
     registry: Registry
     links: dict[str, Kept]
     elsewhere: Elsewhere | None
     _finder: Finder
+    _pages: Pages
     _nursery: trio.Nursery | None
 
     def __init__(self) -> None:
         self._wishes: dict[_Wish, None] = {}
         self._ruled: tuple[dict[str, Kept], dict[str, Sequence[Rule | Shown]]] = {}, {}
+
+    def source_of(self, call: Call) -> str | None:
+        """The source that `call` is for, by what is listed now; None if none is known to have it."""
+        snapshot = self.registry.snapshot
+        if call.method == "tools/call":
+            route = snapshot.tools.get(call.name or "")
+            return None if route is None else route.source
+        way = self._finder.way(snapshot, call) if call.method in ROUTED else None
+        return None if way is None else way[0]
+
+    async def wait_pages(self, ids: Iterable[str], patience: float, call: Call | None = None) -> bool:
+        """Return once servers told that the pages `ids` are done with, or after `patience` seconds; whether they did.
+
+        A server that wants pages opened before it runs `call` (error -32042) may be called again then.
+        """
+        link = None if call is None else self.links.get(self.source_of(call) or "")
+        if link is not None and self.elsewhere is not None and isinstance(link.source, Foreign):
+            return await self.elsewhere.wait_pages(link.name, tuple(ids), patience)
+        return await self._pages.wait(ids, patience)
 
     def hidden(self, kind: Kind, principal: str) -> frozenset[str]:
         """The exported names of a list that `principal` is not shown, by the rules of their sources."""

@@ -174,7 +174,7 @@ class FakeFabric:
     async def wait_started(self) -> None:
         await self.started.wait()
 
-    async def wait_pages(self, ids: Iterable[str], patience: float, /) -> bool:
+    async def wait_pages(self, ids: Iterable[str], patience: float, call: Call | None = None, /) -> bool:
         await trio.sleep(patience)
         return False
 

@@ -14,6 +14,7 @@ from msgspec import Raw
 
 from cord_trio.call import Call, Error, InputRequired, Task
 from cord_trio.errors import CallFailed
+from cord_trio.gateway import performing
 from cord_trio.mesh import standing, tenure
 from cord_trio.mesh.local import open_broker
 from cord_trio.mesh.pinning import marked, pin_of
@@ -21,7 +22,7 @@ from cord_trio.snapshot import KINDS
 from tests.full_server import FullServer, text
 from tests.gateway import test_pairings
 from tests.gateway.fakes import CAPABILITIES
-from tests.gateway.test_pairings import FORM, Gate, asking, far, pairings
+from tests.gateway.test_pairings import FORM, PAGE, Gate, asking, far, pairings
 from tests.mesh.members import listed, member
 from tests.test_background import EXTENSION, ModernTaskServer
 
@@ -178,6 +179,44 @@ async def test_rows_5_7_23_24_27_another_node_answers_as_the_owner_itself(
             wanted, given = await at_owner.ask(method, params), await at_front.ask(method, params)
             assert given == wanted, (method, params)
         nursery.cancel_scope.cancel("the test is over")
+
+
+async def test_row_10_pages_that_a_server_of_another_node_is_done_with_are_known_at_once(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(performing, "FIRST_PAUSE", 60.0)  # after which it would be called again all the same
+    signed: list[bool] = []
+
+    def guarded(request: Request) -> Json:
+        if signed:
+            return text("in")
+        request.fail(-32042, "sign in", {"elicitations": [{**PAGE, "elicitationId": "e1"}]})
+        return None
+
+    behind = far("legacy", guarded=guarded)
+    async with open_across(behind) as gate, trio.open_nursery() as nursery:
+        person = await gate.come("modern")
+
+        async def sign_in() -> None:
+            while not person.asked:  # noqa: ASYNC110  # as a person looks
+                await trio.sleep(0.1)
+            await trio.sleep(2)
+            signed.append(True)
+            behind.connections[-1].tell("notifications/elicitation/complete", {"elicitationId": "e1"})
+
+        nursery.start_soon(sign_in)
+        began = trio.current_time()
+        answer = await person.ask("tools/call", {"name": "x__guarded", "arguments": {}})
+        assert answer["result"]["content"] == text("in")["content"]
+        assert 2 < trio.current_time() - began < 4
+        assert len(behind.sent("tools/call")) == 3  # before she was asked, after she agreed, and once it was done
+        # Of what no server has told, nothing is known, and the wait ends when it was to.
+        call, began = Call("tools/call", "x__guarded"), trio.current_time()
+        assert await gate.fabric.wait_pages(["e1"], 30, call)
+        assert not await gate.fabric.wait_pages(["e1", "e2"], 30, call)
+        assert trio.current_time() == began + 30
+        for ids in ([], ["e1"] * (standing.MAX_PAGES + 1)):
+            assert not await gate.fabric.wait_pages(ids, 30, call)
 
 
 # Resources

@@ -58,7 +58,7 @@ PATIENCE = 90.0
 log = logging.getLogger("cord_trio.gateway")
 
 
-async def _pass_time(_pages: Iterable[str], patience: float) -> None:
+async def _pass_time(_pages: Iterable[str], patience: float, _call: Call) -> None:
     await trio.sleep(patience)
 
 
@@ -69,7 +69,7 @@ class Performer:
         handle: the fabric's.
         us: our `serverInfo` as JSON text.
         sealer: seals what a modern client brings back.
-        wait_pages: waits for pages to be done with, so many seconds at most.
+        wait_pages: waits for pages of a call to be done with, so many seconds at most.
         wait_moot: returns once a parked call wants no answer any more.
         abandon: lets go of a parked call that will not be answered.
         origin: which source asks, where a person could not tell; else empty.
@@ -84,7 +84,7 @@ class Performer:
         us: bytes,
         sealer: Sealer,
         *,
-        wait_pages: Callable[[Iterable[str], float], Awaitable[object]] = _pass_time,
+        wait_pages: Callable[[Iterable[str], float, Call], Awaitable[object]] = _pass_time,
         wait_moot: Callable[[str], Awaitable[None]] = wait_always,
         abandon: Callable[[str, str], None] = lambda _park, _reason: None,
         origin: Callable[[Run], str] = lambda _run: "",
@@ -162,7 +162,8 @@ class Performer:
                 return outcome
             if patience <= 0 or not set(page_ids(outcome.data)) <= set(kept.urls):
                 return outcome
-            await self._wait_pages(kept.urls, pause)  # returns early if the server says that they are done with
+            # It returns early if the server says that they are done with.
+            await self._wait_pages(kept.urls, pause, run.call(None))
             patience -= pause
             pause = min(2 * pause, LONGEST_PAUSE)
 

@@ -210,8 +210,8 @@ class Fabric(Protocol):
     async def handle(self, call: Call, /) -> Outcome:
         """How the call ended. Raises `CallError`."""
 
-    async def wait_pages(self, ids: Iterable[str], patience: float, /) -> bool:
-        """Return once a server told that the pages `ids` are done with, or after `patience` seconds."""
+    async def wait_pages(self, ids: Iterable[str], patience: float, call: Call | None = None, /) -> bool:
+        """Return once a server told that the pages `ids` of `call` are done with, or after `patience` seconds."""
 
     async def wait_moot(self, park: str, /) -> None:
         """Return once a parked call wants no answer any more, or is none."""

@@ -135,8 +135,8 @@ class PartOfFabric:
                     return Error(INVALID_PARAMS, f"no prompt named {name!r}")
         return await self._fabric.handle(call)
 
-    async def wait_pages(self, ids: Iterable[str], patience: float, /) -> bool:
-        return await self._fabric.wait_pages(ids, patience)
+    async def wait_pages(self, ids: Iterable[str], patience: float, call: Call | None = None, /) -> bool:
+        return await self._fabric.wait_pages(ids, patience, call)
 
     async def wait_moot(self, park: str, /) -> None:
         await self._fabric.wait_moot(park)

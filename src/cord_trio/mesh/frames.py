@@ -42,13 +42,16 @@ CHANGES: Final = "cord/changes"
 MOOT: Final = "cord/moot"
 """Method of a call that ends once a question needs no answer any more."""
 
+PAGES: Final = "cord/pages"
+"""Method of a call that ends once a server told that pages are done with which people were sent to."""
+
 TRUST: Final = "cord/trust"
 """Method of a call that says for how long lists can be trusted."""
 
 READ: Final = "cord/read"
 """Method of a call that ends once what an agent emitted was looked at, but for a little."""
 
-STANDING: Final = frozenset({CHANGES, MOOT, TRUST, READ})
+STANDING: Final = frozenset({CHANGES, MOOT, PAGES, TRUST, READ})
 """Methods of calls that only wait, and so take no slot."""
 
 MAX_HOPS: Final = 8

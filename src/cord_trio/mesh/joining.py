@@ -31,7 +31,7 @@ from cord_trio.mesh.node import open_node
 from cord_trio.mesh.pinning import pin_of
 from cord_trio.mesh.reaching import connect, open_store
 from cord_trio.mesh.remote import RemoteLink
-from cord_trio.mesh.standing import Hearing, Trusting, answer_standing, wait_moot_there
+from cord_trio.mesh.standing import Hearing, Trusting, answer_standing, wait_moot_there, wait_pages_there
 from cord_trio.mesh_errors import BadCatalogue, NotPermitted
 from cord_trio.observe import Node as Shown
 from cord_trio.routing import is_brought, unknown
@@ -372,6 +372,10 @@ class Joined:
             lambda call: self._node.calling.call(call, (node,)), asked.park,
             lambda: self._node.roster.epoch(node) == epoch, self._rng,
         )  # fmt: skip
+
+    async def wait_pages(self, source: str, ids: Sequence[str], patience: float) -> bool:
+        """Return once a node that has the source told that the pages `ids` are done with, or after `patience`."""
+        return await wait_pages_there(partial(self._carry, self._offers[source]), ids, patience)
 
 
 def answering(fabric: Fabric, settings: MeshConfig, moving: Moving) -> Callable[[Call], Awaitable[Outcome]]:

@@ -21,12 +21,13 @@ from cord_trio.client import CAPABILITY
 from cord_trio.config import Foreign
 from cord_trio.errors import CallError, CallFailed
 from cord_trio.following import LEAST_TRUST, SUBSCRIBE_PATIENCE
-from cord_trio.mesh.frames import CHANGES, MOOT, TRUST
+from cord_trio.mesh.frames import CHANGES, MOOT, PAGES, TRUST
+from cord_trio.pages import KEPT
 from cord_trio.protocol.jsonrpc import INVALID_PARAMS, METHOD_NOT_FOUND, UNREADABLE, encode, object_of
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Awaitable, Callable, Collection, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
     from typing import TypeAlias
 
     from cord_trio.call import Outcome
@@ -69,6 +70,9 @@ MAX_URIS: Final = 10_000
 MAX_NEWS: Final = 1_000
 """Resources that are told of at once; the rest is only counted, and so seen to be missing."""
 
+MAX_PAGES: Final = 100
+"""Pages that one call asks for."""
+
 UPDATED: Final = "notifications/resources/updated"
 _BEAT: Final = "notifications/cord/beat"
 
@@ -78,6 +82,7 @@ class _Wanted(msgspec.Struct, gc=False):
     park: str = ""
     server: str = ""
     kinds: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
 
 
 class _Told(msgspec.Struct, gc=False):
@@ -110,6 +115,10 @@ async def answer_standing(fabric: Fabric, settings: MeshConfig, call: Call) -> O
             return Complete(Raw(b"{}"))
         case "cord/moot":
             await fabric.wait_moot("" if "." in wanted.park else wanted.park)
+            return Complete(Raw(b"{}"))
+        case "cord/pages":
+            if not (0 < len(wanted.ids) <= MAX_PAGES and await fabric.wait_pages(wanted.ids, KEPT)):
+                raise CallFailed(INVALID_PARAMS, "no server told that it is done with these pages", executed="no")
             return Complete(Raw(b"{}"))
         case "cord/trust":
             return Complete(Raw(encode(await _trust(fabric, settings, wanted.server, wanted.kinds))))
@@ -356,6 +365,18 @@ class Trusting:
                 seconds = found.get(kind, 0.0)
                 self._until[kind] = float("inf") if seconds is None else now + seconds
             await trio.sleep(LEAST_TRUST)
+
+
+async def wait_pages_there(carry: Carry, ids: Sequence[str], patience: float) -> bool:
+    """As `Fabric.wait_pages`, of pages of a server that another node has; `carry` makes a call there."""
+    with trio.move_on_after(patience):
+        try:
+            await carry(Call(PAGES, None, {"ids": Raw(encode(ids))}))
+            return True
+        except CallError as exc:  # such as one of an older version, that knows nothing of this
+            log.debug("a node does not tell whether pages are done with error=%s", exc)
+        await trio.sleep_forever()
+    return False
 
 
 async def wait_moot_there(carry: Carry, park: str, there: Callable[[], bool], rng: random.Random) -> None:

@@ -83,6 +83,7 @@ INVARIANTS: Final[Mapping[Number, str]] = {
     "mesh.7": "a cancel reaches all that the call set off, at the latest when its caller is known to be gone",
     "mesh.8": "what a node keeps of others' calls is bounded, and in the end it keeps nothing",
     "mesh.9": "a broker that loses its store, and is away for a moment, ends no incarnation, and so no call",
+    "mesh.10": "what an agent whose state is kept has answered it still knows, whatever node has it",
 }
 """By number; those of the layers, and of calls between nodes, by name."""
 

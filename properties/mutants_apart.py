@@ -59,6 +59,8 @@ APART: Final[list[tuple[str, str, str]]] = [
     ("mesh/remote.py", "for kind in KINDS}", "for kind in self._catalogue.lists}"),
     ("mesh/standing.py", "            if missing:\n", "            if False:\n"),
     ("mesh/standing.py", "            told, missed = told + missed, 0\n", "            missed = 0\n"),
+    ("agents/resident.py", "            await self.keep(state)\n", "            await trio.lowlevel.checkpoint()\n"),
+    ("mesh/singletons.py", "return await _write(store, replace(held, node=lease.node, epoch=lease.epoch))", "return await _write(store, replace(held, node=lease.node, epoch=lease.epoch, state=b\"\"))"),
     ("mesh/signing.py", "        if not window.take(number):\n", "        if False:\n"),
     ("mesh/signing.py", "if number <= window.highest - WINDOW:", "if False:"),
     ("mesh/signing.py", " + mesh.encode()", ""),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from cord_trio.agents import Mailbox
-from cord_trio.errors import AgentError, CallError
+from cord_trio.errors import AgentError, CallError, HandoffRefused
 from cord_trio.mesh.local import LocalBroker, open_broker
 from cord_trio.mesh.presence import LEASE
 from cord_trio.testing.schedule import scheduled
@@ -45,10 +45,15 @@ TAKER_CUT_OFF: list[Step] = [
 class World(Fabrics):
     """Three nodes that stand by for one clerk, and who asks it from them."""
 
-    def __init__(self, broker: LocalBroker, seed: int, mailbox: Mailbox | None, *, faulty: bool) -> None:
+    def __init__(
+        self, broker: LocalBroker, seed: int, mailbox: Mailbox | None, *, faulty: bool, kept: bool = False
+    ) -> None:
+        restart = "elsewhere" if kept else "permanent"
         super().__init__(
-            broker, seed, lambda fabric: fabric.singleton("clerk", partial(Clerk, self), mailbox=self.mailbox)
-        )
+            broker, seed,
+            lambda fabric: fabric.singleton("clerk", partial(Clerk, self), mailbox=self.mailbox, restart=restart),
+        )  # fmt: skip
+        self.kept = kept
         self.mailbox = mailbox
         self.faulty = faulty
         self.alive: dict[Clerk, int] = {}
@@ -68,7 +73,7 @@ class World(Fabrics):
             assert isinstance(known, list)
             self.answers.append((number, known))
         except (CallError, AgentError, trio.TooSlowError) as exc:
-            if not self.faulty:
+            if not self.faulty or isinstance(exc, HandoffRefused):
                 self.wrong.append(f"ask {number} failed: {exc!r}")
             if isinstance(exc, CallError) and exc.executed == "no" and number in self.begun:
                 self.wrong.append(f"mesh.3: ask {number} ran: {exc!r}")
@@ -166,12 +171,16 @@ async def check(world: World) -> None:
     assert len(known) == len(NODES), "it cannot be asked"
     if not world.faulty:
         assert sorted(known[-1]) == [*range(world.asked)], "something was forgotten"
+    if world.kept:
+        assert len(known[-1]) == len({*known[-1]}), "something is known twice"
+        assert {number for number, _ in world.answers} <= {*known[-1]}, "mesh.10: what was answered was forgotten"
+        assert {*known[-1]} <= {*world.begun}
 
 
-def searched(rng: Random, steps: list[Step], seed: int, *, boxed: bool, faulty: bool) -> None:
+def searched(rng: Random, steps: list[Step], seed: int, *, boxed: bool, faulty: bool, kept: bool = False) -> None:
     async def main() -> None:
         async with open_broker(Random(seed)) as broker, trio.open_nursery() as nursery:
-            world = World(broker, seed, Mailbox() if boxed else None, faulty=faulty)
+            world = World(broker, seed, Mailbox() if boxed else None, faulty=faulty, kept=kept)
             await run(world, nursery, steps)
             await check(world)
             nursery.cancel_scope.cancel("enough was seen")
@@ -202,3 +211,15 @@ def test_an_agent_of_which_there_is_one_is_one_whatever_fails(
     rng: Random, steps: list[Step], seed: int, boxed: bool
 ) -> None:
     searched(rng, steps, seed, boxed=boxed, faulty=True)
+
+
+@proves("mesh.1", "mesh.3", "mesh.6", "mesh.10")
+@given(schedules(), ILL, st.integers(0, 3), st.booleans())
+@settings(max_examples=max(4, settings().max_examples // 12))
+@example(Random(1), [("ask", "a", "a", 0.5), *OWNER_CUT_OFF, *OWNER_CUT_OFF], 0, False)
+@example(Random(1), [("ask", "b", "a", 0.0), *TAKER_CUT_OFF, ("ask", "c", "a", 0.5)], 0, True)
+@example(Random(1), [("ask", "a", "a", 0.5), *[("crash", n, n, 0.2) for n in NODES], ("ask", "b", "a", 40.0)], 1, False)
+def test_what_it_answered_is_not_forgotten_whatever_fails_where_its_state_is_kept(
+    rng: Random, steps: list[Step], seed: int, boxed: bool
+) -> None:
+    searched(rng, steps, seed, boxed=boxed, faulty=True, kept=True)

@@ -581,6 +581,16 @@ def test_what_is_wrong_with_agents_and_supervisors_is_told_at_once_with_its_plac
             [agents.c]
             handler = "m:f"
             mailbox = "big"
+            restart = "elsewhere"
+            [agents.d]
+            handler = "m:f"
+            singleton = true
+            turn = 2
+            restart = "elsewhere"
+            [agents.e]
+            handler = "m:f"
+            singleton = true
+            restart = "elsewhere"
             [supervisors]
             e = 3
             [supervisors.x]
@@ -595,7 +605,8 @@ def test_what_is_wrong_with_agents_and_supervisors_is_told_at_once_with_its_plac
         )
     assert sorted(problem.path for problem in caught.value.problems) == [
         *("agents.a.budget.calls", "agents.a.budget.cash", "agents.a.grace", "agents.a.restart", "agents.a.topics"),
-        *("agents.b.mailbox.full", "agents.b.mailbox.size", "agents.c.mailbox", "supervisors.e"),
+        *("agents.b.mailbox.full", "agents.b.mailbox.size", "agents.c.mailbox", "agents.c.restart"),
+        *("agents.d.restart", "supervisors.e"),
         *("supervisors.w.parent", "supervisors.x.strategy", "supervisors.y.parent", "supervisors.z.parent"),
     ]
 

@@ -51,7 +51,9 @@ AgentFunction: TypeAlias = "Callable[[Context, Any], Awaitable[object]]"
 AgentMade: TypeAlias = "AgentFunction | Callable[[], AgentFunction | AbstractAsyncContextManager[AgentFunction]]"
 """A function, or a class (or `functools.partial` of one) whose instances are called like one."""
 
-Restart: TypeAlias = Literal["permanent", "transient", "temporary"]
+Restart: TypeAlias = Literal["permanent", "transient", "temporary", "elsewhere"]
+
+_STATE: Final = ("state", "restore")
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -149,8 +151,8 @@ class Agent:
     ) -> None:  # fmt: skip
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no name for an agent: use 1 to 64 letters, digits, `_`, `-` and `.`")
-        if restart not in ("permanent", "transient", "temporary"):
-            raise ValueError(f"restart={restart!r}: use permanent, transient or temporary")
+        if restart not in ("permanent", "transient", "temporary", "elsewhere"):
+            raise ValueError(f"restart={restart!r}: use permanent, transient, temporary or elsewhere")
         if not (grace >= 0 and deadline > 0):
             raise ValueError("grace and deadline are seconds")
         self.name = name
@@ -172,6 +174,20 @@ class Agent:
         self.resident: Resident | None = None
         self.fence = 0
         self.granted: dict[str, bool] = {}
+        if restart == "elsewhere":
+            self._require_state(turn, reentrant=reentrant)
+
+    def _require_state(self, turn: int, *, reentrant: bool) -> None:
+        """Raise `ValueError` unless there is a state that is whole after each run."""
+        why = ""
+        if not self.made:
+            why = "takes a class, and a function has no state"
+        elif not hasattr(self.written, "__aenter__") and not all(map(partial(hasattr, self.written), _STATE)):
+            why = "takes a class with `state() -> JSON` and `restore(state)`"
+        elif turn != 1 or reentrant:
+            why = "takes turn=1, and no reentrant: the state is kept when nothing runs"
+        if why:
+            raise ValueError(f"agent {self.name!r}: restart='elsewhere' {why}")
 
     def __repr__(self) -> str:
         return f"{self.name}#{self.generation}"

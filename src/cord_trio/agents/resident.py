@@ -23,9 +23,10 @@ from cord_trio.agents.watching import watched
 from cord_trio.cell import Cell
 from cord_trio.errors import AgentDown, AgentError, AgentGone, DeadlineExceeded
 from cord_trio.mesh_errors import AgentMoved
+from cord_trio.protocol.jsonrpc import encode, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from cord_trio.agents.agent import Agent, AgentFunction, Step
     from cord_trio.agents.directory import Agents
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from cord_trio.agents.monitor import What
     from cord_trio.agents.supervisor import Group
     from cord_trio.agents.turn import Branch
+
+MAX_KEPT: Final = 256 * 1024
+"""Bytes of the state of an agent that is kept."""
 
 MAKING: Final = 60.0
 """Seconds for an agent's state to be made and entered."""
@@ -52,6 +56,8 @@ class Resident:
         moved: the node that it is on now; empty where it is here.
         led: set once all that waited here has been led there; who comes later goes after that.
         given: what the next life goes on with, in a tuple; None for nothing.
+        kept: what it goes on with otherwise, in JSON; empty for nothing, and always so unless it restarts elsewhere.
+        keep: keeps that for whoever makes it anew elsewhere; None for nobody.
 
     """
 
@@ -66,6 +72,8 @@ class Resident:
         self.moved = ""
         self.led = trio.Event()
         self.given: tuple[object] | None = None
+        self.kept = b""
+        self.keep: Callable[[bytes], Awaitable[None]] | None = None
         self._handler: object = None
         self._suspended = False
         self._state: object = None
@@ -150,7 +158,9 @@ class Resident:
         if not life.handler:
             task_status.started()  # it never came up, as the group learns now
         if not life.stopped:
-            again = agent.restart == "permanent" or (agent.restart == "transient" and life.cause is not None)
+            again = agent.restart in ("permanent", "elsewhere") or (
+                agent.restart == "transient" and life.cause is not None
+            )
             self.group.ended(End(self, life.generation, again, life.reason, life.cause))
 
     @property
@@ -294,10 +304,14 @@ class Resident:
             return  # stopped while it was made
         watch = self._agents.watch
         given, self.given = self.given, None
+        if given is None and self.kept:
+            given = (parse(self.kept),)
         if given is not None and hasattr(handler, "restore"):
             handler.restore(*given)
         self._handler = handler
-        life.handler = handler if watch is None else watched(watch, handler)
+        life.handler = handler if self.agent.restart != "elsewhere" else self._keeping(handler)
+        if watch is not None:
+            life.handler = watched(watch, life.handler)
         self._scope.deadline = math.inf
         self.life = life
         if self.lives > 1:
@@ -326,6 +340,41 @@ class Resident:
             except Exception as exc:
                 self._state = exc
         self._scope.deadline = trio.current_time() + self.agent.grace  # for leaving the state
+
+    def _keeping(self, handler: AgentFunction) -> AgentFunction:
+        """`handler`, whose state is kept after each run, before anybody learns what it answered."""
+        raises = self.agent.raises
+
+        async def run(context: Context, payload: object) -> object:
+            answer: object = None
+            refusal: Exception | None = None
+            try:
+                answer = await handler(context, payload)
+            except raises as exc:
+                refusal = exc
+            await self._keep(handler)
+            if refusal is not None:
+                raise refusal
+            return answer
+
+        return run
+
+    async def _keep(self, handler: AgentFunction) -> None:
+        keeper: Any = handler
+        try:
+            state = encode(keeper.state())
+        except Exception as exc:
+            raise AgentError(f"the state of agent {self.agent.name!r} cannot be kept: {exc!r}") from exc
+        if state == self.kept:
+            return
+        if len(state) > MAX_KEPT:
+            raise AgentError(
+                f"the state of agent {self.agent.name!r} cannot be kept: it has {len(state)} bytes, and {MAX_KEPT} "
+                "are the most"
+            )
+        if self.keep is not None:
+            await self.keep(state)
+        self.kept = state
 
     async def _wait_for_life(self) -> Life:
         if self.down is not None:

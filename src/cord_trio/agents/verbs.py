@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from cord_trio.agents.agent import GRACE
+from cord_trio.agents.agent import GRACE, Agent
 from cord_trio.agents.answering import Answering
 from cord_trio.agents.conversation import tell
 from cord_trio.agents.elsewhere import Singleton
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from cord_trio.agents.agent import Agent, AgentMade, Restart
+    from cord_trio.agents.agent import AgentMade, Restart
     from cord_trio.agents.answering import Answer
     from cord_trio.agents.block import Block
     from cord_trio.agents.budget import Budget
@@ -83,7 +83,8 @@ class Verbs(ABC):
             topics: globs over the topics whose broadcasts its mailbox takes.
             reentrant: a chain of asks that it is part of may ask it again.
             supervisor: who makes it anew, and what else with it.
-            restart: when it is made anew: always, after a crash ("transient"), or never ("temporary").
+            restart: when it is made anew: always, after a crash ("transient"), or never ("temporary"); "elsewhere"
+                is for `singleton`: always, and on another node if this one is lost, with the state after its last run.
             raises: exceptions that are answers, and no crash.
             repeatable: globs over the tools that may be called again when a conversation is resumed.
             grace: seconds for a handler to end when its agent is stopped, or its asker has gone.
@@ -95,6 +96,10 @@ class Verbs(ABC):
             ValueError: the name is taken, or is none.
 
         """
+        if restart == "elsewhere" and name not in self.agents.singletons and not self._alone:
+            raise ValueError(
+                f"agent {name!r}: restart='elsewhere' is for agents of which there is one: use `singleton`"
+            )
         agent = self.agents.add(
             name, function, turn=turn, mailbox=mailbox, tools=tools, agents=agents, topics=topics,
             reentrant=reentrant, supervisor=supervisor, restart=restart, raises=raises, repeatable=repeatable,
@@ -169,6 +174,9 @@ class Verbs(ABC):
         if self._alone:
             self.agent(name, function, **options)
             return
+        if options.get("restart") == "elsewhere":  # what cannot be is refused now
+            reentrant, turn = options.get("reentrant", False), options.get("turn", 1)
+            Agent(name, function, restart="elsewhere", turn=turn, reentrant=reentrant)
         agents.singletons[name] = Singleton(function, options)
         if agents.elsewhere is not None:
             agents.elsewhere.changed()

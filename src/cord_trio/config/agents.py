@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FULL: Final = ("wait", "fail", "drop_oldest", "drop_newest")
-RESTART: Final = ("permanent", "transient", "temporary")
+RESTART: Final = ("permanent", "transient", "temporary", "elsewhere")
 STRATEGIES: Final = ("one_for_one", "one_for_all", "rest_for_one")
 GIVES_UP: Final = ("stop", "fail")
 
@@ -127,7 +127,7 @@ class AgentConfig:
         budget: of each run; None for its asker's.
         deadline: seconds for each run; None for none.
         grace: seconds that a handler has to end when its agent is stopped, or its asker has gone.
-        restart: when it is made anew: permanent, transient or temporary.
+        restart: when it is made anew: permanent, transient, temporary or elsewhere.
         supervisor: the name of who makes it anew, and what else with it; empty for itself alone.
         singleton: whether there is one of it in the mesh, for which this node stands by.
         where: labels that a node of a mesh must have for it to be there; empty for any.
@@ -145,7 +145,7 @@ class AgentConfig:
     budget: BudgetConfig | None = None
     deadline: float | None = None
     grace: float = 5.0
-    restart: Literal["permanent", "transient", "temporary"] = "permanent"
+    restart: Literal["permanent", "transient", "temporary", "elsewhere"] = "permanent"
     supervisor: str = ""
     singleton: bool = False
     where: Mapping[str, str] = attrs.field(factory=dict, converter=pairs)
@@ -169,6 +169,10 @@ class AgentConfig:
         if self.topics and self.mailbox is None:
             yield "topics", "needs a mailbox, to which broadcasts go", "write mailbox = 64"
         yield from _one_of(self, "restart", RESTART)
+        if self.restart == "elsewhere" and not self.singleton:
+            yield "restart", "elsewhere is for an agent of which there is one", "write singleton = true"
+        elif self.restart == "elsewhere" and self.turn != 1:
+            yield "restart", "elsewhere keeps the state when nothing runs", "write turn = 1"
         yield from check_numbers(self, {"turn": 1, "deadline": 0.0, "grace": 0.0})
         for part, value in (("mailbox", self.mailbox), ("budget", self.budget)):
             if value is not None:

@@ -20,7 +20,7 @@ from cord_trio.agents.agent import GRACE, PLACE, base_of
 from cord_trio.agents.answering import Asker
 from cord_trio.agents.elsewhere import Distant
 from cord_trio.call import Call, Complete
-from cord_trio.errors import BadReply, CallError, DeadlineExceeded, HandoffRefused, InputNeeded
+from cord_trio.errors import AgentNotFound, BadReply, CallError, DeadlineExceeded, HandoffRefused, InputNeeded
 from cord_trio.mesh.emitting import Pace, Unseen
 from cord_trio.mesh.frames import MAX_HOPS, READ
 from cord_trio.mesh.letters import (
@@ -284,8 +284,11 @@ class Asking:
     def _may_come(self, address: str, error: Exception | None) -> bool:
         """Whether an agent that was not asked may be there in a moment."""
         name = base_of(address)
-        there_is_one = name in self.standing or name in self._agents.singletons
-        return there_is_one and isinstance(error, NoOwner) and error.executed == "no"
+        if name not in self.standing and name not in self._agents.singletons:
+            return False
+        if isinstance(error, AgentNotFound):  # who had it does not stand by any more
+            return base_of(error.name) == name
+        return isinstance(error, NoOwner) and error.executed == "no"
 
     async def _carried(self, address: str, call: Call, branch: Branch, token: str, owners: Sequence[str] = ()) -> Raw:
         """The result of a call that asks."""

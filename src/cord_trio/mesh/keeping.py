@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from cord_trio.agents.agent import GRACE
 from cord_trio.agents.supervisor import Supervisor
-from cord_trio.errors import AgentNotFound, CallError
+from cord_trio.errors import AgentDown, AgentNotFound, CallError
 from cord_trio.mesh.presence import FAREWELL, LEASE
-from cord_trio.mesh.singletons import claim, locate, release
+from cord_trio.mesh.singletons import claim, keep, locate, release
 from cord_trio.mesh_errors import AgentTaken
 
 if TYPE_CHECKING:
@@ -102,6 +103,35 @@ class Keeping:
         """An agent of ours is another's now: from here on it may come again."""
         self.held.pop(name, None)
 
+    async def keep(self, name: str, state: bytes) -> None:
+        """Keep what an agent of ours goes on with if we are lost; tries until that is so, or it is not ours any more.
+
+        Raises:
+            AgentDown: it is not.
+
+        """
+        while True:
+            held = self.held.get(name)
+            agent = self._fabric.agents.get(name)
+            try:
+                if held is None:
+                    raise AgentTaken(name, "", "")
+                new = await keep(self._store, held, state)
+            except AgentTaken as exc:
+                reason = "it ran, and what it knows since was not kept: this node has let go of it"
+                if agent is not None and agent.resident is not None:
+                    agent.resident.go_down(reason)
+                if name in self._over:
+                    self._over[name].set()
+                raise AgentDown(name, reason) from exc
+            except CallError as exc:
+                log.info("the state of an agent was not kept agent=%s reason=%s", name, exc)
+                await trio.sleep(self._rng.uniform(*AGAIN))  # noqa: ASYNC120  # whoever asks may leave
+            else:
+                if self.held.get(name) is held:
+                    self.held[name] = new
+                return
+
     async def let_go(self, name: str) -> None:
         """An agent that was ours is another's now, and has no life here any more: return once it is forgotten."""
         if name in self._over:
@@ -149,6 +179,10 @@ class Keeping:
                             await self._wait_over(node, name, before.epoch)
                             continue
                         held = await claim(self._store, lease, name)
+                        # Only what was given to us goes on; what we claimed had nobody to give it.
+                        was_given = before is not None and before.revision == held.revision
+                        if held.state and not self._lasts(name):
+                            held = await keep(self._store, held, b"")  # it would be stale once it is of another
                     except AgentTaken as exc:
                         await self._wait_over(node, name, exc.epoch)
                         continue
@@ -156,12 +190,17 @@ class Keeping:
                         log.info("an agent was not claimed agent=%s reason=%s", name, exc)
                     else:
                         if self._lease is lease and not lease.nursery.cancel_scope.cancel_called:
-                            # Only what was given to us goes on; what we claimed had nobody to give it.
-                            was_given = before is not None and before.revision == held.revision
-                            await self._have(held, lease, self._arrived(name, was_given=was_given))
+                            await self._have(
+                                held, lease, self._arrived(name, was_given=was_given, lasting=bool(held.state))
+                            )
                     await trio.sleep(self._rng.uniform(*AGAIN))
         finally:
             del self._scopes[name]
+
+    def _lasts(self, name: str) -> bool:
+        """Whether an agent that we stand by for goes on with its state."""
+        one = self._fabric.agents.singletons.get(name)
+        return one is not None and one.options.get("restart") == "elsewhere"
 
     async def _standing(self) -> Lease:
         """The incarnation that may act for the mesh, once there is one."""
@@ -170,16 +209,16 @@ class Keeping:
         await trio.lowlevel.checkpoint()
         return self._lease
 
-    def _arrived(self, name: str, *, was_given: bool) -> tuple[object] | None:
+    def _arrived(self, name: str, *, was_given: bool, lasting: bool) -> tuple[object] | None:
         """What an agent that is ours now goes on with, in a tuple; None to make it anew."""
         state, until = self._arriving.pop(name, (None, -math.inf))
         if not was_given:
             return None
-        if until < trio.current_time():
+        if until < trio.current_time() and not lasting:
             self._fabric.counters.add("mesh.moved_without_state")
             log.warning("an agent came without its state, and begins anew agent=%s", name)
             return None
-        return (state,)
+        return (state,) if until >= trio.current_time() else None
 
     async def _wait_over(self, node: Node, name: str, epoch: str) -> None:
         """Return once an incarnation is known to be no more, or the agent may be ours, or after a while."""
@@ -210,6 +249,9 @@ class Keeping:
             agent.fence = held.revision
             assert agent.resident is not None
             agent.resident.given = given
+            if agent.restart == "elsewhere":
+                agent.resident.kept = held.state
+                agent.resident.keep = partial(self.keep, name)
             self.held[name], made = held, True
             self._fabric.counters.add("mesh.agents_owned")
             log.info("has the agent agent=%s fence=%d", name, held.revision)
@@ -220,13 +262,13 @@ class Keeping:
             log.warning("an agent of which there is one is not made here agent=%s reason=%s", name, exc)
         finally:
             del self._over[name], self._gone[name]
-            self.held.pop(name, None)
-            if made:
+            if made:  # what runs may still end, and be kept
                 with trio.move_on_after(2 * grace + FAREWELL, shield=True), suppress(AgentNotFound):
                     await self._fabric.retire(name)
+            latest = self.held.pop(name, held)
             with trio.move_on_after(FAREWELL, shield=True):
                 try:
-                    await release(self._store, held)
+                    await release(self._store, latest)
                 except CallError as exc:
                     log.info("an agent was not given back agent=%s reason=%s", name, exc)
             gone.set()

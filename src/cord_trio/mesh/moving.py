@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import trio
 from msgspec import Raw
+from msgspec.structs import replace
 
 from cord_trio.agents.agent import PLACE
+from cord_trio.agents.resident import MAX_KEPT
 from cord_trio.call import Call, Complete
 from cord_trio.cell import Cell
 from cord_trio.errors import AgentError, AgentNotFound, BadReply, CallError
@@ -191,8 +193,14 @@ class Moving:
             if self._node is None or self._node.roster.epoch(to) is None:
                 raise NoOwner(f"{name}{PLACE}{to}", f"{to} is not in the mesh now")
             state = await agent.resident.suspend(PATIENCE)
+            held = self._keeping.held.get(name, held)  # what it knows may have been kept meanwhile
             try:
-                epoch = await self._ready(name, to, state)
+                given = packed(state, f"the state of agent {name!r}")
+                if agent.restart == "elsewhere" and name in self._keeping.held:
+                    if len(given.json) > MAX_KEPT:
+                        raise AgentError(f"agent {name!r} was not moved: its state has more than {MAX_KEPT} bytes")
+                    held = self._keeping.held[name] = replace(held, state=bytes(given.json))
+                epoch = await self._ready(name, to, given)
                 await self._commit(held, to, epoch)
                 self._keeping.give(name)
             except AgentTaken as exc:
@@ -213,10 +221,10 @@ class Moving:
             del self._under_way[name]
             moved.fail(AgentError(f"agent {name!r} was not moved: this node leaves the mesh"))
 
-    async def _ready(self, name: str, to: str, state: object) -> str:
+    async def _ready(self, name: str, to: str, state: Value) -> str:
         """The incarnation of the other node that holds the state, and waits."""
         with trio.move_on_after(ANSWERING):
-            epoch = await self._say(letters.HOLD, name, to, {"state": packed(state, f"the state of agent {name!r}")})
+            epoch = await self._say(letters.HOLD, name, to, {"state": state})
             if isinstance(epoch, str) and epoch:
                 return epoch
             raise AgentError(f"agent {name!r} was not moved: node {to!r} does not stand by for it, or drains")

@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from cord_trio.mesh.presence import LEASE, TAKEN
 from cord_trio.mesh_errors import AgentTaken, Conflict
@@ -33,6 +34,7 @@ class Held(msgspec.Struct, frozen=True):
         node: whose it is.
         epoch: of which incarnation.
         revision: the fencing token: a later owner has a higher one.
+        state: what it goes on with, in JSON, if its owner is lost; empty for nothing.
 
     """
 
@@ -40,11 +42,13 @@ class Held(msgspec.Struct, frozen=True):
     node: str
     epoch: str
     revision: int
+    state: bytes = b""
 
 
 class _Record(msgspec.Struct, frozen=True):
     node: str = ""
     epoch: str = ""
+    state: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 _RECORD: Final = msgspec.json.Decoder(_Record)
@@ -67,13 +71,13 @@ async def claim(store: Store, lease: Lease, agent: str) -> Held:
     """
     entry = await store.get(_key(agent))
     if entry is None:
-        return await _write(store, agent, lease.node, lease.epoch, 0)
+        return await _write(store, Held(agent, lease.node, lease.epoch, 0))
     held = _held(agent, entry)
     if (held.node, held.epoch) == (lease.node, lease.epoch):
         return held
     if held.epoch and not await _ended(store, held):
         raise AgentTaken(agent, held.node, held.epoch)
-    return await _write(store, agent, lease.node, lease.epoch, held.revision)
+    return await _write(store, replace(held, node=lease.node, epoch=lease.epoch))
 
 
 async def move(store: Store, held: Held, node: str, epoch: str) -> Held:
@@ -85,25 +89,43 @@ async def move(store: Store, held: Held, node: str, epoch: str) -> Held:
         AgentTaken: it is not the owner's any more.
 
     """
-    return await _write(store, held.agent, node, epoch, held.revision)
+    return await _write(store, replace(held, node=node, epoch=epoch), owner=held)
+
+
+async def keep(store: Store, held: Held, state: bytes) -> Held:
+    """Keep what the agent goes on with if its owner is lost; returns what holds from now on.
+
+    Raises:
+        AgentTaken: it is not the owner's any more, and nothing was kept.
+
+    """
+    return await _write(store, replace(held, state=state), owner=held)
 
 
 async def release(store: Store, held: Held) -> None:
-    """Let the agent be nobody's, if it still is the owner's."""
+    """Let the agent be nobody's, if it still is the owner's. What it goes on with stays."""
     try:
-        await store.delete(_key(held.agent), revision=held.revision)
-    except Conflict:
+        if held.state:
+            await _write(store, replace(held, node="", epoch=""), owner=held)
+        else:
+            await store.delete(_key(held.agent), revision=held.revision)
+    except (Conflict, AgentTaken):
         pass  # another has it
 
 
-async def _write(store: Store, agent: str, node: str, epoch: str, revision: int) -> Held:
-    data = msgspec.json.encode(_Record(node, epoch))
-    try:
-        return Held(agent, node, epoch, await store.put(_key(agent), data, revision=revision))
-    except Conflict:
-        entry = await store.get(_key(agent))  # noqa: ASYNC120  # it tells more of the conflict
-        found = Held(agent, "", "", 0) if entry is None else _held(agent, entry)
-        raise AgentTaken(agent, found.node, found.epoch) from None
+async def _write(store: Store, held: Held, owner: Held | None = None) -> Held:
+    """Write what `held` says at its revision; or at a later one that `owner` wrote, and did not learn of."""
+    key, state = _key(held.agent), msgspec.Raw(held.state) if held.state else msgspec.UNSET
+    data = msgspec.json.encode(_Record(held.node, held.epoch, state))
+    while True:
+        try:
+            return replace(held, revision=await store.put(key, data, revision=held.revision))
+        except Conflict:
+            entry = await store.get(key)  # noqa: ASYNC120  # it tells more of the conflict
+        found = Held(held.agent, "", "", 0) if entry is None else _held(held.agent, entry)
+        if owner is None or found.revision <= held.revision or (found.node, found.epoch) != (owner.node, owner.epoch):
+            raise AgentTaken(held.agent, found.node, found.epoch)
+        held = replace(held, revision=found.revision)
 
 
 async def _ended(store: Store, held: Held) -> bool:
@@ -122,7 +144,8 @@ def _held(agent: str, entry: Entry) -> Held:
         record = _RECORD.decode(entry.value)
     except UNREADABLE:
         record = _Record()  # whoever wrote that has no claim to it
-    return Held(agent, record.node, record.epoch, entry.revision)
+    state = b"" if record.state is msgspec.UNSET else bytes(record.state)
+    return Held(agent, record.node, record.epoch, entry.revision, state)
 
 
 def _key(agent: str) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
     from cord_trio.agents import Context, Keep
+    from tests.mesh.members import Member
 
 
 async def echo(ctx: Context, payload: object) -> object:
@@ -287,6 +288,7 @@ async def test_an_address_with_labels_means_one_of_the_nodes_that_have_them(auto
         ):
             for one in (a, b, c):
                 one.fabric.agent("who", named(one.node.name))
+            d.fabric.agent("only", named("d"))
             await has(a, "who@in=south", "who@has=gpu")
             await has(d, "who@in=north")
             await trio.sleep(5)
@@ -294,9 +296,23 @@ async def test_an_address_with_labels_means_one_of_the_nodes_that_have_them(auto
             assert {await a.fabric.ask("who@in=south") for _ in range(20)} == {"b", "c"}
             assert {await d.fabric.ask("who@in=south") for _ in range(20)} == {"b", "c"}  # it has none itself
             assert {await a.fabric.ask("who@in=south,has=gpu") for _ in range(5)} == {"b"}
+            assert await places(a) == [["b", "c"], "b", "d"]
             for nowhere in ("who@in=west", "who@has=", "other@in=south"):
                 with pytest.raises(AgentNotFound):
                     await a.fabric.ask(nowhere)
+
+
+async def places(of: Member) -> object:
+    """Where runs are that an agent places: spawned, started, and on nodes of one name."""
+
+    async def front(ctx: Context, payload: object) -> object:
+        async with ctx.open_nursery() as crew:
+            spawned = [crew.spawn("who@in=south") for _ in range(20)]
+        job = await ctx.start("who@has=gpu")
+        return [sorted({str(await each.result()) for each in spawned}), await job.result(), await ctx.ask("only@d")]
+
+    of.fabric.agent("front", front)
+    return await of.fabric.ask("front")
 
 
 async def test_a_configured_agent_is_only_where_the_labels_are_that_it_wants(autojump_clock: MockClock) -> None:

@@ -450,7 +450,7 @@ async def open_session(
     """
     block_error = session = None
     try:
-        async with trio.open_nursery() as nursery:
+        async with transport.home() as nursery:
             session = Session(
                 transport, nursery, name=name, timer=timer, counters=counters or Counters(), answer=answer, told=told
             )
@@ -464,9 +464,10 @@ async def open_session(
             except Exception as exc:
                 block_error = exc
             finally:
-                if leave is not None:
+                if leave is None:
+                    nursery.cancel_scope.cancel("the session's block has ended")
+                else:
                     leave()
-            nursery.cancel_scope.cancel("the session's block has ended")
     finally:
         if session is not None:
             session.lost(ConnectionLost("the session was closed"))

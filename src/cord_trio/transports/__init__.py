@@ -16,6 +16,7 @@ import trio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from cord_trio.config import Bounds
     from cord_trio.errors import CallError, ConnectionLost
@@ -176,6 +177,13 @@ class Transport(ABC):
 
         Ends by itself only after `receiver.lost`; never raises for what the peer did.
         """
+
+    def home(self) -> AbstractAsyncContextManager[trio.Nursery]:
+        """Where a conversation runs what it ends itself: a nursery of its own, or one of the transport's.
+
+        One of the transport's ends later, but before the connection does. There `begin` must be used.
+        """
+        return trio.open_nursery()
 
     def begin(self, receiver: Receiver, nursery: trio.Nursery, /) -> Callable[[], None] | None:
         """Do in place of `run` what it does, without a task for as long as there is something to read.

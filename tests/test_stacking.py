@@ -221,3 +221,80 @@ async def test_only_trusted_reading_tools_are_cached_and_until_the_source_change
         await trio.sleep(5)
         await fabric.call("x__echo", {"text": "hi"})
         assert fabric.counters["cache.hit"] == hits
+
+
+async def test_a_source_that_nobody_calls_has_no_stack(autojump_clock: MockClock) -> None:
+    server = ToolServer()
+    async with open_fabric([server.in_process(name="x"), server.in_process(name="y")]) as fabric:
+        await fabric.wait_started()
+        unbuilt = dict(fabric._handlers)
+        begun = fabric.slots["x"]
+        for _ in range(2):
+            assert (await fabric.call("x__echo", {"text": "a"})).text == "a"
+        assert fabric._handlers["x"] != unbuilt["x"]
+        assert fabric._handlers["y"] == unbuilt["y"]
+        assert fabric.slots["x"] is begun
+        assert fabric.slots["x"].taken == 0
+
+
+@pytest.mark.parametrize("first", ["call", "resume"])
+async def test_a_stack_is_built_once_and_takes_the_place_of_no_other(autojump_clock: MockClock, first: str) -> None:
+    sent: list[str] = []
+
+    async def send(call: cord.Call) -> cord.Outcome:
+        sent.append(f"send {call.name}")
+        await trio.sleep(1)
+        return Complete(Raw(b"{}"))
+
+    async def resume(call: cord.Call) -> cord.Outcome:
+        sent.append(f"resume {call.name}")
+        await trio.sleep(1)
+        return Complete(Raw(b"{}"))
+
+    async def probe() -> None: ...
+
+    built = 0
+
+    def ends() -> stacking.Ends:
+        nonlocal built
+        built += 1
+        return stacking.Ends(
+            send, resume, probe, annotations=lambda _: None, own_name=lambda name: name, version=lambda: 0,
+            may_hedge=None, own=lambda call: (call.name, {}),
+        )  # fmt: skip
+
+    calls: dict[str, cord.Handler] = {}
+    answers: dict[str, cord.Handler] = {}
+    source = cord.Stdio(name="x", command="-", slots=1)
+    async with open_fabric() as fabric, trio.open_nursery() as nursery:
+        one = stacking.stacked_when_called(source, ends, fabric._around, calls, answers)
+        other = stacking.stacked_when_called(source, ends, fabric._around, calls, answers)
+        calls["x"], answers["x"] = one.call, one.resume
+        assert built == 0
+        nursery.start_soon(getattr(other, first), cord.Call("tools/call", "a"))  # of one that was replaced
+        await wait_all_tasks_blocked()
+        assert (calls["x"], answers["x"]) == (one.call, one.resume)
+        nursery.start_soon(getattr(one, first), cord.Call("tools/call", "b"))
+        await wait_all_tasks_blocked()
+        assert one.waits.busy
+        assert one.slots.taken == 1
+        begun = calls["x"]
+        assert begun != one.call
+        for call in (one.call, begun):
+            with pytest.raises(DeadlineExceeded):
+                await call(cord.Call("tools/call", "c", deadline=trio.current_time() + 0.2))
+        assert calls["x"] is begun
+        assert built == 2
+    word = "send" if first == "call" else "resume"
+    assert sent == [f"{word} a", f"{word} b"]
+
+
+async def test_what_tells_of_itself_is_built_at_once(autojump_clock: MockClock) -> None:
+    seen: list[str] = []
+
+    def layer(handler: cord.Handler) -> cord.Handler:
+        seen.append("built")
+        return handler
+
+    async with open_fabric([ToolServer().in_process(name="x", layers=[layer])]):
+        assert seen

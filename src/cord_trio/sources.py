@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -16,7 +17,7 @@ from cord_trio.observe import Node
 from cord_trio.protocol import jsonrpc
 from cord_trio.replicas import link_of
 from cord_trio.routing import ROUTED, Finder, unknown
-from cord_trio.stacking import ends_of, stacked
+from cord_trio.stacking import ends_of, stacked_when_called
 from cord_trio.subscribing import Subscribing
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from cord_trio.replicas import Kept
     from cord_trio.routing import Elsewhere
     from cord_trio.snapshot import Snapshot
-    from cord_trio.stacking import Stacked
+    from cord_trio.stacking import Ends
     from cord_trio.surroundings import Surroundings
 
 RETIRED_LOOK: Final = 0.05
@@ -288,7 +289,9 @@ class Sources(Subscribing):
         name = link.name
         self.links[name] = link
         self.breakers.pop(name, None)  # of the one before
-        behind = self._stacked(link)
+        ends = partial(self._ends, link)
+        behind = stacked_when_called(link.source, ends, self._around, self._handlers, self._resumed)
+        link.subscriptions.heard = None if behind.cache is None else behind.cache.forget
         self._handlers[name], self._resumed[name] = behind.call, behind.resume
         self.slots[name] = behind.slots
         self._waits[link] = behind.waits
@@ -426,9 +429,9 @@ class Sources(Subscribing):
         }
         return attrs.evolve(node, facts={**facts, **node.facts})
 
-    def _stacked(self, link: Kept) -> Stacked:
-        """A source behind its layers."""
-        source, registry, name = link.source, self.registry, link.source.name
+    def _ends(self, link: Kept) -> Ends:
+        """What lies below the layers of a source."""
+        registry, name = self.registry, link.source.name
 
         def found(call: Call) -> tuple[str | None, Call]:
             """What the server knows the object of `call` as, and the call in its words."""
@@ -457,7 +460,4 @@ class Sources(Subscribing):
             theirs, asked = found(call)
             return theirs, asked.params
 
-        ends = ends_of(link, self.registry, send, self._parks.resume, own)
-        behind = stacked(source, ends, self._around)
-        link.subscriptions.heard = None if behind.cache is None else behind.cache.forget
-        return behind
+        return ends_of(link, self.registry, send, self._parks.resume, own)

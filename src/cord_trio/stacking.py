@@ -1,8 +1,9 @@
-"""The layers of one source, in their order. Stacks are built when a source is configured, never for a call."""
+"""The layers of one source, in their order. Stacks are built once: when a source is configured, or first called."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -116,17 +117,16 @@ class _Builder:
     All of them share the source's slots, rate, circuit and budget of retries.
     """
 
-    def __init__(self, source: Source, ends: Ends, around: Surroundings) -> None:
+    def __init__(self, source: Source, ends: Ends, around: Surroundings, waits: layers.Waits) -> None:
         self.source = source
         self._ends = ends
         self._around = around
         # The run's own clock, without the calls that lead to it from `trio.current_time`.
         self._clock = clock = trio.lowlevel.current_clock().current_time
-        timer, counters, name = around.timer, around.counters, source.name
-        self.slots = layers.Slots(source.slots, waiting=source.queue, timer=timer, counters=counters, name=name)
+        counters, name = around.counters, source.name
+        self.waits = waits
+        self.slots, self._retries = waits.slots, waits.budget
         self._held = layers.Times()
-        self._retries = layers.RetryBudget(clock=clock)
-        self.waits = layers.Waits(self.slots, self._retries)
         self.breaker: layers.Breaker | None = None
         self._shared: list[Layer] = []
         """Around each attempt of whatever it calls."""
@@ -155,7 +155,7 @@ class _Builder:
         if source.rate is not None or isinstance(source, Http):  # only HTTP has words for a pause
             per_second = math.inf if source.rate is None else source.rate
             self._meter = self._metered(per_second, source.burst, name)
-            self._limits = [layers.rate(self._meter, timer=timer, counters=counters, name=name), self._limited]
+            self._limits = [layers.rate(self._meter, timer=around.timer, counters=counters, name=name), self._limited]
         self._plainly = list(self._limits)
         """All that nearly every source has around each attempt."""
         if source.adaptive:
@@ -301,7 +301,69 @@ class _Builder:
 
 def stacked(source: Source, ends: Ends, around: Surroundings) -> Stacked:
     """The layers that `source` is configured with. One that is off is not there."""
-    build = _Builder(source, ends, around)
+    return _stacked(source, ends, around, _waits(source, around))
+
+
+def stacked_when_called(
+    source: Source,
+    ends: Callable[[], Ends],
+    around: Surroundings,
+    calls: dict[str, Handler],
+    answers: dict[str, Handler],
+) -> Stacked:
+    """The same, built by the first call, which then has them in `calls` and `answers` in place of what was there.
+
+    They take 5 KB, and of many sources most are called by nobody. Those of which somebody is told, or that somebody
+    makes, are built at once.
+    """
+    told = around.layers or around.watches or around.recorder or source.breaker or source.cache
+    if told or source.layers or source.tool:
+        return stacked(source, ends(), around)
+    waits = _waits(source, around)
+    later = _Later(partial(_stacked_later, source, ends, around, waits), source.name, calls, answers)
+    return Stacked(later.call, later.resume, waits.slots, None, waits, None)
+
+
+class _Later:
+    """Stacks that are not built yet."""
+
+    __slots__ = ("_answers", "_behind", "_build", "_calls", "_name")
+
+    def __init__(
+        self, build: Callable[[], Stacked], name: str, calls: dict[str, Handler], answers: dict[str, Handler]
+    ) -> None:
+        self._build = build
+        self._behind: Stacked | None = None
+        self._name, self._calls, self._answers = name, calls, answers
+
+    def call(self, call: Call) -> Awaitable[Outcome]:
+        return self._built().call(call)
+
+    def resume(self, call: Call) -> Awaitable[Outcome]:
+        return self._built().resume(call)
+
+    def _built(self) -> Stacked:
+        if self._behind is None:
+            self._behind = self._build()
+            if self._calls.get(self._name) == self.call:  # else another source has the name by now
+                self._calls[self._name], self._answers[self._name] = self._behind.call, self._behind.resume
+        return self._behind
+
+
+def _stacked_later(source: Source, ends: Callable[[], Ends], around: Surroundings, waits: layers.Waits) -> Stacked:
+    return _stacked(source, ends(), around, waits)
+
+
+def _waits(source: Source, around: Surroundings) -> layers.Waits:
+    clock = trio.lowlevel.current_clock().current_time
+    slots = layers.Slots(
+        source.slots, waiting=source.queue, timer=around.timer, counters=around.counters, name=source.name
+    )
+    return layers.Waits(slots, layers.RetryBudget(clock=clock))
+
+
+def _stacked(source: Source, ends: Ends, around: Surroundings, waits: layers.Waits) -> Stacked:
+    build = _Builder(source, ends, around, waits)
     plain = build.whole(ToolSettings())
     call = plain if not source.tool else _by_tool(source, build, plain, ends)
     return Stacked(call, build.resumed(), build.slots, build.breaker, build.waits, build.cache)

@@ -26,14 +26,21 @@ class Times:
 
     """
 
-    __slots__ = ("last",)
+    __slots__ = ("_kept", "_last")
 
     def __init__(self, kept: int = KEPT) -> None:
-        self.last: deque[float] = deque(maxlen=kept)
+        self._kept = kept
+        self._last: deque[float] | None = None  # an empty one takes 700 bytes
+
+    @property
+    def last(self) -> deque[float]:
+        if self._last is None:
+            self._last = deque(maxlen=self._kept)
+        return self._last
 
     def quantile(self, part: float, least: int = 1) -> float:
         """The duration that `part` of the calls did not exceed; 0 if there were fewer than `least`."""
-        count = len(self.last)
+        count = len(self._last or ())
         if count < least:
             return 0.0
         return sorted(self.last)[min(count - 1, int(part * count))]

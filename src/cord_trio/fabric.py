@@ -182,11 +182,16 @@ class Fabric(Verbs, Sources):
         """
         if call.trace and self.agents.watch is None:  # else each call is one, which others see
             call = replace(call, trace=within(call.trace, next(self.agents.spans)))
-        self._enter(call.park)
+        if self._running < self._room:  # as in `call`
+            self._running += 1
+        else:
+            self._enter(call.park)
         try:
             return await self.route(call)
         finally:
-            self._leave()
+            self._running = running = self._running - 1
+            if not running and self._quiet is not None:
+                self._quiet.set()
 
     @contextmanager
     def accepting(self, *, nested: bool = False) -> Generator[None, None, None]:

@@ -33,8 +33,11 @@ _decode_list = msgspec.json.Decoder(list[Raw]).decode
 
 def content_for(era: Era, content: Raw) -> Raw:
     """A result's blocks, those of types that `era` does not have as text."""
+    newer = _NEWER[era.revision]
+    if not newer:  # the newest legacy revision has all of them
+        return content
     text = bytes(content)
-    if not any(kind in text for kind in _NEWER[era.revision]):
+    if not any(kind in text for kind in newer):
         return content
     try:
         return Raw(b"[%b]" % b",".join(_block(era, block) for block in _decode_list(content)))

@@ -75,6 +75,7 @@ class HttpEndpoint:
         principal: Callable[[Lines], str | None] = everyone,
     ) -> None:
         self._principal = principal
+        self._alike = principal is everyone
         self._max_message = max_message
         self._sse = SseEndpoint(service) if sse else None
         self._service = service
@@ -92,7 +93,7 @@ class HttpEndpoint:
         headers = request.headers
         manner = headers.memo
         # Whatever its head decides was decided with the last one; but for who sends it, since a right to that may end.
-        if type(manner) is Manner and (principal := self._principal(headers)) is not None:
+        if type(manner) is Manner and (principal := LOCAL if self._alike else self._principal(headers)) is not None:
             return manner.exchanges.answer(request, response, manner, principal)
         return self._handle(request, response)
 

@@ -38,7 +38,7 @@ from cord_trio.protocol.eras import REQUEST_CANCELLED
 from cord_trio.protocol.jsonrpc import INTERNAL_ERROR, INVALID_REQUEST, encode, encode_error, encode_result
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Sequence
 
     from cord_trio.gateway.listen import News
     from cord_trio.gateway.outlet import Fields
@@ -103,13 +103,26 @@ class Exchanges:
         headers.memo = manner  # for the next request with the same head
         await self.answer(request, response, manner, principal)
 
-    async def answer(self, request: Request, response: Response, manner: Manner, principal: str) -> None:
+    def answer(self, request: Request, response: Response, manner: Manner, principal: str) -> Awaitable[None]:
         """The same, with what its head says seen to."""
+        service, events = self.service, manner.events
+        if manner.legacy and manner.session is not None and not service.drains():
+            session = service.sessions.find(manner.session, self._clock(), principal=principal)
+            if session is not None:
+                # Nearly always it is this, and so in its own way: without two of the coroutines, each of which every
+                # wake passes, and what is told of the caller to who reads other messages.
+                step = read_plain(
+                    request.body, session.client, askable=events, level=session.level, principal=principal
+                )
+                if step is not None:
+                    outlet = Outlet(response, service.counters, manner.common, json=manner.json, events=events)
+                    return self._run_legacy(step, session, outlet, response)
+        return self._answer(request, response, manner, principal)
+
+    async def _answer(self, request: Request, response: Response, manner: Manner, principal: str) -> None:
         session, caller = self._caller(request, principal, manner.session, events=manner.events)
         outlet = Outlet(response, self.service.counters, manner.common, json=manner.json, events=manner.events)
-        step: Step | None = read_plain(request.body, caller) if manner.legacy and session is not None else None
-        if step is None:
-            step = self.service.front.read(request.body, caller)
+        step = self.service.front.read(request.body, caller)
         if self.service.draining and isinstance(step, Open | Run | List | Listen):
             outlet.answer(self.service.turned_away(step.id))
             return
@@ -199,13 +212,17 @@ class Exchanges:
             return
         events = channel = None
         if outlet.events:
-            events, channel = service.events(step, outlet.tell), Channel(session.asked, outlet.ask)
+            if step.token or step.level:
+                events = service.events(step, outlet.tell)
+            channel = Channel(session.asked, outlet.ask)
             outlet.make_trail = session.begin_trail
         reply: Reply | None = None
         response.outlive(True)
+        self._outlets[outlet] = None
         try:
             reply = await service.run(step, events, channel)
         finally:
+            self._outlets.pop(outlet, None)
             response.outlive(False)
             session.running.end(step.id)
             if reply is None and scope.cancel_called:

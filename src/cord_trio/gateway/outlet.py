@@ -172,8 +172,10 @@ class Outlet:
             self._response.end()
         elif message is None:
             self._response.send(reply.status, (*self._common, *fields))
-        else:
+        elif fields or self._common:
             self._response.send(reply.status, (*JSON_FIELDS, *self._common, *fields), message)
+        else:
+            self._response.send(reply.status, JSON_FIELDS, message)
 
     def close(self) -> None:
         """End the stream without an answer."""

@@ -18,6 +18,7 @@ from cord_trio.gateway.places import bringing, brought, node_of, placed
 from cord_trio.gateway.questions import read_round, with_origin
 from cord_trio.gateway.relay import answer, executed_data, failure, question
 from cord_trio.gateway.requests import TASK_CALLS
+from cord_trio.gateway.shapes import shape_result
 from cord_trio.gateway.state import MAX_ROUNDS, Kept, digest, next_call, open_state, seal_state
 from cord_trio.gateway.steps import STATE, Reply
 from cord_trio.gateway.tasks import new_task, open_task, require_tasks, task_call, task_result
@@ -118,7 +119,9 @@ class Performer:
             kept = None
             if run.state is None:
                 outcome = await self._handle(run.call(events))
-                if type(outcome) is Complete:  # the plain case
+                if type(outcome) is Complete:  # the plain case; for a tool what `answer` does, without its calls
+                    if run.method == "tools/call":
+                        return Reply(encode_result(run.id, shape_result(run.era, outcome.result, self._us)))
                     return answer(outcome, run, self._us, fresh=not run.answers)
             elif (there := self._there(run.state)) is not None:
                 return self._answer(await there.bring(bringing(run, events)), run, None, there=True)

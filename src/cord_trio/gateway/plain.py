@@ -17,7 +17,7 @@ from cord_trio.protocol.jsonrpc import MAX_DEPTH, NOTHING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cord_trio.gateway.steps import Caller
+    from cord_trio.gateway.steps import Client
 
 LONGEST: Final = 16 * 1024
 """Bytes of a message that is read so; with a long one it makes no difference."""
@@ -42,11 +42,13 @@ class _Message(msgspec.Struct, gc=False, forbid_unknown_fields=True):
 _decode = msgspec.json.Decoder(_Message).decode
 
 
-def read_plain(message: bytes, caller: Caller) -> Run | None:
-    """The step of a plain call by a legacy client whose headers are in order; None for `Front` to read it."""
-    client = caller.client
+def read_plain(message: bytes, client: Client, *, askable: bool, level: str | None, principal: str) -> Run | None:
+    """The step of a plain call by a legacy client whose headers are in order; None for `Front` to read it.
+
+    For the rest see `steps.Caller`, which is not made for this: what it says is needed here alone.
+    """
     # What needs a second look (not ASCII, perhaps too deep, of several lines) gets it from `jsonrpc.decode`.
-    if client is None or len(message) > LONGEST or not message.isascii():
+    if len(message) > LONGEST or not message.isascii():
         return None
     if message.count(b"{") + message.count(b"[") > MAX_DEPTH or message.count(b"\n") or message.count(b"\r"):
         return None
@@ -64,8 +66,7 @@ def read_plain(message: bytes, caller: Caller) -> Run | None:
         given = {"arguments": arguments}
     else:
         return None
-    capabilities = client.capabilities if caller.askable else b"{}"
     return Run(
-        plain.id, client.era, CALL, params.name, given, NO_META, capabilities,
-        level=caller.level, principal=caller.principal,
+        plain.id, client.era, CALL, params.name, given, NO_META, client.capabilities if askable else b"{}",
+        level=level, principal=principal,
     )  # fmt: skip

@@ -63,6 +63,8 @@ class Service:
     ) -> None:
         self.fabric = fabric
         self.counters = fabric.counters
+        self.drains = fabric.draining.is_set
+        """Whether no new work is taken: asked for each call, and so without the properties on the way."""
         self.sealer = sealer or Sealer(secrets.token_bytes(KEY_BYTES))
         self.front = Front(
             identity, lambda: fabric.registry.snapshot, depth=fabric.config.bounds.json_depth, counters=self.counters
@@ -185,7 +187,7 @@ class Service:
     @property
     def draining(self) -> bool:
         """Whether no new work is taken."""
-        return self.fabric.draining.is_set()
+        return self.drains()
 
     def turned_away(self, id: Id) -> Reply:
         """The answer to new work while draining."""

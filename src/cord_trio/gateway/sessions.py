@@ -184,7 +184,7 @@ class Sessions:
         session = self._sessions.get(id)
         if session is None or session.principal != principal:
             return None
-        if self._idle(session, now):
+        if session.used + IDLE <= now and self._idle(session, now):
             self._end(session, "idle for too long")
             return None
         session.used = now

@@ -70,7 +70,10 @@ class Response:
             RuntimeError: the answer was begun before.
 
         """
-        head = self._begin(status, headers)
+        if self.started or type(headers) is not tuple:
+            head = self._begin(status, headers)
+        else:  # nearly always, and `_begin` in place
+            head = self._connection.begin(status, headers)
         self.started = self.ended = True
         if status in (204, 304):
             self._connection.write(head + b"\r\n")

@@ -83,8 +83,6 @@ class Server:
         self.counters = counters
         self.connections: set[Connection] = set()
         self.clients = Crowd()
-        # The run's own clock, without the calls that lead to it from `trio.current_time`.
-        self.clock = trio.lowlevel.current_clock().current_time
         self.turned_away = 0
         self.received = 0
         self.open = 0
@@ -183,6 +181,8 @@ class Server:
             for connection in list(self.connections):
                 if connection.deadline < now or connection.wire.deadline < now:
                     connection.expire(now)
+                else:
+                    connection.rest(now)
 
 
 async def serve_http(

@@ -116,7 +116,8 @@ class Connection:
                     return
                 there.unread = len(data) == http1.READ_SIZE
                 try:
-                    self._feed(data)
+                    take = self._feed if self._buffer or self._stage != "head" else self._take_head
+                    take(data)
                 except Unacceptable as refusal:
                     self._refuse(refusal)
                 continue
@@ -125,7 +126,7 @@ class Connection:
             if there.ended:  # before we came to its request, which is begun all the same: it may outlive its client
                 trio.lowlevel.current_trio_token().run_sync_soon(self.leave, "client left")
             await self._answer(request, response)
-            if self.wire.congested:
+            if wire.waiting and wire.congested:
                 await self.wire.wait_uncongested()
             self._next()
             if self._asked is not None and self.scope.cancel_called:  # else the next read finds out
@@ -303,7 +304,8 @@ class Connection:
 
     def _dispatch(self, headers: Headers, body: bytes) -> None:
         """Have the request answered."""
-        self._release()
+        if self._got:
+            self._release()
         method, target, minor = self._line
         self._stage = "busy"
         self._headers = headers
@@ -361,8 +363,7 @@ class Connection:
             self._finish()
             return
         self._stage = "head"
-        self._served = True
-        self.deadline = self.server.clock() + self.server.limits.idle
+        self._served = True  # and from the next look of the server's on, its time runs: see `rest`
         if self._buffer:
             data = bytes(self._buffer)
             self._buffer.clear()
@@ -407,6 +408,8 @@ class Connection:
         except OSError:
             self.leave("client left")
             return
+        if not self.wire.waiting:
+            return
         if self.wire.waiting > self.server.limits.outbox:
             self.server.counters.add("http_server.outbox_full")
             self.leave("the client reads too slowly")
@@ -439,6 +442,11 @@ class Connection:
         self._chunks = None
         self.deadline = trio.current_time() + LINGER
         self.wire.finish()
+
+    def rest(self, now: float) -> None:
+        """Give one that has been served its time, unless it has one: not each answer asks the clock for it."""
+        if self._served and self._stage == "head" and self.deadline == math.inf:
+            self.deadline = now + self.server.limits.idle
 
     def expire(self, now: float) -> None:
         """The time for what the client should have done is up."""

@@ -489,6 +489,15 @@ async def test_an_answer_that_takes_long_becomes_a_stream_with_comments(autojump
         assert quiet.json["id"] == 1
 
 
+async def test_a_legacy_answer_that_takes_long_becomes_a_stream_with_comments_too(autojump_clock: object) -> None:
+    async with open_http(FakeFabric(slow=after(70))) as gate:
+        session = await gate.open()
+        answer = await gate.post(legacy(1, "tools/call", {"name": "slow"}), session)
+        assert (answer.status, answer.field("content-type")) == (200, "text/event-stream")
+        assert answer.comments >= 3
+        assert [event["id"] for event in answer.events if "id" in event] == [1]
+
+
 async def test_an_answer_that_comes_soon_stays_json_whenever_the_comments_are_due(autojump_clock: object) -> None:
     async with open_http(FakeFabric(slow=after(10))) as gate:
         await trio.sleep(BEAT - 5)

@@ -76,6 +76,7 @@ def test_without_the_table_there_is_no_mesh() -> None:
         ('servers = ["a"]\nkey = ""', "mesh.key[0]", "has 0 characters"),
         ('servers = ["a"]\nkey = "${NOT_SET}"', "mesh.key", ""),
         ('servers = ["a"]\ncallers = [""]', "mesh.callers[0]", "is an empty glob"),
+        ('servers = ["a"]\ncallers = ["*@b", "kitchen"]', "mesh.callers[1]", "'kitchen' is nobody: each is WHO@NODE"),
         ('servers = ["a"]\nreplicas = 0', "mesh.replicas", ""),
         ('servers = ["a"]\ntoken = "${NOT_SET}"', "mesh.token", ""),
         ('servers = ["a"]\nnodes = "x"', "mesh.nodes", "is not known"),

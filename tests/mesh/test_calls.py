@@ -232,6 +232,8 @@ async def test_nobody_listening_means_not_run_and_is_waited_for_no_longer_than_3
             with pytest.raises(NoOwner, match="b is not in the mesh now") as caught:
                 await here.calling.call(tool_call(), ["b"])
             assert caught.value.executed == "no"
+            with pytest.raises(NoOwner, match="none is in the mesh now"):
+                await here.calling.call(tool_call(), [])
             names.epochs["b"] = "00000000"
             began = trio.current_time()
             with pytest.raises(NoOwner, match="nobody listens at node b") as caught:

@@ -112,6 +112,13 @@ class MeshConfig:
                 yield f"key[{place}]", f"has {len(key)} characters", f"give {LEAST_KEY} random ones, or more"
         yield from glob_faults("agents", self.agents)
         yield from glob_faults("callers", self.callers)
+        for place, glob in enumerate(self.callers):
+            if glob.strip() and not any(each in glob for each in "@*?["):
+                yield (
+                    f"callers[{place}]",
+                    f"{glob[:100]!r} is nobody: each is WHO@NODE",
+                    f'write "*@{glob[:48]}" for a node',
+                )
         yield from check_numbers(self, {"replicas": 1, "remote": 0})
 
 

@@ -199,7 +199,7 @@ class Calling:
             return owners[0], epoch
         there = [(node, epoch) for node in owners if (epoch := self._roster.epoch(node)) is not None]
         if not there:
-            raise NoOwner(name, f"{', '.join(owners) or 'nobody'} is not in the mesh now")
+            raise NoOwner(name, f"{', '.join(owners)} is not in the mesh now" if owners else "none is in the mesh now")
         return self.peers.choose(there, trio.current_time())
 
     async def _carry(

@@ -85,7 +85,7 @@ APART: Final[list[tuple[str, str, str]]] = [
     ("mesh/presence.py", "                calls.close()\n", "                pass\n"),
     ("mesh/presence.py", "                    nursery.start_soon(self._renew, key, revision, scope)\n", ""),
     ("mesh/presence.py", "        with trio.move_on_after(FAREWELL, shield=True):\n", "        with trio.move_on_after(FAREWELL):\n"),
-    ("mesh/presence.py", "if entry is None or entry.value == TAKEN or not await", "if entry is None or not await"),
+    ("mesh/presence.py", "if entry is not None and entry.value != TAKEN and await", "if entry is not None and await"),
     ("mesh/presence.py", "                if not joined:\n                    raise\n", ""),
     # The client of NATS
     ("nats/wire.py", "        if data[end : end + 2] != b\"\\r\\n\":", "        if False:"),

@@ -9,6 +9,7 @@ import trio
 
 from cord_trio.counters import Counters
 from cord_trio.mesh.local import Way, open_broker
+from cord_trio.mesh.overdue import LENGTHS
 from cord_trio.mesh.presence import (
     LEASE,
     MARGIN,
@@ -110,6 +111,36 @@ async def test_a_successor_waits_for_the_lease_of_who_crashed(autojump_clock: Mo
                 assert LEASE <= trio.current_time() - began < LEASE + 4
                 assert presence.lease is not None
                 assert await up(bucket) == NodeRecord(epoch=presence.lease.epoch)
+
+
+async def test_a_lease_that_the_store_keeps_for_ever_keeps_nobody_out_for_ever(autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker, broker.way().open() as nats:
+        bucket = await open_bucket(nats, "cord_m")
+        await bucket.create("hb.a.0badcafe", b"")
+        await bucket.create("up.a", b'{"epoch":"0badcafe"}')
+        began = trio.current_time()
+        async with node(broker.way()) as (presence, _):
+            assert LENGTHS * LEASE <= trio.current_time() - began < LENGTHS * LEASE + 4
+            assert presence.lease is not None
+            assert await up(bucket) == NodeRecord(epoch=presence.lease.epoch)
+
+
+async def test_a_lease_that_is_renewed_holds_though_nobody_listens(autojump_clock: MockClock) -> None:
+    async with open_broker(Random(1)) as broker, broker.way().open() as nats:
+        bucket = await open_bucket(nats, "cord_m")
+        revision = await bucket.create("hb.a.0badcafe", b"", ttl=LEASE)
+        await bucket.create("up.a", b'{"epoch":"0badcafe"}')
+
+        async def second() -> None:
+            async with node(broker.way()):
+                raise AssertionError
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(second)
+            for _ in range(20):
+                await trio.sleep(LEASE / 2)
+                revision = await bucket.put("hb.a.0badcafe", b"", revision=revision, ttl=LEASE)
+            nursery.cancel_scope.cancel("it was kept out")
 
 
 async def test_a_node_that_is_cut_off_lets_go_before_its_lease_ends_and_comes_back_anew(

@@ -8,6 +8,7 @@ import trio
 
 from cord_trio.counters import Counters
 from cord_trio.mesh.local import LocalBroker, Way, open_broker
+from cord_trio.mesh.overdue import LENGTHS
 from cord_trio.mesh.presence import LEASE, TAKEN, NodeRecord, join
 from cord_trio.mesh.roster import Roster
 from cord_trio.mesh.watchers import DOUBT, WATCHERS, Watchers, chosen
@@ -193,3 +194,41 @@ async def test_a_lease_that_another_proved_to_have_ended_is_one_that_ended(autoj
         await bucket.put(f"hb.x.{EPOCH}", TAKEN, ttl=60)
         await trio.sleep(DOUBT + 2)
         assert rosters["a"].epoch("x") is None
+
+
+async def test_leases_that_the_store_keeps_for_ever_are_ended(autojump_clock: MockClock) -> None:
+    counters = Counters()
+    async with mesh(NAMES, counters) as (_, bucket, rosters):
+        await bucket.create("up.x", b'{"epoch":"%b"}' % EPOCH.encode())
+        await bucket.create(f"hb.x.{EPOCH}", b"")  # of one that died
+        await bucket.create(f"hb.a.{EPOCH}", b"")  # of an earlier incarnation, which has no record
+        await trio.sleep(LENGTHS * LEASE - 1)
+        assert rosters["a"].epoch("x") == EPOCH
+        await trio.sleep(LEASE + DOUBT + 5)
+        assert all(roster.epoch("x") is None for roster in rosters.values())
+        await trio.sleep(LEASE)
+        assert [await bucket.get(f"hb.{name}.{EPOCH}") for name in "ax"] == [None, None]
+        assert (counters["mesh.overdue"], counters["mesh.buried"]) == (2, 1)
+        assert sorted(rosters["a"].nodes) == NAMES
+
+
+async def test_who_may_not_end_a_lease_says_so(autojump_clock: MockClock) -> None:
+    class Guarded(Bucket):
+        async def put(self, key: str, value: bytes, *, revision: int | None = None, ttl: int | None = None) -> int:
+            raise NotPermitted(key, "no")
+
+    async with open_broker(Random(1)) as broker, broker.way().open() as nats, trio.open_nursery() as nursery:
+        bucket = await open_bucket(nats, "cord_m")
+        await bucket.put(f"hb.x.{EPOCH}", b"")
+        await bucket.put("up.a", b'{"epoch":"00000001"}')
+        roster = Roster(bucket)
+        await nursery.start(roster.run)
+        refused: list[bool] = []
+        guarded = Guarded(nats, "cord_m", bucket._options)
+        watchers = Watchers(
+            guarded, roster, mesh="m", node="a", rng=Random(1), denied=lambda: refused.append(True)
+        )  # fmt: skip
+        await nursery.start(watchers.run)
+        await trio.sleep((LENGTHS + 2) * LEASE)
+        assert refused == [True]
+        nursery.cancel_scope.cancel("the test is over")

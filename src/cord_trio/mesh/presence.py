@@ -23,6 +23,7 @@ import trio
 from cord_trio.counters import Counters
 from cord_trio.errors import CallError
 from cord_trio.mesh.frames import is_inbox
+from cord_trio.mesh.overdue import Overdue
 from cord_trio.mesh.recent import Recent
 from cord_trio.mesh_errors import Conflict, DuplicateName, NoResponders
 from cord_trio.protocol.jsonrpc import UNREADABLE
@@ -164,6 +165,7 @@ class Presence:
         self._rng = rng
         self._counters = counters
         self._gone: set[str] = set()  # epochs that are ours, or were proved to be no more
+        self._overdue = Overdue(LEASE, TAKEN)
         self._last = ""  # epoch of ours
         self._missed = trio.Event()  # set when our record was not there
 
@@ -315,11 +317,9 @@ class Presence:
             if entry is None:
                 return
             try:
-                await self._prove_gone(decode_record(entry.value).epoch)
+                return await self._prove_gone(decode_record(entry.value).epoch)
             except Conflict:
                 await trio.sleep(self._rng.uniform(*AGAIN))
-            else:
-                return
 
     async def _prove_gone(self, epoch: str) -> None:
         """Return if the lease of `epoch` has ended, or is our own.
@@ -339,9 +339,10 @@ class Presence:
             conflict = exc
         if conflict is not None:
             entry = await self._store.get(key)
-            if entry is None or entry.value == TAKEN or not await self._is_there(epoch):
+            if entry is not None and entry.value != TAKEN and await self._is_there(epoch):
+                raise DuplicateName(self.node, epoch)
+            if not await self._overdue.end(self._store, key, entry):
                 raise conflict
-            raise DuplicateName(self.node, epoch)
         self._gone.add(epoch)
 
     async def _is_there(self, epoch: str) -> bool:

@@ -17,6 +17,7 @@ import trio
 
 from cord_trio.counters import Counters
 from cord_trio.errors import CallError
+from cord_trio.mesh.overdue import Overdue
 from cord_trio.mesh.presence import LEASE, TAKEN, decode_record
 from cord_trio.mesh_errors import Conflict, NotPermitted
 from cord_trio.nats.watch import Change, Reset, Synced
@@ -94,6 +95,7 @@ class Watchers:
         self._counters = Counters() if counters is None else counters
         self._leases: set[tuple[str, str]] = set()  # node and epoch of those seen to be held
         self._synced = False  # whether those are all
+        self._overdue = Overdue(LEASE, TAKEN)
         self._burying: set[tuple[str, str]] = set()
         self._free = trio.CapacityLimiter(AT_ONCE)
 
@@ -115,6 +117,7 @@ class Watchers:
                 self._counters.add("mesh.watching")
                 async with trio.open_nursery() as watch:
                     watch.start_soon(self._watch, watch)
+                    watch.start_soon(self._end_overdue)
                     while self.rank is not None:
                         number = await self._next(number)
                         # A record can arrive long after the end of its lease was told.
@@ -143,22 +146,44 @@ class Watchers:
         match event:
             case Reset():
                 self._leases.clear()
+                self._overdue.clear()
                 self._synced = False
             case Synced():
                 self._synced = True
                 self._audit(nursery)
-            case Change(key, value):
+            case Change(key, value, revision):
                 _, _, held = key.partition(".")
                 node, _, epoch = held.partition(".")
                 if value is not None and value != TAKEN:
                     self._leases.add((node, epoch))
+                    self._overdue.see(key, revision)
                     return
                 self._leases.discard((node, epoch))
+                self._overdue.forget(key)
                 if value is None:
                     self._start(node, epoch, partial(self._seen_to_end, node, epoch), nursery)
                 else:
                     # Whoever proved it has the name, or takes it away; unless that one died.
                     self._doubt(node, epoch, nursery)
+
+    async def _end_overdue(self) -> None:
+        """Now and then end the leases that the store keeps past their end; what follows is told as of any other."""
+        while True:
+            await trio.sleep(LEASE)
+            for key, revision in self._overdue.due():
+                try:
+                    with trio.fail_after(PATIENCE):
+                        await self._store.put(key, TAKEN, revision=revision, ttl=LEASE)
+                except Conflict:
+                    continue  # it was renewed, or another was first
+                except NotPermitted as exc:
+                    self._refused(exc)
+                    return
+                except (CallError, trio.TooSlowError) as exc:
+                    log.debug("a lease past its end is ended later key=%s reason=%r", key, exc)
+                else:
+                    self._counters.add("mesh.overdue")
+                    log.info("the store kept a lease past its end key=%s", key[:200])
 
     def _audit(self, nursery: trio.Nursery) -> None:
         """Doubt all who have no lease."""

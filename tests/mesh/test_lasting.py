@@ -266,3 +266,17 @@ async def test_who_does_not_keep_it_lets_nobody_go_on_with_what_is_stale(autojum
             b.way.cut()
             await trio.sleep(3 * LEASE)
         assert await a.fabric.ask("clerk", 6) == [6]
+
+
+async def test_what_it_knew_when_it_was_given_away_is_known_if_the_next_is_lost_before_it_did_anything(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_broker(Random(1)) as broker, member(broker, "a") as a, member(broker, "b") as b:
+        await stands_by(a, b)
+        await a.fabric.ask("clerk", 2)
+        with trio.move_on_after(1):
+            await a.fabric.ask("clerk", "long")
+        await a.fabric.move("clerk", "b")
+        b.way.cut()
+        await trio.sleep(3 * LEASE)
+        assert await a.fabric.ask("clerk", 4) == [2, "half done", 4]

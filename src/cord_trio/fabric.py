@@ -165,7 +165,8 @@ class Fabric(Verbs, Sources):
         try:
             # `call_tool`, without its frame.
             call = tool_call(tool, arguments, LOCAL, math.inf, events, answer, trace)
-            outcome = await self.route(call)
+            found = self.registry.snapshot.tools.get(tool)  # `route`, without its frame
+            outcome = await (self.route(call) if found is None else self._handlers[found.source](call))
             if type(outcome) is Complete:
                 return ToolResult(outcome.result)
             return await finish(self.route, call, outcome, answer)

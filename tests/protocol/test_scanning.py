@@ -131,3 +131,14 @@ def test_members_of_a_long_text_are_found_without_reading_it_again(
 def test_what_is_no_object_has_no_members(text: bytes) -> None:
     with pytest.raises(Malformed, match="not an object"):
         scanned(text).members(memoryview(text))
+
+
+def test_of_two_members_with_one_name_the_last_counts() -> None:
+    pieces = [b'{"x\\"":1,"":"","x\\""             :"', *[b"x" * PIECE] * 100, b'","a":[]}']
+    scan = Scan()
+    for piece in pieces:
+        scan.feed(piece)
+    scan.end()
+    text = b"".join(pieces)
+    assert scan._longest[2] - scan._longest[0] == 100 * PIECE
+    assert list(scan.members(memoryview(text)).items()) == list(members(text).items())

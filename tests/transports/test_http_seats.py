@@ -209,7 +209,7 @@ async def outcome(answer: Answer, before: list[Answer], revision: str) -> object
                 await call(session)
                 await server.wait_until(lambda number=number: server.sent >= number)  # type: ignore[misc]  # bound
             try:
-                told: Json = await call(session, seconds=0.05 if isinstance(answer, Hold) else 5.0)
+                told: Json = await call(session, seconds=0.25 if isinstance(answer, Hold) else 5.0)
             except CallError as exc:
                 told = (type(exc), exc.executed, str(exc))
             if session.loss is None:

@@ -156,6 +156,28 @@ async def test_a_pipe_that_nobody_waits_for_is_read_until_it_is_over_or_forgotte
             pipe.close()
 
 
+async def test_who_has_not_heard_yet_that_all_ends_changes_nothing() -> None:
+    pump = Pump()
+    kept, late = Pipe(pump), Pipe(pump)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pump.run)
+        pump.watch(kept.fd, kept.read)
+        place = Place(pump, kept.fd, lambda _: None)
+        other = Place(pump, kept.fd, lambda _: None)
+        assert place.take() is place
+        nursery.cancel_scope.cancel("all ends")
+    place.leave()
+    assert other.take() is other
+    pump.watch(late.fd, late.read)
+    with trio.CancelScope() as scope:
+        scope.cancel("all ends")
+        await kept.keep()
+    for pipe in (kept, late):
+        pump.forget(pipe.fd)
+        pipe.close()
+    assert not pump.pipes
+
+
 async def _cancel_when_blocked(scope: trio.CancelScope) -> None:
     await trio.testing.wait_all_tasks_blocked()
     scope.cancel("enough")

@@ -47,7 +47,7 @@ class Pump:
     def __init__(self) -> None:
         self.attended = False
         self._epoll = select.epoll()
-        self.heed: Final = self._epoll.modify
+        self.heed: Callable[[int, int], None] = self._epoll.modify
         self.pipes: dict[int, tuple[Callable[[], str | None], Cell[str] | None]] = {}
         self._afterwards: list[Callable[[], None]] = []
 
@@ -57,14 +57,17 @@ class Pump:
         Its owner closes `fd`, after this.
         """
         cell = Cell[str]()
-        self.pipes[fd] = read, cell
-        self._epoll.register(fd, select.EPOLLIN)
+        self._add(fd, read, cell)
         return await cell.wait(partial(self.forget, fd))
 
     def watch(self, fd: int, read: Callable[[], str | None]) -> None:
         """The same where nobody waits for the end, which spares a task. Its owner says `forget` before he closes it."""
-        self.pipes[fd] = read, None
-        self._epoll.register(fd, select.EPOLLIN)
+        self._add(fd, read, None)
+
+    def _add(self, fd: int, read: Callable[[], str | None], cell: Cell[str] | None) -> None:
+        self.pipes[fd] = read, cell
+        if not self._epoll.closed:  # else all ends, and whose pipe it is has not heard of it yet
+            self._epoll.register(fd, select.EPOLLIN)
 
     def afterwards(self, act: Callable[[], None]) -> None:
         """Call `act` once those have run whom this turn woke. What reads may say so."""
@@ -79,6 +82,7 @@ class Pump:
                 await trio.lowlevel.wait_readable(fd)
                 await self._read([ready for ready, _ in self._epoll.poll(0, AT_ONCE)])
         finally:
+            self.heed = lambda _fd, _events: None  # some who are cancelled as well have not heard of it yet
             self._epoll.close()
 
     async def _read(self, ready: Iterable[int]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -12,6 +12,7 @@ from cord_trio.agents import Mailbox, Supervisor
 from cord_trio.errors import AgentError, AgentNotFound
 from cord_trio.fabric import open_fabric
 from cord_trio.mesh import moving
+from cord_trio.mesh.keeping import Keeping
 from cord_trio.mesh.local import open_broker
 from cord_trio.mesh.presence import LEASE
 from cord_trio.mesh.singletons import locate, move
@@ -389,3 +390,27 @@ async def test_who_asks_between_two_owners_waits_a_while_for_the_next(autojump_c
             await has(c, "clerk")
             assert await c.fabric.ask("clerk", 1) == [1]
         assert await c.fabric.ask("clerk", 1) == [1]
+
+
+async def test_who_is_asked_to_move_what_it_was_just_given_does_so_once_it_is_there(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_broker(Random(1)) as broker, member(broker, "a") as a, member(broker, "b") as b:
+        async with member(broker, "c") as c:
+            await stands_by(a, b)
+            await has(c, "clerk")
+            have = Keeping._have
+
+            async def late(self: Keeping, *given: Any) -> None:
+                await trio.sleep(1)
+                await have(self, *given)
+
+            monkeypatch.setattr(Keeping, "_have", late)
+            await a.fabric.ask("clerk", 1)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(a.fabric.move, "clerk", "b")
+                await trio.sleep(0.5)
+                nursery.start_soon(c.fabric.move, "clerk", "a")
+            await trio.sleep(2)
+            assert await c.fabric.ask("clerk", 2) == [1, 2]
+            assert "clerk" in a.fabric.agents

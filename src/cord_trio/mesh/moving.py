@@ -175,6 +175,11 @@ class Moving:
             raise
         if owner == to:
             return to
+        assert self._node is not None
+        if owner == self._node.name:  # it was given to us just now
+            if not await self._keeping.wait_here(name) or name not in self._keeping.held:
+                raise AgentError(f"agent {name!r} was not moved: it is being made just now, on node {owner!r}")
+            return await self.move(name, to)
         said = await self._say(letters.MOVE, name, owner, {"to": to})
         return said if isinstance(said, str) else to
 

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import trio
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -180,10 +180,11 @@ def check_step(step: Step, value: Json, caller: Caller) -> None:
         case Run():
             found, era, name, members, meta = step.id, step.era, step.name, step.params, step.meta
             assert (type(found), found) == (type(id), id)
-            named = value["params"].get({"resources/read": "uri"}.get(step.method, "name"))
+            own = {"resources/read": "uri", "completion/complete": ""}.get(step.method, "name")
+            named = value["params"].get(own)
             ref = value["params"].get("ref") if step.method == "completion/complete" else {}
             assert name in (named, ref.get("name"), ref.get("uri"))
-            assert set(members) <= set(value["params"]) - {"name", "uri", "_meta"}
+            assert set(members) <= set(value["params"]) - {own, "_meta"}
             assert (step.state is None and not step.answers) or era.modern
             assert not any(key.startswith("io.modelcontextprotocol/") or key == "progressToken" for key in meta)
             assert era.modern or caller.client is not None
@@ -212,6 +213,10 @@ def check_step(step: Step, value: Json, caller: Caller) -> None:
 
 
 @given(body=bodies(), caller=callers)
+@example(  # what names a tool is any other member to what reads a resource
+    b'[{"jsonrpc":"2.0","id":0,"method":"resources/read","params":{"uri":"a:b","name":"plain"}}]',
+    Caller(None, Client(ERAS["2025-03-26"], b"{}", b"{}")),
+)
 def test_any_bytes_get_one_right_answer_or_none(body: bytes, caller: Caller) -> None:
     step = front().read(body, caller)
     try:

@@ -21,7 +21,7 @@ BELOW: Final[list[tuple[str, str, str]]] = [
     ("session.py", "        if self.peer.abandon(pending.id) is None:\n            return\n        self.counters", "        self.peer.abandon(pending.id)\n        self.counters"),
     ("pending.py", "            timer.by(self.deadline)\n        self.task", "            pass\n        self.task"),
     ("pending.py", "        self.settled = True\n        self.task = None\n        self.abandoned()\n", "        self.task = None\n        self.abandoned()\n"),
-    ("pending.py", "        if self.settled:\n            return False\n        self.settled = True\n        self._value", "        self.settled = True\n        self._value"),
+    ("pending.py", "        if self.settled:\n            return False\n        self.settled = True\n        self.value", "        self.settled = True\n        self.value"),
     ("session.py", '"unknown" if written(id) else "no"', '"no" if written(id) else "unknown"'),
     ("session.py", "                pending = waiting.pop(message.id, None)  #", "                pending = waiting.get(message.id, None)  #"),
     ("session.py", "        self.peer.abandon(id)\n        self.ending", "        self.ending"),
@@ -29,7 +29,7 @@ BELOW: Final[list[tuple[str, str, str]]] = [
     ("session.py", "pending.deadline = max(pending.deadline, min(", "pending.deadline = max(0.0, min("),
     ("session.py", "self.peer.close(next(iter(self.peer.open)))", "None"),
     # Cells and the timer
-    ("cell.py", "        if self.settled:\n            return False\n        self._value = value\n", "        self._value = value\n"),
+    ("cell.py", "        if self.settled:\n            return False\n        self.value = value\n", "        self.value = value\n"),
     ("cell.py", "            self.settled = True\n            self.task = None\n            abandoned()\n", "            self.task = None\n            abandoned()\n"),
     ("cell.py", "            await trio.lowlevel.cancel_shielded_checkpoint()\n", "            await trio.lowlevel.checkpoint()\n"),
     ("cell.py", "        self._scope.deadline = deadline\n", "        pass\n"),

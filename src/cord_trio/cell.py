@@ -26,15 +26,16 @@ class Cell(Generic[T]):
 
     Attributes:
         settled: whether the wait has ended.
-        task: that waits; None if none does.
+        task: that waits; None if none does, or it has ended.
+        value: what it was settled with, if it was.
 
     It is itself what its task is rescheduled with: all that Trio asks of an outcome is to `unwrap` it, and to make
     one for each reply cost a fifteenth of a call (0.8 of 12.5 µs).
     """
 
-    __slots__ = ("_error", "_value", "settled", "task")
+    __slots__ = ("_error", "settled", "task", "value")
 
-    _value: T
+    value: T
 
     def __init__(self) -> None:
         self.settled = False
@@ -46,7 +47,7 @@ class Cell(Generic[T]):
         """End the wait with `value`. Returns False, and does nothing, if it has ended already."""
         if self.settled:
             return False
-        self._value = value
+        self.value = value
         self._end()
         return True
 
@@ -70,7 +71,7 @@ class Cell(Generic[T]):
         """What it was settled with; raises what it failed with."""
         error = self._error
         if error is None:
-            return self._value
+            return self.value
         self._error = None
         try:
             raise error

@@ -88,7 +88,7 @@ class Pending(Cell[Raw]):
         if self.settled:
             return False
         self.settled = True
-        self._value = value
+        self.value = value
         task = self.task
         if task is not None:
             self.task = None

@@ -228,7 +228,7 @@ class Session:
     @trio.lowlevel.enable_ki_protection
     def feed(self, messages: Sequence[bytes], within: Id | None = None, /) -> None:
         """Take whole messages from the transport. See `transports.Receiver`."""
-        waiting, decode = self.peer.open, self.decode
+        waiting, decode, reschedule = self.peer.open, self.decode, trio.lowlevel.reschedule
         for line in messages:
             if line.startswith(LOG_HEADS):
                 self.log_lines += 1
@@ -249,7 +249,12 @@ class Session:
                     error = jsonrpc.decode_error(message.error)
                     pending.fail(CallFailed(error.code, error.message, bytes(error.data)))
                 elif message.result:
-                    pending.settle(message.result)
+                    task = pending.task
+                    if task is None:
+                        pending.settle(message.result)
+                    else:  # `Pending.settle`, in place: as nearly always with many in flight
+                        pending.settled, pending.value, pending.task = True, message.result, None
+                        reschedule(task, pending)  # type: ignore[arg-type]  # see `Cell`
                 else:
                     pending.fail(BadReply(f"{self.name}: the reply has neither result nor error"))
             elif message.is_request:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from cord_trio.agents import Context
     from cord_trio.mesh.contracts import Store
+    from cord_trio.mesh.presence import Lease
     from cord_trio.mesh.singletons import Held
     from tests.mesh.members import Member
 
@@ -401,9 +402,9 @@ async def test_who_is_asked_to_move_what_it_was_just_given_does_so_once_it_is_th
             await has(c, "clerk")
             have = Keeping._have
 
-            async def late(self: Keeping, *given: Any) -> None:
+            async def late(self: Keeping, held: Held, lease: Lease, given: tuple[object] | None) -> None:
                 await trio.sleep(1)
-                await have(self, *given)
+                await have(self, held, lease, given)
 
             monkeypatch.setattr(Keeping, "_have", late)
             await a.fabric.ask("clerk", 1)

@@ -1,8 +1,9 @@
 """Starting a program, and learning of its exit, without a thread and without a task that waits for it.
 
-Python starts a program by `vfork` and holds its global lock meanwhile, so that a thread of its own lets nobody run in
-the half millisecond that this takes; it costs three times as much, though. And a descriptor tells of the exit, which
-one task can await for all. Where Linux's descriptors of processes cannot be had, Trio's own way serves.
+Python starts a program by `vfork`, half a millisecond in which the loop stands still, on a busy machine a few. In a
+thread it costs three times as much, holds Python's global lock for half of that time, and leaves the thread. And a
+descriptor tells of the exit, which one task can await for all. Where Linux's descriptors of processes cannot be had,
+Trio's own way serves.
 """
 
 from __future__ import annotations

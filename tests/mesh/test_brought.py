@@ -95,7 +95,7 @@ async def test_what_was_altered_or_is_of_a_node_that_is_gone_is_refused(autojump
         async with trio.open_nursery() as nursery:
             at_c = await Gate(c.fabric, nursery).come("modern")
             gone = await go_on(at_c, last)
-            assert "is not in the mesh now" in str(gone)
+            assert "none is in the mesh now" in str(gone)
             nursery.cancel_scope.cancel("the test is over")
 
 

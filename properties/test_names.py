@@ -26,6 +26,8 @@ def test_changed_names_are_those_made_anew_and_the_old_ones_stay(changes: list[t
         past.append((names, model))
         for then, expected in past:
             assert list(then.items()) == list(expected.items())
+            assert {name: then.get(name) for name in then} == expected
+            assert all(then.get(name) is None for name in model.keys() - expected.keys())
             assert len(then) == len(expected)
         assert names == Names(parts) == model
         assert all(name in names and names.get(name) == number for name, number in model.items())

@@ -439,3 +439,12 @@ async def test_what_was_called_never_written_is_never_written_later() -> None:
         assert not transport.written(2)
         await trio.testing.wait_all_tasks_blocked(0.05)
     assert transport.stderr_tail == "only the first"
+
+
+async def test_a_request_is_not_sent_while_the_pipe_is_congested() -> None:
+    async with connected(python(UNREAD), Counters()) as (transport, record):
+        await record.wait_messages(1)
+        transport.send(b"x" * (2 * lines.CONGESTED_BYTES), id=1)
+        assert transport.congested
+        assert transport.send_seated(b"{}", 2, "ping", None, ()) is False
+        assert 2 not in transport._backlog

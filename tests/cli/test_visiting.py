@@ -191,3 +191,10 @@ async def test_what_cannot_be_known_is_named(
         await offered(a)
         assert await tools.run(arguments(), trio.Event()) == 1
     assert "it is not known what 1 source of the mesh list: notes@a" in capsys.readouterr().err
+
+
+async def test_the_url_of_a_broker_that_cannot_be_one_is_named_with_its_place() -> None:
+    await trio.lowlevel.checkpoint()
+    for url in ("nats://a,b:4222", "nats://a..b"):
+        with pytest.raises(ConfigError, match=r"mesh\.servers\[0\]: is not the URL of a NATS server"):
+            await tools.run(arguments(mesh=url), trio.Event())

@@ -44,6 +44,12 @@ def test_a_mesh_alone_is_enough_and_its_token_is_shown_nowhere() -> None:
     assert NAME.fullmatch(default_node())
 
 
+def test_the_url_of_a_server_may_hold_variables() -> None:
+    config = toml('[mesh]\nservers = ["${TOKEN}", "nats://${OTHER:-b}:4223"]\n')
+    assert config.mesh is not None
+    assert config.mesh.servers == ("hunter2", "nats://b:4223")
+
+
 def test_keys_are_read_one_or_several_and_shown_nowhere() -> None:
     for text, keys in (('"${KEY}"', 1), ('["${KEY}", "${KEY}"]', 2)):
         config = parse_config(
@@ -77,6 +83,7 @@ def test_without_the_table_there_is_no_mesh() -> None:
         ('servers = ["a"]\nkey = "${NOT_SET}"', "mesh.key", ""),
         ('servers = ["a"]\ncallers = [""]', "mesh.callers[0]", "is an empty glob"),
         ('servers = ["a"]\ncallers = ["*@b", "kitchen"]', "mesh.callers[1]", "'kitchen' is nobody: each is WHO@NODE"),
+        ('servers = ["a", "nats://${NOT_SET}:4222"]', "mesh.servers[1]", "NOT_SET is not set"),
         ('servers = ["a"]\nreplicas = 0', "mesh.replicas", ""),
         ('servers = ["a"]\ntoken = "${NOT_SET}"', "mesh.token", ""),
         ('servers = ["a"]\nnodes = "x"', "mesh.nodes", "is not known"),

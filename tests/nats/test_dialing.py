@@ -15,6 +15,8 @@ from cord_trio.nats.wire import Beat, Hello
 from tests.nats.test_client import MemoryWire
 
 if TYPE_CHECKING:
+    from trio.testing import MockClock
+
     from cord_trio.nats.dialing import Greeted
 
 INFO = b'INFO {"version":"2.11.0"}\r\n'
@@ -77,3 +79,50 @@ async def test_a_server_that_does_not_take_us_is_named_with_the_reason(
     with pytest.raises(ConnectFailed, match=what) as caught:
         await greeted(monkeypatch, *said)
     assert caught.value.source == "nats://one:4222"
+
+
+async def test_a_server_that_takes_the_connection_and_says_nothing_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    wire = MemoryWire()
+    wire.answers = False
+
+    async def reach(*_: object) -> MemoryWire:
+        await trio.lowlevel.checkpoint()
+        return wire
+
+    monkeypatch.setattr(dialing, "_reach", reach)
+    server = parse_server("one")
+    async with trio.open_nursery() as nursery:
+        with trio.fail_after(2 * dialing.GREETING_LIMIT):
+            try:
+                await greet(server, nursery, credentials=Credentials(), hello=Hello(name="n"), max_payload=100)
+            except ConnectFailed as exc:
+                failure = exc
+    assert wire.closed
+    assert (failure.step, failure.remedy) == ("connect", "is the port that of a NATS server?")
+    assert "said nothing within 5 s" in failure.reason
+
+
+@pytest.mark.parametrize("url", ["tls://127.0.0.1", "wss://127.0.0.1"])
+async def test_where_no_tls_is_spoken_that_is_asked_and_not_for_a_certificate(url: str) -> None:
+    async def plain(stream: trio.SocketStream) -> None:
+        if url.startswith("tls"):
+            await stream.send_all(INFO)
+        await stream.receive_some()
+        await stream.send_all(b"-ERR 'Unknown Protocol Operation'\r\n")
+        await stream.receive_some()
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(trio.serve_tcp, plain, 0)
+        port = listeners[0].socket.getsockname()[1]
+        with trio.fail_after(5):
+            try:
+                await greet(
+                    parse_server(f"{url}:{port}"), nursery, credentials=Credentials(), hello=Hello(name="n"),
+                    environ={}, max_payload=100,
+                )  # fmt: skip
+            except ConnectFailed as exc:
+                failure = exc
+        nursery.cancel_scope.cancel("it is told")
+    assert (failure.step, failure.remedy) == ("tls", "does the server speak TLS here?")

@@ -158,9 +158,12 @@ def read_mesh(top: Table, environ: Mapping[str, str]) -> MeshConfig | None:
             table.report.add(table.at(name), what, remedy)
         return None if faults else value
 
-    servers = table.texts("servers")
+    urls = table.texts("servers") or ()
+    servers = [url for place, text in enumerate(urls) if (url := filled(f"servers[{place}]", text)) is not None]
+    if len(servers) < len(urls):
+        return None  # what else is wrong would be told of places that are not the user's
     given: dict[str, Json] = {
-        "servers": () if servers is None else servers,
+        "servers": servers,
         "name": table.text("name"),
         "node": expanded("node"),
         "share": table.texts("share"),

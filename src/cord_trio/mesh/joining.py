@@ -454,7 +454,7 @@ def in_mesh(
             must not block or raise.
 
     Raises, when the fabric opens: `ConnectFailed` if none of the servers takes us, `DuplicateName` if another node
-    has our name, `ConfigError` if a file of the settings cannot be used, `CallError` if the store cannot be had.
+    has our name, `ConfigError` if a file or URL of the settings cannot be used, `CallError` if the store cannot be had.
     """
 
     @asynccontextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from cord_trio.errors import ConfigError, Problem
 from cord_trio.mesh_errors import NotPermitted, StoreFailed
 from cord_trio.nats.client import open_nats
+from cord_trio.nats.dialing import parse_server
 from cord_trio.nats.keys import Credentials, load_credentials
 from cord_trio.nats.kv import Bucket, BucketOptions, open_bucket
 
@@ -56,6 +57,12 @@ async def open_store(
 
 def connect(settings: MeshConfig, use: str, counters: Counters | None) -> AbstractAsyncContextManager[Nats]:
     """A connection of a node to its broker, for `use`. Raises as `in_mesh` says."""
+    for place, url in enumerate(settings.servers):
+        try:
+            parse_server(url)
+        except ValueError as exc:
+            what, remedy = f"is not the URL of a NATS server: {exc}", "write nats://HOST:PORT, tls://, ws:// or wss://"
+            raise ConfigError([Problem("", f"mesh.servers[{place}]", what, remedy)]) from exc
     return open_nats(
         settings.servers, name=f"cord {settings.name}/{settings.node} {use}", credentials=_credentials(settings),
         verify=_trusted(settings), inbox=f"_INBOX_{settings.node}", counters=counters,

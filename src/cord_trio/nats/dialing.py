@@ -31,6 +31,12 @@ Kind: TypeAlias = Literal["nats", "tls", "ws", "wss"]
 USUAL_PORT: Final = 4222
 """Of a server, where its URL names none."""
 
+GREETING_LIMIT: Final = 5.0
+"""Seconds for a server that took the connection to say INFO, with which one begins (NATS client protocol, INFO)."""
+
+_PLAIN: Final = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE")
+"""What OpenSSL calls an answer that is none of TLS."""
+
 _PORTS: Final = {"nats": USUAL_PORT, "tls": USUAL_PORT, "ws": 80, "wss": 443}
 
 
@@ -72,6 +78,10 @@ def parse_server(url: str) -> Server:
         raise ValueError("the URL of a NATS server must not hold credentials; give them by themselves")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     origin = parse_origin(f"{'https' if kind in ('tls', 'wss') else 'http'}://{host}:{parts.port or _PORTS[kind]}")
+    try:
+        origin.host.encode("idna")  # as it is looked up
+    except UnicodeError as exc:
+        raise ValueError(f"not a host name: {origin.host[:100]!r}") from exc
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return Server(kind, origin, path if kind in ("ws", "wss") else "/")  # type: ignore[arg-type]  # a key of _PORTS
 
@@ -117,7 +127,12 @@ async def greet(
         raise _unreached(name, exc) from exc
     reader = _Reader(wire, max_payload)
     try:
-        info = await reader.info(name)
+        info = None
+        with trio.move_on_after(GREETING_LIMIT):
+            info = await reader.info(name)
+        if info is None:  # or one that is held up, so that it is worth another attempt
+            reason = f"it took the connection, and said nothing within {GREETING_LIMIT:g} s, as no NATS server does"
+            raise ConnectFailed(name, "connect", reason, "is the port that of a NATS server?")
         if info.release < LEAST_RELEASE:
             raise _too_old(name, info)
         if server.kind == "tls" or (server.kind == "nats" and info.tls_required):
@@ -232,6 +247,8 @@ def _unreached(name: str, exc: Exception) -> ConnectFailed:
     cause = exc.__cause__
     if isinstance(exc, ssl.SSLError) or isinstance(cause, ssl.SSLError):
         said = exc if isinstance(exc, ssl.SSLError) else cause
+        if said.reason in _PLAIN:  # type: ignore[union-attr]  # one of the two
+            return ConnectFailed(name, "tls", f"its answer is none of TLS: {said}", "does the server speak TLS here?")
         return ConnectFailed(name, "tls", str(said), "check the certificate, or SSL_CERT_FILE")
     if isinstance(exc, trio.BrokenResourceError):
         return ConnectFailed(name, "connect", "the server broke the connection off")

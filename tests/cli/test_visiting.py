@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from cord_trio.cli import call, main, run, tools, visiting
-from cord_trio.errors import AgentNotFound, ConfigError
+from cord_trio.errors import ConfigError
 from cord_trio.mesh.joining import join_mesh
 from cord_trio.mesh.local import open_broker
 from cord_trio.mesh_errors import DuplicateName
@@ -143,10 +143,61 @@ async def test_run_asks_an_agent_of_the_mesh(
         lead(monkeypatch, broker)
         for agent in ("sums", "sums@a"):
             assert await run.run(arguments(agent=agent, payload="[40, 2]"), trio.Event()) == 0
-        monkeypatch.setattr(visiting, "PATIENCE", 0.1)
-        with pytest.raises(AgentNotFound):
-            await run.run(arguments(agent="nobody"), trio.Event())
     assert capsys.readouterr().out == '{"sum":42}\n' * 2
+
+
+async def test_run_says_soon_that_no_agent_of_the_mesh_has_the_name_and_where_it_looked(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def sums(ctx: Context, payload: object) -> object:
+        await trio.lowlevel.checkpoint()
+        return payload
+
+    async with open_broker(Random(1)) as broker, member(broker, "a") as a, member(broker, "b"):
+        a.fabric.agent("sums", sums)
+        lead(monkeypatch, broker)
+        began = trio.current_time()
+        assert await run.run(arguments(agent="nobody"), trio.Event()) == 1
+        assert trio.current_time() - began < visiting.PATIENCE / 2
+        (line,) = capsys.readouterr().err.splitlines()
+        wanted = (
+            "no agent named 'nobody' is configured here, or offered on 2 other nodes of the mesh (a, b); there are: "
+        )
+        assert line == f"error: {wanted}sums@a"
+        # One whose agents cannot be read is waited for, and named.
+        monkeypatch.setattr(visiting, "PATIENCE", visiting.SETTLED + 0.5)
+        a.node.teller.lend(b"no catalogue")
+        await trio.sleep(0.3)
+        assert await run.run(arguments(agent="nobody"), trio.Event()) == 1
+    assert capsys.readouterr().err.endswith("there are: none; it is not known what agents these have: a\n")
+
+
+async def test_a_source_of_the_mesh_is_listed_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(folder, mine=server())
+    async with open_broker(Random(1)) as broker, offering(broker):
+        lead(monkeypatch, broker)
+        assert await tools.run(arguments(source="notes@a", json=True), trio.Event()) == 0
+        assert {each["source"] for each in json.loads(capsys.readouterr().out)} == {"notes@a"}
+        assert await tools.run(arguments(source="nope"), trio.Event()) == 2
+    assert "no source named 'nope'; there are: mine, notes@a" in capsys.readouterr().err
+
+
+def test_without_mesh_it_is_said_that_the_mesh_that_is_configured_may_have_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for mesh, words in (("", ""), (f'[mesh]\nservers = ["{URL}"]\n', "; with --mesh behind all else, also what mesh")):
+        (folder / "cord.toml").write_text(f"{mesh}[agents.echo]\nhandler = 'os:getcwd'\n")
+        for wrong, code in (
+            (["call", "notes__add"], 1),
+            (["tools", "--source", "notes@a"], 2),
+            (["run", "sums"], 2),
+        ):
+            assert main(wrong) == code
+            (line,) = capsys.readouterr().err.splitlines()
+            assert ("--mesh" in line) == bool(words), line
+            assert words in line
 
 
 @pytest.mark.parametrize(

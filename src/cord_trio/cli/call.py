@@ -11,7 +11,7 @@ import msgspec
 from cord_trio.cli import FAILED, tell
 from cord_trio.cli.common import add_config, clean, given, wrong_usage
 from cord_trio.cli.person import find_person
-from cord_trio.cli.visiting import add_visit, load_visited, visit_of
+from cord_trio.cli.visiting import add_visit, hint, load_visited, visit_of
 from cord_trio.errors import CallError, ToolNotFound
 from cord_trio.protocol import jsonrpc
 
@@ -48,7 +48,7 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
         result = await _result(config, visit, args.tool, arguments)
     except ToolNotFound as exc:
         more = "" if exc.near else "; `python -m cord_trio tools` lists what there is"
-        tell(f"error: {clean(str(exc))}{more}")
+        tell(f"error: {clean(str(exc))}{more}{hint(config) if visit is None else ''}")
         return FAILED
     if args.json:
         print(bytes(result.raw).decode())

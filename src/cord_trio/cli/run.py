@@ -21,7 +21,7 @@ from cord_trio.cli.common import (
     wrong_usage,
 )
 from cord_trio.cli.person import find_person
-from cord_trio.cli.visiting import add_visit, visit_of
+from cord_trio.cli.visiting import add_visit, hint, visit_of
 from cord_trio.config import AgentConfig, Config
 from cord_trio.errors import ConfigError, Problem
 from cord_trio.protocol import jsonrpc
@@ -74,8 +74,8 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
         fabric.add_configured(handlers)
         if visit is not None and not await visit.listed(fabric):
             return FAILED
-        if visit is not None and name not in config.agents:
-            await visit.wait_known(fabric, name)
+        if visit is not None and name not in config.agents and not await visit.knows(fabric, name):
+            return FAILED
         answer = await fabric.ask(name, payload, answer=find_person(name))
     if isinstance(answer, ToolResult):
         answer = jsonrpc.parse(answer.raw) if args.json else answer.text
@@ -126,7 +126,7 @@ def _with(config: Config, wanted: str, *, visiting: bool) -> tuple[Config, str]:
         if wanted in config.agents or visiting:
             return config, wanted
         known = ", ".join(config.agents)
-        remedy = f"there are: {known}" if known else "write MODULE:AGENT"
+        remedy = (f"there are: {known}" if known else "write MODULE:AGENT") + hint(config)
         raise ConfigError([Problem(config.file, "", f"no agent named {wanted!r} is configured", remedy)])
     for name, agent in config.agents.items():
         if agent.handler == wanted:

@@ -8,12 +8,15 @@ import attrs
 
 from cord_trio.cli import FAILED, tell
 from cord_trio.cli.common import add_config, clean, count, print_json, tell_failures, wrong_usage
-from cord_trio.cli.visiting import add_visit, load_visited, visit_of
+from cord_trio.cli.visiting import add_visit, hint, load_visited, visit_of
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterable
 
     import trio
+
+    from cord_trio.snapshot import Route
 
 SUMMARY = 100
 """Characters of a description that are shown."""
@@ -25,15 +28,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_visit(parser)
 
 
+def _unknown(source: str, known: Iterable[str]) -> str:
+    return f"--source: no source named {source!r}; there are: {', '.join(known) or 'none'}"
+
+
 async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
     from cord_trio.fabric import open_fabric
 
     config = load_visited(args)
     visit = visit_of(args, config)
+    known: dict[str, object] = {**config.sources, **config.broken}
     if args.source is not None:
-        known = {**config.sources, **config.broken}
-        if args.source not in known:
-            return wrong_usage(f"--source: no source named {args.source!r}; there are: {', '.join(known) or 'none'}")
+        if args.source not in known and visit is None:
+            return wrong_usage(_unknown(args.source, known) + hint(config))
         chosen = config.sources.get(args.source)
         if chosen is not None and not chosen.enabled:
             return wrong_usage(f"--source: {args.source} is disabled in the configuration")
@@ -49,7 +56,11 @@ async def run(args: argparse.Namespace, interrupted: trio.Event) -> int:
         if visit is not None and not await visit.listed(fabric):
             return FAILED
         failures = tell_failures(fabric)
-        routes = fabric.registry.snapshot.tools.values()
+        routes: Iterable[Route] = fabric.registry.snapshot.tools.values()
+        if visit is not None and args.source is not None:
+            if args.source not in {**fabric.links, **config.broken}:
+                return wrong_usage(_unknown(args.source, {**known, **fabric.links}))
+            routes = [route for route in routes if route.source == args.source]
     if args.json:
         print_json(
             [

@@ -24,7 +24,7 @@ from cord_trio.trace import TraceContext
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import AsyncGenerator, Iterable
+    from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 
     from cord_trio.config import MeshConfig
     from cord_trio.fabric import Fabric
@@ -36,6 +36,12 @@ PATIENCE: Final = 10.0
 
 LOOK: Final = 0.05
 """Seconds between two looks at whether an agent is known."""
+
+SETTLED: Final = 1.0
+"""Seconds in which no node has told of other agents, after which one that is unknown is not waited for."""
+
+NAMED: Final = 10
+"""Nodes, and agents, that are named where one is not found."""
 
 SHORT: Final = 43
 """Characters of a node's name that leave room for what a visitor adds."""
@@ -117,15 +123,56 @@ class Visit:
         )
         return False
 
-    async def wait_known(self, fabric: Fabric, agent: str) -> None:
-        """Return once an agent of another node can be asked, or not after all this time."""
-        with trio.move_on_after(PATIENCE):
-            while fabric.agents.taker(agent) is None:  # noqa: ASYNC110  # a person waits, and a moment is nothing to her
-                await trio.sleep(LOOK)
+    async def knows(self, fabric: Fabric, agent: str) -> bool:
+        """Wait for an agent of another node; False if there is none, which is told with where it was looked for.
+
+        There is none once all that the nodes offer was read and stayed the same for `SETTLED`, or after `PATIENCE`.
+        """
+        began = since = trio.current_time()
+        offered: Mapping[str, Sequence[str] | None] = {}
+        while fabric.agents.taker(agent) is None:
+            before, offered = offered, self._agents()
+            now = trio.current_time()
+            if offered != before or None in offered.values():
+                since = now
+            if now - since >= SETTLED or now - began >= PATIENCE:
+                tell(f"error: {clean(_nowhere(agent, fabric.config.agents, offered))}")
+                return False
+            await trio.sleep(LOOK)
+        return True
+
+    def _agents(self) -> Mapping[str, Sequence[str] | None]:
+        """What agents each of the other nodes offers; None for one of which that is not known yet."""
+        assert self._node is not None
+        found: dict[str, Sequence[str] | None] = {}
+        for name, record in sorted(self._node.roster.nodes.items()):
+            if name != self._node.name:
+                catalogue = self._node.catalogues.at_hand(record.agents) if record.agents else None
+                listed = () if catalogue is None else catalogue.lists["tools"].items
+                found[name] = None if record.agents and catalogue is None else [each.key for each in listed]
+        return found
 
     def tell_trace(self) -> None:
         """Say how what was called can be followed."""
         tell(f"`python -m cord_trio mesh trace {self.trace.id}` follows it over the mesh")
+
+
+def hint(config: Config) -> str:
+    """What to add to an error that without `--mesh` something is not there; "" where no mesh is configured."""
+    return "" if config.mesh is None else f"; with --mesh behind all else, also what mesh {config.mesh.name} offers"
+
+
+def _nowhere(agent: str, here: Iterable[str], offered: Mapping[str, Sequence[str] | None]) -> str:
+    """That an agent is nowhere, and where it was looked for."""
+    known = [*here, *(f"{name}@{node}" for node, names in offered.items() for name in names or ())]
+    unread = [node for node, names in offered.items() if names is None]
+    more = f"; it is not known what agents these have: {_some(unread)}" if unread else ""
+    where = f"on {count(len(offered), 'other node')} of the mesh" + (f" ({_some(list(offered))})" if offered else "")
+    return f"no agent named {agent!r} is configured here, or offered {where}; there are: {_some(known) or 'none'}{more}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED:,} more" if len(names) > NAMED else "")
 
 
 def _digests(snapshot: Snapshot, sources: Iterable[str]) -> set[str]:

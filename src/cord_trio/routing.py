@@ -9,14 +9,14 @@ from msgspec.structs import replace
 
 from cord_trio.errors import CallFailed, Malformed
 from cord_trio.protocol.jsonrpc import INVALID_PARAMS, encode, members, object_of, parse
-from cord_trio.protocol.uris import export_uri, import_uri, may_expand_to
+from cord_trio.protocol.uris import export_uri, import_uri, may_expand_to, split_exported
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 
     from cord_trio.call import Call, Outcome
     from cord_trio.observe import Node
-    from cord_trio.snapshot import Snapshot
+    from cord_trio.snapshot import Snapshot, SourceView
 
 PROMPT: Final = "prompts/get"
 READ: Final = "resources/read"
@@ -74,11 +74,13 @@ class Finder:
 
     Args:
         prefixes: of the sources, each with the source's name; none for those that export names unchanged.
+        theirs: the sources of other nodes, which list what they have as their nodes export it.
 
     """
 
-    def __init__(self, prefixes: Mapping[str, str]) -> None:
+    def __init__(self, prefixes: Mapping[str, str], theirs: Collection[str] = ()) -> None:
         self._sources = {prefix: name for prefix, name in prefixes.items() if prefix}
+        self._theirs = frozenset(theirs)
 
     def prompt(self, snapshot: Snapshot, name: str) -> tuple[str, str] | None:
         """Source and own name of an exported prompt."""
@@ -86,15 +88,23 @@ class Finder:
         return None if route is None else (route.source, route.prompt.name)
 
     def resource(self, snapshot: Snapshot, uri: str) -> tuple[str, str] | None:
-        """Source and own URI of a resource, listed or not, by its exported URI or by its own if that is plain."""
+        """Source and own URI of a resource, listed or not, by its exported URI or by its own if that is plain.
+
+        By its own it is one that is listed, else that a template may lead to, else one of a source that has no prefix;
+        of these, one of our own sources before one of another node; none where that is not one alone.
+        """
         route = snapshot.resources.get(uri)
         if route is not None:
             return route.source, route.resource.uri
         found = import_uri(self._sources, uri)
         if found is not None:
             return self._sources[found[0]], found[1]
-        owners = snapshot.owners.get(uri) or self._candidates(snapshot, uri)
-        return (owners[0], uri) if len(owners) == 1 else None
+        for owners in self._candidates(snapshot, uri):
+            ours = [owner for owner in owners if owner[0] not in self._theirs]
+            found_by_own = ours or owners
+            if found_by_own:
+                return found_by_own[0] if len(found_by_own) == 1 else None
+        return None
 
     def template(self, snapshot: Snapshot, uri: str) -> tuple[str, str] | None:
         """Source and own template of an exported one."""
@@ -140,22 +150,31 @@ class Finder:
         named = Raw(object_of({**ref, key: encode(found[1])}))
         return found[0], None, replace(call, params={**call.params, "ref": named})
 
-    def _candidates(self, snapshot: Snapshot, uri: str) -> tuple[str, ...]:
-        """The sources that may know a URI which nobody lists: by their templates, else as it is theirs to judge."""
-        by_template = {
-            name
+    def _candidates(self, snapshot: Snapshot, uri: str) -> Iterator[list[tuple[str, str]]]:
+        """The sources that may know a URI by which nobody exports anything, each with its own; the likeliest first."""
+        listed = [(name, uri) for name in snapshot.owners.get(uri, ())]
+        yield listed + [owner for owner in snapshot.exported_before.get(uri, ()) if owner[0] in self._theirs]
+        yield [
+            found
             for name, view in snapshot.sources.items()
-            for template in view.listed("templates").items
-            if may_expand_to(template.key, uri)
-        }
-        if by_template:
-            return tuple(by_template)
+            if (found := self._by_template(name, view, uri)) is not None
+        ]  # fmt: skip
+        # What nobody lists is theirs to judge.
         prefixed = set(self._sources.values())
-        return tuple(
-            name
+        yield [
+            (name, uri)
             for name, view in snapshot.sources.items()
             if name not in prefixed and view.greeting is not None and "resources" in view.greeting.capabilities
-        )
+        ]
+
+    def _by_template(self, name: str, view: SourceView, uri: str) -> tuple[str, str] | None:
+        for template in view.listed("templates").items:
+            if may_expand_to(template.key, uri):
+                return name, uri
+            exported = split_exported(template.key) if name in self._theirs else None
+            if exported is not None and may_expand_to(exported[1], uri):
+                return name, export_uri(exported[0], uri)
+        return None
 
 
 def told_as(own: str, public: str, prefix: str, sink: Callable[[str], None]) -> Callable[[str], None]:

@@ -13,6 +13,7 @@ import msgspec
 from cord_trio.errors import Problem
 from cord_trio.names import Names
 from cord_trio.protocol.tools import SEPARATOR
+from cord_trio.protocol.uris import split_exported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -286,6 +287,17 @@ class Snapshot:
         for name, view in self.sources.items():
             for resource in view.listed("resources").items:
                 owners[resource.key] = (*owners.get(resource.key, ()), name)
+        return owners
+
+    @cached_property
+    def exported_before(self) -> Mapping[str, tuple[tuple[str, str], ...]]:
+        """The sources that list a resource as other nodes export it, each with that URI; by the one of its server."""
+        owners: dict[str, tuple[tuple[str, str], ...]] = {}
+        for name, view in self.sources.items():
+            for resource in view.listed("resources").items:
+                found = split_exported(resource.key)
+                if found is not None:
+                    owners[found[1]] = (*owners.get(found[1], ()), (name, resource.key))
         return owners
 
     def _encoded(self, kind: Kind) -> bytes:

@@ -303,7 +303,8 @@ class Sources(Subscribing):
             self._nursery.start_soon(link.keep, name=f"link {link.name}")
 
     def _find_by(self, config: Config) -> None:
-        self._finder = Finder({source.export_prefix: name for name, source in config.enabled.items()})
+        theirs = [name for name, source in config.enabled.items() if isinstance(source, Foreign)]
+        self._finder = Finder({source.export_prefix: name for name, source in config.enabled.items()}, theirs)
 
     def _retire(self, name: str, snapshot: Snapshot) -> None:
         link, slots = self.links[name], self.slots[name]

@@ -224,6 +224,53 @@ async def test_row_10_pages_that_a_server_of_another_node_is_done_with_are_known
 URI = "cord://x/file:///a"
 
 
+def listing(*uris: str, template: str = "") -> FullServer:
+    made = far("modern")
+    made.resources = [{"uri": uri, "name": "r"} for uri in uris]
+    made.templates = [{"uriTemplate": template, "name": "t"}] if template else []
+    return made
+
+
+async def test_a_resource_is_read_by_its_own_uri_from_every_node(autojump_clock: MockClock) -> None:
+    """As at its own node; one of ours goes before one of another node, and what two have is neither's."""
+    x, y, z = listing("lab://x", "lab://both", "lab://all"), listing("lab://y", "lab://both"), listing("lab://all")
+    x.templates = [{"uriTemplate": "lab://each/{n}", "name": "t"}]
+    read: dict[str, list[Json]] = {}
+    async with (
+        open_broker(Random(1)) as broker,
+        member(broker, "a", x.source("x")) as a,
+        member(broker, "b", y.source("y")) as b,
+        member(broker, "c", z.source("z")) as c,
+        trio.open_nursery() as nursery,
+    ):
+        for one in (b, c):
+            await has(one, "x@a")
+        for one in (a, c):
+            await has(one, "y@b")
+        people = {one.node.name: await Gate(one.fabric, nursery).come("modern") for one in (a, b, c)}
+        for name, person in people.items():
+            read[name] = [
+                await person.ask("resources/read", {"uri": uri})
+                for uri in ("lab://x", "lab://y", "lab://each/1", "lab://nobody", "lab://both")
+            ]
+        told: list[str] = []
+        with c.fabric.subscribe("p", ["lab://x"], told.append):
+            await trio.sleep(2)
+            x.connections[-1].tell("notifications/resources/updated", {"uri": "lab://x"})
+            await trio.sleep(2)
+        await people["c"].ask("resources/read", {"uri": "lab://all"})
+        nursery.cancel_scope.cancel("the test is over")
+    for name in ("a", "b", "c"):
+        assert [list(answer) for answer in read[name]][:3] == [["jsonrpc", "id", "result"]] * 3, name
+        assert read[name][:3] == read["a"][:3]
+        assert "no resource" in read[name][3]["error"]["message"]
+    assert "error" in read["c"][4]
+    assert [sent["params"]["uri"] for sent in y.sent("resources/read")].count("lab://both") == 1  # for b
+    assert [sent["params"]["uri"] for sent in x.sent("resources/read")].count("lab://both") == 1  # for a
+    assert [sent["params"]["uri"] for sent in z.sent("resources/read")] == ["lab://all"]
+    assert told == ["lab://x"]
+
+
 async def test_rows_20_21_a_subscription_outlives_the_node_that_has_the_resource(autojump_clock: MockClock) -> None:
     told: list[str] = []
     behind = far("legacy")

@@ -73,6 +73,12 @@ def import_uri(prefixes: Collection[str], public: str) -> tuple[str, str] | None
     return prefix, rest if scheme == SCHEME else UI + rest
 
 
+def split_exported(public: str) -> tuple[str, str] | None:
+    """Prefix and own URI of what somebody exported, whatever the prefix; None if it does not look so. Templates too."""
+    prefix = public.removeprefix(SCHEME).removeprefix(UI).partition("/")[0]
+    return import_uri((prefix,), public)
+
+
 def may_expand_to(template: str, uri: str) -> bool:
     """Whether `uri` may be an expansion of `template`: its literal parts stand in it, in order."""
     literals = _RULE.split(template)

@@ -265,9 +265,9 @@ async def test_a_resource_is_read_by_its_own_uri_from_every_node(autojump_clock:
         assert read[name][:3] == read["a"][:3]
         assert "no resource" in read[name][3]["error"]["message"]
     assert "error" in read["c"][4]
-    assert [sent["params"]["uri"] for sent in y.sent("resources/read")].count("lab://both") == 1  # for b
-    assert [sent["params"]["uri"] for sent in x.sent("resources/read")].count("lab://both") == 1  # for a
-    assert [sent["params"]["uri"] for sent in z.sent("resources/read")] == ["lab://all"]
+    assert [params["uri"] for params in y.sent("resources/read")].count("lab://both") == 1  # for b
+    assert [params["uri"] for params in x.sent("resources/read")].count("lab://both") == 1  # for a
+    assert [params["uri"] for params in z.sent("resources/read")] == ["lab://all"]
     assert told == ["lab://x"]
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
     from cord_trio.agents import Context, Keep
+    from cord_trio.mesh.catalogues import Catalogue
     from tests.mesh.members import Member
 
 
@@ -37,6 +38,33 @@ def hands_to(name: str, keep: Keep | None = None) -> Callable[[Context, object],
         return ctx.handoff(name, payload, keep)
 
     return handing
+
+
+async def test_what_a_node_has_stays_known_while_what_it_says_anew_is_read(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_broker(Random(1)) as broker, member(broker, "a") as a, member(broker, "b") as b:
+        b.fabric.agent("one", echo)
+        await has(a, "one")
+        fetch, slow = a.node.catalogues.fetch, trio.Event()
+
+        async def fetches(digest: str) -> Catalogue:
+            await slow.wait()
+            return await fetch(digest)
+
+        monkeypatch.setattr(a.node.catalogues, "fetch", fetches)
+        b.fabric.agent("two", echo)
+        for _ in range(20):
+            await trio.sleep(0.1)
+            assert await a.fabric.ask("one", 1) == 1
+        with pytest.raises(AgentNotFound):
+            await a.fabric.ask("two", 1)
+        slow.set()
+        await has(a, "one", "two")
+        await b.fabric.remove("one")
+        await trio.sleep(2)
+        with pytest.raises(AgentNotFound):
+            await a.fabric.ask("one", 1)
 
 
 # Telling

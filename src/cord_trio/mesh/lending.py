@@ -54,6 +54,7 @@ class Lending:
         self._node = node
         self._hosting = hosting
         self._stirred = trio.Event()
+        self._said: dict[str, Catalogue] = {}  # what each node that is there told of its agents
 
     async def run(self) -> None:
         """Tell others which of ours they may ask, until cancelled."""
@@ -79,16 +80,22 @@ class Lending:
     def see(self, catalogue_of: Callable[[str], Catalogue | None]) -> None:
         """Take over what the nodes of the mesh say of their agents now.
 
+        What a node said before counts until it is known what it says now, so that no agent is missing meanwhile.
+
         Args:
             catalogue_of: what is listed under a digest; None if that is not known yet.
 
         """
         found: dict[str, list[str]] = {}
         standing: dict[str, list[str]] = {}
+        said: dict[str, Catalogue] = {}
         for name, record in sorted(self._node.roster.nodes.items()):
-            catalogue = catalogue_of(record.agents) if record.agents and name != self._node.name else None
+            if not record.agents or name == self._node.name:
+                continue
+            catalogue = catalogue_of(record.agents) or self._said.get(name)
             if catalogue is not None and "tools" in catalogue.lists:
+                said[name] = catalogue
                 for tool in catalogue.lists["tools"].items:
                     where = standing if STANDBY in members(tool.members.get("_meta", b"")) else found
                     where.setdefault(tool.key, []).append(name)
-        self.asking.offered, self.asking.standing = found, standing
+        self._said, self.asking.offered, self.asking.standing = said, found, standing

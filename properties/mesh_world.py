@@ -133,7 +133,7 @@ class World:
 
     def joined(self, node: Node) -> None:
         """Have it tell when it hears that others are gone, for as long as it runs."""
-        node.roster._hearing[self] = (self._ended, None)
+        node.roster._hearing[self] = (self._ended, None, None)
 
     def _ended(self, _node: str, epoch: str) -> None:
         self.gone.setdefault(epoch, []).append(trio.current_time())

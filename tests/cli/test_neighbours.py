@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -58,13 +59,59 @@ async def test_it_says_who_comes_and_goes_and_what_becomes_of_the_broker(
     ]
 
 
+async def test_a_visit_that_fails_or_is_cancelled_has_left_and_a_node_that_is_lost_is_gone(
+    capsys: pytest.CaptureFixture[str], autojump_clock: MockClock
+) -> None:
+    neighbours = Neighbours(SETTINGS, lambda exc: None)
+    async with open_broker(Random(1)) as broker, member(broker, "a") as a, trio.open_nursery() as nursery:
+        nursery.start_soon(neighbours.watch)
+        neighbours.hear(Entered(a.node))
+        await trio.sleep(1)
+        with suppress(KeyError):
+            async with member(broker, "fails"):
+                await trio.sleep(5)
+                raise KeyError
+        await trio.sleep(5)
+        with trio.move_on_after(5):
+            async with member(broker, "cancelled"):
+                await trio.sleep_forever()
+        await trio.sleep(5)
+        async with member(broker, "lost") as lost:
+            await trio.sleep(5)
+            lost.way.cut()
+            await trio.sleep(60)
+            nursery.cancel_scope.cancel("all is told")
+    said = [line for line in capsys.readouterr().err.splitlines() if "has joined" not in line]
+    assert said[1:] == ["node fails has left", "node cancelled has left", "node lost is gone"]
+
+
+async def test_what_drains_and_goes_in_one_look_has_left(
+    capsys: pytest.CaptureFixture[str], autojump_clock: MockClock
+) -> None:
+    neighbours = Neighbours(SETTINGS, lambda exc: None)
+    async with open_broker(Random(1)) as broker, member(broker, "a") as a, trio.open_nursery() as nursery:
+        nursery.start_soon(neighbours.watch)
+        neighbours.hear(Entered(a.node))
+        await trio.sleep(1)
+        roster = a.node.roster
+        for name in ("b", "c"):
+            roster._set(name, NodeRecord("1"))
+        await trio.sleep(5)
+        for name, drains in (("b", True), ("c", False)):
+            roster._set(name, NodeRecord("1", draining=drains))
+            roster._set(name, None)
+        await trio.sleep(5)
+        nursery.cancel_scope.cancel("all is told")
+    assert capsys.readouterr().err.splitlines()[-2:] == ["node b has left", "node c is gone"]
+
+
 async def test_many_nodes_at_once_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     await trio.lowlevel.checkpoint()
     neighbours = Neighbours(SETTINGS, lambda exc: None)
     few = {"a": NodeRecord("1"), "b": NodeRecord("2"), "c": NodeRecord("3", draining=True)}
-    neighbours._tell(few, {"a": NodeRecord("1"), "b": NodeRecord("4")}, "a", ())
+    neighbours._tell(few, {"a": NodeRecord("1"), "b": NodeRecord("4")}, "a", {"c"})
     neighbours._tell(few, {**few, **{f"n{number}": NodeRecord("5") for number in range(1000)}}, "a", ())
-    neighbours._tell(few, {}, "a", ())
+    neighbours._tell(few, {}, "a", {"c"})
     assert capsys.readouterr().err.splitlines() == [
         "node c has left",
         "node b has started again",

@@ -108,15 +108,16 @@ class Neighbours:
     async def _follow(self, node: Node) -> None:
         members = node.roster.members
         known = members.nodes
-        while True:
-            members = await node.roster.changed(members.number)
-            drain: set[str] = set()  # a node that leaves says so just before
-            with trio.move_on_after(GATHER):
-                while True:
-                    drain.update(name for name, record in members.nodes.items() if record.draining)
-                    members = await node.roster.changed(members.number)
-            self._tell(known, members.nodes, node.name, drain)
-            known = members.nodes
+        drain = {name for name, record in known.items() if record.draining}  # a node that leaves says so just before
+        with node.roster.hearing(lambda name, epoch: None, drains=drain.add):
+            while True:
+                members = await node.roster.changed(members.number)
+                with trio.move_on_after(GATHER):
+                    while True:
+                        members = await node.roster.changed(members.number)
+                self._tell(known, members.nodes, node.name, drain)
+                known = members.nodes
+                drain.intersection_update(name for name, record in known.items() if record.draining)
 
     def _tell(
         self, before: Mapping[str, NodeRecord], now: Mapping[str, NodeRecord], ours: str, drain: Collection[str]
@@ -134,6 +135,6 @@ class Neighbours:
         for name in came:
             self._voice.say(f"node {name} has joined")
         for name in went:
-            self._voice.say(f"node {name} {'has left' if name in drain or before[name].draining else 'is gone'}")
+            self._voice.say(f"node {name} {'has left' if name in drain else 'is gone'}")
         for name in again:
             self._voice.say(f"node {name} has started again")

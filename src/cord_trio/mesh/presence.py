@@ -195,8 +195,7 @@ class Presence:
             CallError: the store cannot be had, at the start.
 
         """
-        joined = False
-        fences = 0  # in a row
+        joined, fences = False, 0  # fences: in a row
 
         def started() -> None:
             nonlocal joined
@@ -382,11 +381,12 @@ class Presence:
             log.info("the name was not given back node=%s reason=%s", self.node, exc)
 
     async def _unsay(self, key: str) -> bool:
-        """Let nobody have the name, if it is ours; False if what was read of it was an old value."""
+        """Let nobody have the name, if it is ours, and say before that we leave; False if an old value was read."""
         entry = await self._store.get(key)
         try:
             if entry is not None and decode_record(entry.value).epoch == self._last:
-                await self._store.delete(key, revision=entry.revision)
+                at = await self._store.put(key, _encode(NodeRecord(self._last, draining=True)), revision=entry.revision)
+                await self._store.delete(key, revision=at)
         except Conflict:
             return False
         return True

@@ -81,7 +81,7 @@ class Roster:
         self._unsaid: dict[str, float] = {}  # nodes whose records it lost, and until when they are waited for
         self._left_out = False  # whether some had no room
         self._told: set[str] = set()  # nodes whose bad records were logged
-        self._hearing: dict[object, tuple[Ended, Callable[[], None] | None]] = {}
+        self._hearing: dict[object, tuple[Ended, Callable[[], None] | None, Callable[[str], None] | None]] = {}
         self._waiting: dict[Cell[None], None] = {}
         self._over = False
 
@@ -130,14 +130,17 @@ class Roster:
         return self.members
 
     @contextmanager
-    def hearing(self, ended: Ended, *, anew: Callable[[], None] | None = None) -> Generator[None, None, None]:
+    def hearing(
+        self, ended: Ended, *, anew: Callable[[], None] | None = None, drains: Callable[[str], None] | None = None
+    ) -> Generator[None, None, None]:
         """While the block runs, `ended` is told node and epoch of each incarnation that is no more.
 
         It is told in the roster's turn, so it must not block; `epoch` says no more by then that it is there. `anew` is
-        told each time that all had to be told anew, after a long gap, or since the store was lost.
+        told each time that all had to be told anew, after a long gap, or since the store was lost; `drains` each node
+        that says that it drains, also where that is the last it says, so that `changed` may skip it.
         """
         key = object()
-        self._hearing[key] = (ended, anew)
+        self._hearing[key] = (ended, anew, drains)
         try:
             yield
         finally:
@@ -201,7 +204,7 @@ class Roster:
                     if name not in self._unsaid:
                         self._set(name, None)
                 self._lost = False
-                for _, anew in tuple(self._hearing.values()):
+                for _, anew, _ in tuple(self._hearing.values()):
                     if anew is not None:
                         self._tell(anew)
             case Change(key, value):
@@ -243,10 +246,14 @@ class Roster:
         waiting, self._waiting = self._waiting, {}
         for cell in waiting:
             cell.settle(None)
+        if record is not None and record.draining:
+            for _, _, drains in tuple(self._hearing.values()):
+                if drains is not None:
+                    self._tell(partial(drains, name))
         if before is None or (record is not None and record.epoch == before.epoch):
             return
         self._counters.add("mesh.epochs_ended")
-        for ended, _ in tuple(self._hearing.values()):
+        for ended, _, _ in tuple(self._hearing.values()):
             self._tell(partial(ended, name, before.epoch))
 
     def _tell(self, hear: Callable[[], None]) -> None:

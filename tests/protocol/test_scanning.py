@@ -54,6 +54,7 @@ def test_what_is_json_is_json_in_pieces(text: bytes) -> None:
         (b'["' + b"x" * 5000 + b'\n{}"]', "malformed"),
         (b'["' + b"x" * 5000 + b'\xff"]', "utf-8"),
         (b'["' + b"x" * 5000 + b'\\"]', "truncated"),
+        (b'[{\\"\\"', "a quote where none may be"),
         (b"[" + b"1," * 5000 + b"]", "malformed"),
         (b"[" + b"1," * 5000 + b",1]", "malformed"),
         (b"{" + b'"a":1,' * 5000 + b"2]", "do not match"),

@@ -155,7 +155,7 @@ class Session:
         self.peer.open[id] = pending
         try:
             seat = self.transport.send_seated(message, id, method, name, headers)
-        except BaseException as exc:
+        except BaseException as exc:  # whatever it is, no reply will take the entry away
             self._unsent(id, exc)
             raise
         timer = self._timer
@@ -193,7 +193,7 @@ class Session:
         self.peer.open[pending.id] = pending
         try:
             self.transport.send(message, id=pending.id, method=pending.method, name=name, headers=headers)
-        except BaseException as exc:
+        except BaseException as exc:  # whatever it is, no reply will take the entry away
             self._unsent(pending.id, exc)
             raise
 

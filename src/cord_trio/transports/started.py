@@ -86,7 +86,7 @@ async def start(command: Sequence[str], **setting: Unpack[Setting]) -> Started |
     process = subprocess.Popen(command, **setting)  # noqa: ASYNC220  # see the module
     try:
         return Started(process)
-    except BaseException:
+    except BaseException:  # nobody else would end it, or collect its exit
         process.kill()
         process.wait()
         raise
